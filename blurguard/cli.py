@@ -1,0 +1,392 @@
+"""The command line. Everything under it is a library; here are options, messages and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blurguard import __version__
+from blurguard.config import Mode, Settings, Shape, Style, from_environment, from_file
+from blurguard.errors import EXIT_BATCH_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFORESEEN, BlurguardError, ConfigError
+
+if TYPE_CHECKING:
+    from blurguard.batch import Factory
+    from blurguard.console import ConsoleProgress
+    from blurguard.types import Outcome
+
+app = typer.Typer(
+    name="blurguard",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Hides every face in your photos, for good, on this computer. Nothing is sent anywhere.",
+    epilog="Exit codes: 0 all done or skipped, 1 unforeseen, 2 usage, 3 settings, 4 model, 5 input, 6 output, "
+    "7 a batch with at least one failure, 130 interrupted.",
+)
+_HIDING, _LOOKING, _TELLING = "How faces are hidden", "How faces are found", "What is told"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The options that every command shares, as chosen."""
+
+    settings: Settings
+    console: ConsoleProgress
+    report: Path | None
+    dry_run: bool
+    overwrite: bool
+
+    @property
+    def workers(self) -> int:
+        """Worker processes: as asked for, else one per processor."""
+        import os
+
+        return self.settings.jobs or os.cpu_count() or 1
+
+    @property
+    def factory(self) -> Factory:
+        """What makes an ``Anonymizer`` in each worker."""
+        from blurguard.pipeline import Anonymizer
+
+        return functools.partial(Anonymizer, self.settings)
+
+
+def _shared_options(  # noqa: PLR0913 - it is a table of options
+    mode: Annotated[
+        Mode | None,
+        typer.Option(
+            help="How hard to look: accurate finds more, fast is quick. [default: accurate]", rich_help_panel=_LOOKING
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Detector; see `blurguard models`.", rich_help_panel=_LOOKING)
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            help="Hide faces from this score, 0.01 to 0.99; lower hides more. [default: the model's]",
+            rich_help_panel=_LOOKING,
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the face's size hidden beyond it on each side, 0 to 2. [default: 0.2]",
+            rich_help_panel=_HIDING,
+        ),
+    ] = None,
+    style: Annotated[
+        Style | None, typer.Option(help="What takes a face's place. [default: blur]", rich_help_panel=_HIDING)
+    ] = None,
+    shape: Annotated[
+        Shape | None, typer.Option(help="Which part of a region is hidden. [default: ellipse]", rich_help_panel=_HIDING)
+    ] = None,
+    boxes: Annotated[
+        bool | None,
+        typer.Option("--boxes/--no-boxes", help="Draw a box round each hidden face.", rich_help_panel=_HIDING),
+    ] = None,
+    box_color: Annotated[
+        str | None, typer.Option(help="Colour of the boxes. [default: #00ff00]", rich_help_panel=_HIDING)
+    ] = None,
+    keep_metadata: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-metadata/--drop-metadata",
+            help="Keep capture time, camera, lens and exposure; never thumbnails, GPS, serial numbers, names.",
+        ),
+    ] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Refuse larger pictures unseen. [default: 200000000]")] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Worker processes. [default: one per processor]")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing files that blurguard did not make.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Find and tell, write nothing.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a JSON line per file here.", rich_help_panel=_TELLING)
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Tell of failures only.", rich_help_panel=_TELLING)
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="A line per file.", rich_help_panel=_TELLING)
+    ] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="JSON lines on standard error.", rich_help_panel=_TELLING)
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="BLURGUARD_CONFIG",
+            help="TOML file of settings. Variables BLURGUARD_* override it, options override both.",
+        ),
+    ] = None,
+) -> None:
+    """Hold the signature that ``_command`` gives to every command."""
+
+
+def _command(name: str) -> Callable[[Callable[..., int]], None]:
+    """Register a command that takes a ``Run`` and its own parameters and returns an exit code."""
+
+    def register(function: Callable[..., int]) -> None:
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "run"]
+        shared = list(inspect.signature(_shared_options, eval_str=True).parameters.values())
+
+        def command(**values: Any) -> None:
+            chosen = {p.name: values.pop(p.name) for p in shared}
+            raise typer.Exit(_guarded(function, chosen, values))
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared)]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__doc__ = function.__doc__
+        app.command(name)(command)
+
+    return register
+
+
+def _guarded(function: Callable[..., int], chosen: dict[str, Any], values: dict[str, Any]) -> int:
+    """Run a command; every error becomes a message and an exit code."""
+    from blurguard.console import ConsoleProgress
+
+    told = {key: chosen.pop(key) for key in ("quiet", "verbose", "log_json")}
+    console = ConsoleProgress(
+        quiet=told["quiet"], verbose=told["verbose"], as_json=told["log_json"], to_stderr=function is _detect
+    )
+    options = {key: chosen.pop(key) for key in ("report", "dry_run", "overwrite")}
+    try:
+        return function(run=Run(_settings(chosen), console, **options), **values)
+    except BlurguardError as error:
+        console.fail(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.fail("interrupted; what was finished stands, nothing is half written")
+        return EXIT_INTERRUPTED
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except Exception as error:
+        console.fail(f"unforeseen failure, please report it: {type(error).__name__}: {error}")
+        if told["verbose"]:
+            console.errors.print_exception()
+        return EXIT_UNFORESEEN
+
+
+def _settings(chosen: dict[str, Any]) -> Settings:
+    """Return the settings: defaults, then the file, then the environment, then the command line.
+
+    Raises:
+        ConfigError: a bad value in file or environment.
+        typer.BadParameter: a bad value on the command line.
+    """
+    config = chosen.pop("config")
+    settings = Settings() if config is None else from_file(Settings(), config)
+    settings = from_environment(settings)
+    given = {key: value for key, value in chosen.items() if value is not None}
+    assert set(given) <= {field.name for field in fields(Settings)}  # noqa: S101 - options are named after settings
+    try:
+        return settings.changed(given, "command line")
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@_command("dir")
+def _dir(
+    run: Run,
+    photos: Annotated[Path, typer.Argument(help="Folder; searched with everything below it.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the results. [default: PHOTOS_blurred]")
+    ] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the originals themselves.")] = False,
+) -> int:
+    """Hide the faces in all pictures of a folder; the results stand in a tree of the same names.
+
+    What is done and unchanged is skipped. Originals are not touched unless --in-place is given.
+    """
+    from blurguard.batch import FolderTask, blur_folder
+
+    if in_place and out is not None:
+        raise typer.BadParameter("--in-place and --out exclude each other")
+    target = photos if in_place else out or _beside(photos)
+    task = FolderTask(photos, target, run.factory, run.workers, run.overwrite, run.dry_run)
+    if task.in_place and not in_place:
+        raise ConfigError(f"{target}: the results would replace the originals; choose another --out or give --in-place")
+    found = task.discover()
+    if not found.media:
+        run.console.say(f"no pictures in {photos}")
+        run.console.close(0.0, found.left_alone)
+        return EXIT_OK
+    code = _batch(run, len(found.media), blur_folder(_sized(task, len(found.media)), found.media), found.left_alone)
+    if not run.dry_run:
+        run.console.say(f"results in {target}")
+    return EXIT_BATCH_FAILED if code else EXIT_OK
+
+
+@_command("file")
+def _file(
+    run: Run,
+    files: Annotated[list[Path], typer.Argument(help="One or more pictures.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Name of the result, or a folder. [default: NAME_blurred beside it]"),
+    ] = None,
+) -> int:
+    """Hide the faces in single pictures."""
+    from blurguard.batch import blur_files, targets_for
+
+    pairs = targets_for(list(dict.fromkeys(files)), out)
+    workers = min(run.workers, len(pairs))
+    outcomes = blur_files(pairs, run.factory, workers, run.overwrite, run.dry_run)
+    code = _batch(run, len(pairs), outcomes, Counter())
+    return EXIT_BATCH_FAILED if code and len(pairs) > 1 else code
+
+
+@_command("detect")
+def _detect(
+    run: Run,
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    json_file: Annotated[
+        Path, typer.Option("--json", help="A JSON line per picture goes here; - is standard output.")
+    ] = Path("-"),
+) -> int:
+    """Find the faces in pictures and write where they are; hides nothing."""
+    from blurguard.batch import look_at_files
+    from blurguard.media import discover
+    from blurguard.report import JsonLines, detection_json
+
+    left_alone: Counter[str] = Counter()
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = discover(path)
+            files.extend(found.media)
+            left_alone += found.left_alone
+        else:
+            files.append(path)
+    run.factory()  # a detector that cannot run is no picture's failure
+    with JsonLines(json_file) as lines:
+
+        def written() -> Iterator[Outcome]:
+            for outcome in look_at_files(files, run.factory, max(1, min(run.workers, len(files)))):
+                lines.write(detection_json(outcome))
+                yield outcome
+
+        code = _batch(run, len(files), written(), left_alone)
+    return EXIT_BATCH_FAILED if code and len(files) > 1 else code
+
+
+@app.command("models")
+def _models() -> None:
+    """List the detectors that can be chosen with --model."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from blurguard import models
+
+    with _plain_errors():
+        table = Table("name", "thresholds", "licence", "SHA-256", "trained on", title=f"in {models.folder()}")
+        for index, spec in enumerate(models.specs()):
+            thresholds = ", ".join(f"{mode} {score:g}" for mode, score in spec.thresholds.items())
+            name = spec.name + (" (default)" if not index else "")
+            table.add_row(name, thresholds, spec.licence, spec.sha256, spec.training_data)
+        Console().print(table)
+
+
+@app.command("doctor")
+def _doctor(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Folders that must be writable. [default: this one]")
+    ] = None,
+) -> None:
+    """Check runtime, models, codecs and folders; the exit code is that of the first failure."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from blurguard.console import shown
+    from blurguard.doctor import examine
+
+    console, code = Console(highlight=False, soft_wrap=True), EXIT_OK
+    console.print(f"blurguard {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
+    with _plain_errors():
+        for finding in examine(folders or [Path()]):
+            code = code or finding.exit_code
+            mark = "[bold red]FAIL[/]" if finding.exit_code else "[green]ok[/]  "
+            console.print(f"{mark} {escape(shown(finding.name))}: {escape(shown(finding.detail))}")
+    raise typer.Exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"blurguard {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()
+
+
+def _interrupt(*_: object) -> None:
+    """Treat a polite kill as Ctrl-C: clean up, leave nothing."""
+    raise KeyboardInterrupt
+
+
+def _batch(run: Run, total: int, outcomes: Iterator[Outcome], left_alone: Counter[str]) -> int:
+    """Drive a batch to its end, telling of it; returns the exit code of the first failure, or 0."""
+    from blurguard.batch import own_process
+    from blurguard.report import JsonLines, outcome_json
+
+    own_process()
+    started = time.perf_counter()
+    with JsonLines(run.report) as report, contextlib.closing(outcomes):  # type: ignore[type-var]
+        run.console.start(total)
+        try:
+            for outcome in outcomes:
+                report.write(outcome_json(outcome, run.settings))
+                run.console.advance(outcome)
+        finally:
+            run.console.finish()
+    run.console.close(time.perf_counter() - started, left_alone)
+    return next(iter(run.console.tally.exit_codes), EXIT_OK)
+
+
+def _sized(task: Any, files: int) -> Any:
+    """No more workers than files."""
+    from dataclasses import replace
+
+    return replace(task, workers=max(1, min(task.workers, files)))
+
+
+def _beside(photos: Path) -> Path:
+    """``photos`` -> ``photos_blurred``, also for ``.`` and names that end in dots."""
+    resolved = photos.resolve()
+    return (
+        resolved.with_name(f"{resolved.name}_blurred")
+        if photos.name in ("", "..")
+        else photos.with_name(f"{photos.name}_blurred")
+    )
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn an error into a message and its exit code, for commands without shared options."""
+    try:
+        yield
+    except BlurguardError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error

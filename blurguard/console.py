@@ -1,0 +1,140 @@
+"""What a person sees: a bar on a terminal, plain lines elsewhere, JSON lines if asked, a closing table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from blurguard.types import Outcome, Status
+
+_STYLES = {Status.DONE: "green", Status.SKIPPED: "dim", Status.FAILED: "bold red"}
+
+
+def shown(path: Path | str) -> str:
+    """Return a name that is safe to print: bytes that are no text and control characters are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Tally:
+    """Counts outcomes; also the exit code's source."""
+
+    def __init__(self) -> None:
+        self.by_status: Counter[Status] = Counter()
+        self.faces = 0
+        self.seconds = 0.0
+        self.exit_codes: list[int] = []
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one file."""
+        self.by_status[outcome.status] += 1
+        self.faces += len(outcome.faces)
+        self.seconds += outcome.seconds
+        if outcome.status is Status.FAILED:
+            self.exit_codes.append(outcome.exit_code)
+
+
+class _Rate(ProgressColumn):
+    """Files per second, or seconds per file where that is the handier number."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("-- files/s", style="progress.data.speed")
+        text = f"{speed:.1f} files/s" if speed >= 1 else f"{1 / speed:.1f} s/file"
+        return Text(text, style="progress.data.speed")
+
+
+class ConsoleProgress:
+    """Tells a person how a batch goes.
+
+    Lines go to standard output, failures to standard error, also when ``quiet``. On a terminal there is a bar
+    instead of lines, unless ``verbose``. ``as_json`` replaces all of it by JSON lines on standard error.
+    """
+
+    def __init__(self, *, quiet: bool, verbose: bool, as_json: bool, to_stderr: bool = False) -> None:
+        self.out = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
+        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.tally = Tally()
+        self._quiet = quiet
+        self._as_json = as_json
+        self._bar: Progress | None = None
+        self._lines = not quiet and not as_json and (verbose or not self.errors.is_terminal)
+
+    def start(self, total: int) -> None:
+        """Show the bar where there is a terminal."""
+        if self._quiet or self._as_json or not self.errors.is_terminal:
+            return
+        columns = TextColumn("hiding faces"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+        self._bar = Progress(*columns, console=self.errors, transient=True)
+        self._bar.start()
+        self._bar.add_task("", total=total)
+
+    def advance(self, outcome: Outcome) -> None:
+        """Tell of one file."""
+        self.tally.add(outcome)
+        if self._as_json:
+            self._json("file", source=str(outcome.source), status=outcome.status, faces=len(outcome.faces),
+                       seconds=round(outcome.seconds, 3), reason=outcome.reason)  # fmt: skip
+        elif outcome.status is Status.FAILED:
+            self.errors.print(Text(f"failed   {shown(outcome.reason)}", style=_STYLES[outcome.status]))
+        elif self._lines:
+            self.out.print(_line(outcome))
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0])
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, text: str) -> None:
+        """Print one line, unless quiet."""
+        if self._as_json:
+            self._json("note", text=text)
+        elif not self._quiet:
+            self.out.print(Text(text))
+
+    def fail(self, text: str) -> None:
+        """Print an error that is of no single file."""
+        if self._as_json:
+            self._json("error", text=text)
+        else:
+            self.errors.print(Text(f"error: {shown(text)}", style="bold red"))
+
+    def close(self, seconds: float, left_alone: Counter[str]) -> None:
+        """Print the closing table; ``seconds`` is the wall time of all of it."""
+        counts = {status.value: self.tally.by_status[status] for status in Status}
+        if self._as_json:
+            self._json("end", **counts, faces=self.tally.faces, seconds=round(seconds, 3), left_alone=dict(left_alone))
+            return
+        if self._quiet:
+            return
+        table = Table(*counts, "faces", "seconds")
+        table.add_row(*(str(count) for count in counts.values()), str(self.tally.faces), f"{seconds:.1f}")
+        self.out.print(table)
+        if left_alone:
+            told = ", ".join(f"{count} {reason}" for reason, count in sorted(left_alone.items()))
+            self.out.print(Text(f"left alone: {told}"))
+
+    def _json(self, event: str, **values: object) -> None:
+        self.errors.print(json.dumps({"event": event, **values}), markup=False)
+
+
+def _line(outcome: Outcome) -> Text:
+    line = Text(f"{outcome.status:<8} ", style=_STYLES[outcome.status])
+    line.append(shown(outcome.source), style="default")
+    if outcome.status is Status.DONE or outcome.faces:
+        noun = "face" if len(outcome.faces) == 1 else "faces"
+        line.append(f"  {len(outcome.faces)} {noun}  {outcome.seconds:.2f} s", style="default")
+    if outcome.reason:
+        line.append(f"  ({outcome.reason})")
+    return line

@@ -1,0 +1,108 @@
+"""Boxes, tiles and regions: pure numpy, no pictures.
+
+Boxes are float32 (N, 4) x0 y0 x1 y1 in px of the whole upright image, half-open: a box that ends at x1 = 10
+covers columns up to 9.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blurguard.types import Detections, Region
+
+Boxes = NDArray[np.float32]
+
+NO_DETECTIONS = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+# A face box is a guess: however small the face, this many px round it are hidden too.
+MIN_MARGIN_PX = 1.5
+
+
+def areas(boxes: Boxes) -> NDArray[np.float32]:
+    """Return the area of each box, px^2; 0 where a box is turned inside out."""
+    size = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None)
+    return np.asarray(size[:, 0] * size[:, 1], np.float32)
+
+
+def iou(a: Boxes, b: Boxes) -> NDArray[np.float32]:
+    """Return intersection over union of every pair, (N, M); 0 for empty boxes."""
+    near = np.maximum(a[:, None, :2], b[None, :, :2])
+    far = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    inter = np.prod(np.clip(far - near, 0, None), axis=2)
+    union = areas(a)[:, None] + areas(b)[None] - inter
+    return np.asarray(inter / np.maximum(union, 1e-9), np.float32)
+
+
+def suppress(boxes: Boxes, scores: NDArray[np.float32], overlap: float) -> NDArray[np.intp]:
+    """Return the indices that greedy non-maximum suppression keeps, best score first.
+
+    A box goes when its IoU with a better one is above ``overlap``. Equal scores keep their order, so that
+    the same picture gives the same faces.
+    """
+    order = np.argsort(-scores, kind="stable")
+    kept: list[int] = []
+    while len(order):
+        best, rest = int(order[0]), order[1:]
+        kept.append(best)
+        order = rest[iou(boxes[best : best + 1], boxes[rest])[0] <= overlap]
+    return np.array(kept, np.intp)
+
+
+def merged(parts: list[Detections], overlap: float) -> Detections:
+    """Return one list of faces from the passes over one picture; knows nothing of where each came from."""
+    boxes = np.concatenate([p.boxes for p in parts] or [NO_DETECTIONS.boxes])
+    scores = np.concatenate([p.scores for p in parts] or [NO_DETECTIONS.scores])
+    kept = suppress(boxes, scores, overlap)
+    return Detections(boxes[kept], scores[kept])
+
+
+def tile_spans(length: int, most: int, overlap: int, multiple: int) -> list[tuple[int, int]]:
+    """Return the (start, stop) of tiles that cover ``length`` px, evenly spread and all of one size.
+
+    Neighbours share at least ``overlap`` px. The size is a multiple of ``multiple``, as small as the count
+    of tiles allows and at most ``most``. One tile of the whole where ``length`` fits into ``most``.
+    """
+    if length <= most:
+        return [(0, length)]
+    count = math.ceil((length - overlap) / (most - overlap))
+    tile = math.ceil((length + (count - 1) * overlap) / count / multiple) * multiple
+    starts = [round(i * (length - tile) / (count - 1)) for i in range(count)]
+    return [(start, start + tile) for start in starts]
+
+
+def regions_from(found: Detections, margin: float, width: int, height: int) -> list[Region]:
+    """Return what is to be hidden for each face, in the order of ``found``; faces wholly outside have none.
+
+    Args:
+        found: faces in px of an image of ``width`` x ``height`` px.
+        margin: share of the face's width and height that is added on each side.
+        width: of the image, px.
+        height: of the image, px.
+
+    Rounds outward and clips to ``width`` and ``height`` themselves: a face at the edge is hidden to the
+    last row and column.
+    """
+    paired = paired_regions(found, margin, width, height)
+    return [region for region in paired if region is not None]
+
+
+def paired_regions(found: Detections, margin: float, width: int, height: int) -> list[Region | None]:
+    """Return the region of each face as ``regions_from`` does, None for a face outside the image."""
+    size = np.clip(found.boxes[:, 2:] - found.boxes[:, :2], 0, None)
+    grow = np.maximum(size * np.float32(margin), np.float32(MIN_MARGIN_PX))
+    grown = np.concatenate([found.boxes[:, :2] - grow, found.boxes[:, 2:] + grow], axis=1)
+    widths = size[:, 0].astype(float)
+    return [_region(box, face, width, height) for box, face in zip(grown.astype(float), widths, strict=True)]
+
+
+def _region(box: NDArray[np.float64], face_width: float, width: int, height: int) -> Region | None:
+    """Round one enlarged box outward and clip it."""
+    if not np.isfinite(box).all():
+        return None
+    x0, y0, x1, y1 = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
+    left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    if left >= right or top >= bottom:
+        return None
+    return Region(left, top, right, bottom, face_width, (float(x0), float(y0), float(x1), float(y1)))

@@ -1,0 +1,128 @@
+"""Reading and writing still pictures: the door to every format.
+
+``open_still`` looks at the header only and refuses what is too large; ``Still.pages`` decodes one page at a
+time; ``Still.encode`` takes them back, hidden, and returns the bytes of a new file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image as Pillow
+
+from blurguard import deep
+from blurguard.containers import check_whole
+from blurguard.errors import InputError
+from blurguard.formats import PILLOW_NAMES, QUALITY, Page, Source, open_source
+from blurguard.media import Kind
+from blurguard.types import Image, Layout
+
+__all__ = ["Page", "Still", "open_still", "template"]
+
+# What decoders raise on damaged files, as seen in fuzzing; anything else is our mistake, and surfaces as such.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, RuntimeError,
+    AttributeError, struct.error, MemoryError, Pillow.DecompressionBombError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Still:
+    """An opened picture file.
+
+    Attributes:
+        kind: its format.
+        width: of the first page as displayed, px.
+        height: of the first page as displayed, px.
+        count: pages or frames.
+    """
+
+    kind: Kind
+    width: int
+    height: int
+    count: int
+    _source: Source
+    _name: str
+
+    def pages(self) -> Iterator[Page]:
+        """Decode one page after the other.
+
+        Raises:
+            InputError: truncated, corrupt, or of a kind that cannot be kept.
+        """
+        pages = self._source.read()
+        while True:
+            with _damage(self._name, self.kind):
+                page = next(pages, None)
+            if page is None:
+                return
+            yield page
+
+    def encode(self, pages: Iterable[Page]) -> bytes:
+        """Return a file of this kind with these pages."""
+        return self._source.write(pages)
+
+
+def open_still(data: bytes, kind: Kind, name: str, max_pixels: int, keep_metadata: bool = False) -> Still:
+    """Open a picture from the bytes of its file; decodes nothing yet.
+
+    Args:
+        data: the file's content.
+        kind: what it is, by content.
+        name: of the file, for messages.
+        max_pixels: a page of more px is refused.
+        keep_metadata: whether capture time, camera, lens and exposure are to be kept.
+
+    Raises:
+        InputError: damaged, of an unsupported kind, or too large.
+    """
+    if not kind.is_still:
+        raise InputError(f"{name}: {_WHY_NOT[kind]}")
+    with _damage(name, kind):
+        check_whole(data, kind)
+        source = open_source(data, kind, keep_metadata)
+        width, height = source.size
+        if width * height > max_pixels:
+            raise InputError(
+                f"{name}: {width} x {height} is more than {max_pixels / 1e6:g} megapixels; "
+                "if you trust this file, raise --max-pixels"
+            )
+        return Still(kind, *source.displayed, source.count, source, name)
+
+
+def template(kind: Kind) -> Still:
+    """Return a still of this kind without pages, to encode pages that come from nowhere."""
+    buffer = io.BytesIO()
+    if kind is Kind.HEIC:
+        blank = Image(np.zeros((8, 8, 3), np.uint8), Layout.RGB)
+        return open_still(deep.write_heic([(blank, {})], 0, QUALITY, b""), kind, "blank", 64)
+    Pillow.new("RGB", (8, 8)).save(buffer, PILLOW_NAMES[kind])
+    return open_still(buffer.getvalue(), kind, "blank", 64)
+
+
+_WHY_NOT = {
+    Kind.VIDEO: "is a video; this version hides faces in still pictures only",
+    Kind.RAW: "is a camera raw file; develop it to JPEG or TIFF first",
+    Kind.UNKNOWN: "is not a picture that blurguard knows, whatever its name says",
+}
+
+
+@contextlib.contextmanager
+def _damage(name: str, kind: Kind) -> Iterator[None]:
+    """Turn what decoders raise into ``InputError`` that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what it then raises, or repairs
+            yield
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if message.startswith(name) else f"{name}: {message}") from error
+    except _DAMAGE as error:
+        detail = str(error) or type(error).__name__
+        raise InputError(f"{name}: damaged or unsupported {kind}: {detail}") from error

@@ -1,0 +1,202 @@
+"""What a file is, by its content; which files of a folder are ours to handle; what results are called."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from blurguard.errors import InputError
+from blurguard.journal import FILE_NAME
+from blurguard.output import STATE_FOLDER
+
+HEAD_BYTES = 400  # two packets of an MPEG transport stream are the longest signature
+
+
+class Kind(StrEnum):
+    """Formats that are told apart; the first ones can be read and written."""
+
+    JPEG = "JPEG"
+    PNG = "PNG"
+    WEBP = "WebP"
+    TIFF = "TIFF"
+    BMP = "BMP"
+    GIF = "GIF"
+    HEIC = "HEIC"
+    AVIF = "AVIF"
+    JPEG2000 = "JPEG 2000"
+    VIDEO = "video"
+    RAW = "camera raw"
+    UNKNOWN = "unknown"
+
+    @property
+    def is_still(self) -> bool:
+        """Whether ``images`` reads and writes it."""
+        return self not in (Kind.VIDEO, Kind.RAW, Kind.UNKNOWN)
+
+
+_PREFIXES = (
+    (b"\xff\xd8\xff", Kind.JPEG),
+    (b"\x89PNG\r\n\x1a\n", Kind.PNG),
+    (b"GIF87a", Kind.GIF),
+    (b"GIF89a", Kind.GIF),
+    (b"II*\0", Kind.TIFF),
+    (b"MM\0*", Kind.TIFF),
+    (b"II+\0", Kind.TIFF),
+    (b"MM\0+", Kind.TIFF),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", Kind.JPEG2000),
+    (b"\xff\x4f\xff\x51", Kind.JPEG2000),
+    (b"\x1aE\xdf\xa3", Kind.VIDEO),  # Matroska, WebM
+    (b"FLV\x01", Kind.VIDEO),
+    (b"\0\0\x01\xba", Kind.VIDEO),  # MPEG program stream
+    (b"\0\0\x01\xb3", Kind.VIDEO),  # MPEG video
+    (b"0&\xb2u\x8ef\xcf\x11", Kind.VIDEO),  # ASF, WMV
+    (b"OggS", Kind.VIDEO),
+)
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_AVIF_BRANDS = {b"avif", b"avis"}
+_RAW_BRANDS = {b"crx "}
+
+_SUFFIXES = {
+    Kind.JPEG: "jpg jpeg jpe jfif jif mpo",
+    Kind.PNG: "png apng",
+    Kind.WEBP: "webp",
+    Kind.TIFF: "tif tiff",
+    Kind.BMP: "bmp dib",
+    Kind.GIF: "gif",
+    Kind.HEIC: "heic heif hif heics",
+    Kind.AVIF: "avif avifs",
+    Kind.JPEG2000: "jp2 j2k jpf jpx j2c jpc",
+    Kind.VIDEO: "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts wmv flv 3gp 3g2 ogv insv lrv 360",
+    Kind.RAW: "dng cr2 cr3 crw nef nrw arw srf sr2 raf orf rw2 pef srw x3f 3fr iiq erf kdc mos mrw rwl gpr",
+}
+KIND_BY_SUFFIX = {f".{suffix}": kind for kind, names in _SUFFIXES.items() for suffix in names.split()}
+
+
+def kind_of(head: bytes) -> Kind:
+    """Return what the first ``HEAD_BYTES`` of a file say that it is."""
+    for prefix, kind in _PREFIXES:
+        if head.startswith(prefix):
+            return kind
+    if head[:4] == b"RIFF":
+        return {b"WEBP": Kind.WEBP, b"AVI ": Kind.VIDEO}.get(head[8:12], Kind.UNKNOWN)
+    if head[4:8] == b"ftyp":
+        return _kind_of_brands(head)
+    if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0" and len(head) > 26:
+        return Kind.BMP
+    if head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return Kind.VIDEO
+    if len(head) > 376 and head[0] == head[188] == head[376] == 0x47:  # MPEG transport stream
+        return Kind.VIDEO
+    return Kind.UNKNOWN
+
+
+def _kind_of_brands(head: bytes) -> Kind:
+    """Tell pictures from videos among the ISO base media files."""
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = {head[8:12], *(head[i : i + 4] for i in range(16, end, 4))}
+    if brands & _RAW_BRANDS:
+        return Kind.RAW
+    if brands & _AVIF_BRANDS:
+        return Kind.AVIF
+    if brands & _HEIC_BRANDS or head[8:12] in (b"mif1", b"msf1"):
+        return Kind.HEIC
+    return Kind.VIDEO
+
+
+def kind_of_file(path: Path) -> Kind:
+    """Return the kind of a file by content; raw files, which look like TIFF, by suffix as well.
+
+    Raises:
+        InputError: when it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            kind = kind_of(file.read(HEAD_BYTES))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if kind is Kind.TIFF and claimed_kind(path) is Kind.RAW:
+        return Kind.RAW
+    return kind
+
+
+def claimed_kind(path: Path) -> Kind:
+    """Return what the suffix says that a file is."""
+    return KIND_BY_SUFFIX.get(path.suffix.lower(), Kind.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a folder holds: ``media`` to handle, and how many files were left alone, by reason."""
+
+    media: tuple[Path, ...]
+    left_alone: Counter[str] = field(default_factory=Counter)
+
+
+HIDDEN, OWN, LINKS, NOT_MEDIA, SPECIAL = "hidden", "own output", "links", "not media", "special"
+
+
+def discover(folder: Path, own: tuple[Path, ...] = ()) -> Found:
+    """Search a folder and everything under it, in a stable order.
+
+    A file is media when its content or its suffix says so: what claims to be media and is not shall fail
+    loudly. Links are not followed: they may lead out of the folder, or round in it.
+
+    Args:
+        folder: to search.
+        own: folders of our output; they, and any folder below ``folder`` with a journal of ours, are left alone.
+
+    Raises:
+        InputError: when ``folder`` is none, or it or a folder in it cannot be listed.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not a folder" if folder.exists() else f"{folder}: no such folder")
+    ours = {path.resolve() for path in own}
+    media, left_alone = [], Counter[str]()
+    for path, reason in _walk(folder, ours):
+        if reason := reason or _reason_to_leave(path):
+            left_alone[reason] += 1
+        else:
+            media.append(path)
+    return Found(tuple(media), left_alone)
+
+
+def _walk(folder: Path, ours: set[Path], within: str = "") -> Iterator[tuple[Path, str]]:
+    """Yield every file below with the reason why its folder is left alone, ``""`` when it is not."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
+    for entry in entries:
+        path = Path(entry.path)
+        reason = within or (HIDDEN if entry.name.startswith(".") else "")
+        if not entry.is_dir(follow_symlinks=False):
+            yield path, reason
+        elif entry.name == STATE_FOLDER:
+            continue  # our own record, nobody's pictures
+        elif not reason and (path.resolve() in ours or (path / STATE_FOLDER / FILE_NAME).exists()):
+            yield from _walk(path, ours, OWN)
+        else:
+            yield from _walk(path, ours, reason)
+
+
+def _reason_to_leave(path: Path) -> str:
+    if path.is_symlink():
+        return LINKS
+    if not path.is_file():
+        return SPECIAL
+    if claimed_kind(path) is Kind.UNKNOWN:
+        # An unreadable file without a media suffix claims nothing; one with it fails later, by name.
+        try:
+            return NOT_MEDIA if kind_of_file(path) is Kind.UNKNOWN else ""
+        except InputError:
+            return NOT_MEDIA
+    return ""
+
+
+def blurred_name(path: Path) -> Path:
+    """Return the default name of a result: ``photos`` -> ``photos_blurred``, ``a.jpg`` -> ``a_blurred.jpg``."""
+    return path.with_name(f"{path.stem}_blurred{path.suffix}")

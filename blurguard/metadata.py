@@ -1,0 +1,74 @@
+"""The few things about a picture that may travel with it; everything else stays behind.
+
+An allow-list, because the things that show a face (thumbnails, previews, appended videos, maker notes) or a
+place (GPS, serial numbers, names) have too many hiding places for a block-list.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from PIL import ExifTags
+from PIL import Image as Pillow
+
+ORIENTATION = ExifTags.Base.Orientation
+_MOST_TEXT = 128
+_LARGEST_PROFILE = 8 << 20  # bytes; printing profiles reach some 3 MB
+
+_B = ExifTags.Base
+# What --keep-metadata keeps: when, with which camera and lens, how exposed.
+KEPT_BASE = frozenset({_B.Make, _B.Model, _B.DateTime})
+KEPT_EXIF = frozenset(
+    {
+        _B.DateTimeOriginal, _B.DateTimeDigitized, _B.OffsetTime, _B.OffsetTimeOriginal, _B.OffsetTimeDigitized,
+        _B.SubsecTime, _B.SubsecTimeOriginal, _B.SubsecTimeDigitized,
+        _B.ExposureTime, _B.FNumber, _B.ExposureProgram, _B.ISOSpeedRatings, _B.SensitivityType,
+        _B.ShutterSpeedValue, _B.ApertureValue, _B.BrightnessValue, _B.ExposureBiasValue, _B.MaxApertureValue,
+        _B.MeteringMode, _B.LightSource, _B.Flash, _B.FocalLength, _B.FocalLengthIn35mmFilm, _B.WhiteBalance,
+        _B.ExposureMode, _B.DigitalZoomRatio, _B.SceneCaptureType,
+        _B.LensSpecification, _B.LensMake, _B.LensModel,
+    }
+)  # fmt: skip
+
+
+def allowed_exif(exif: Pillow.Exif) -> bytes:
+    """Return an EXIF block with the kept tags of ``exif`` and nothing else; ``b""`` when none is there."""
+    kept = Pillow.Exif()
+    for tag in KEPT_BASE & set(exif):
+        if _harmless(exif[tag]):
+            kept[tag] = exif[tag]
+    camera = exif.get_ifd(ExifTags.IFD.Exif)
+    details: dict[int, Any] = {int(tag): camera[tag] for tag in KEPT_EXIF & set(camera) if _harmless(camera[tag])}
+    if details:
+        kept[ExifTags.IFD.Exif] = details
+    return kept.tobytes() if len(kept) else b""
+
+
+def allowed_profile(profile: Any) -> bytes | None:
+    """Return an ICC colour profile cut to its declared length, or None when it is not one (ICC.1:2022, 7.2)."""
+    if not isinstance(profile, bytes) or len(profile) < 132 or profile[36:40] != b"acsp":
+        return None
+    size = int.from_bytes(profile[:4], "big")
+    return profile[:size] if 132 <= size <= min(len(profile), _LARGEST_PROFILE) else None
+
+
+def allowed_resolution(dpi: Any) -> tuple[float, float] | None:
+    """Return x and y in dots per inch when they are plausible numbers."""
+    try:
+        x, y = float(dpi[0]), float(dpi[1])
+    except (TypeError, ValueError, IndexError, ZeroDivisionError):
+        return None
+    return (x, y) if all(math.isfinite(v) and 1 <= v <= 100_000 for v in (x, y)) else None
+
+
+def _harmless(value: Any) -> bool:
+    """Numbers, short plain texts and short lists of numbers: nothing that could hold a picture."""
+    if isinstance(value, str):
+        return len(value) <= _MOST_TEXT and value.isprintable()
+    if isinstance(value, tuple):
+        return len(value) <= 4 and all(_harmless(v) and not isinstance(v, str | tuple) for v in value)
+    try:
+        return not isinstance(value, bytes) and math.isfinite(float(value))
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        return False

@@ -1,0 +1,247 @@
+"""Files that are whole at their final name, or absent; and the private scratch where they wait until then.
+
+A result is written in two halves, because one process may do the work and another decide: ``write_draft``
+puts it, already hidden and encoded, into scratch and on disk; ``publish`` gives it its name. Scratch lies in
+``FOLDER/.blurguard/scratch/``, on the file system of the results, 0700, its files 0600. It is locked while its
+owner lives, so what ``kill -9`` leaves is told from what is in use, and swept at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blurguard.errors import OutputError
+
+STATE_FOLDER = ".blurguard"
+SCRATCH_FOLDER = "scratch"
+_ATTEMPTS = 20  # another process may remove the empty folder between two of our calls
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A finished result that waits in scratch for its name.
+
+    Attributes:
+        path: in scratch.
+        digest: BLAKE2b of the content, hex.
+        size: bytes.
+        mtime_ns: as the file system tells it; a rename keeps it.
+    """
+
+    path: Path
+    digest: str
+    size: int
+    mtime_ns: int
+
+
+def digest_of(data: bytes | memoryview) -> str:
+    """Return the BLAKE2b-256 of some bytes, hex."""
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the BLAKE2b-256 of a file's content, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+@contextlib.contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """Give a private folder on the file system of ``folder``, which is made if need be; gone at the end.
+
+    Raises:
+        OutputError: when ``folder`` cannot be written to.
+    """
+    with output_errors(folder):
+        path, lock = _make_scratch(folder)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+        _remove_if_empty(path.parent)
+
+
+def sweep(folder: Path) -> int:
+    """Delete the scratch in ``folder`` that no living process holds; return how many folders went.
+
+    Raises:
+        OutputError: when the scratch cannot be looked into.
+    """
+    parent = folder / STATE_FOLDER / SCRATCH_FOLDER
+    swept = 0
+    with output_errors(parent), contextlib.suppress(FileNotFoundError):
+        with _locked_folder(parent):
+            swept = sum(_sweep_one(path) for path in parent.iterdir())
+        _remove_if_empty(parent)
+    return swept
+
+
+def write_draft(scratch: Path, data: bytes | memoryview) -> Draft:
+    """Write a result into scratch, 0600, through to the disk.
+
+    Raises:
+        OutputError: disk full or not writable; nothing is left then.
+    """
+    path = scratch / secrets.token_hex(12)
+    try:
+        with output_errors(path):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(handle)
+                info = os.fstat(handle)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return Draft(path, digest_of(data), info.st_size, info.st_mtime_ns)
+
+
+def publish(draft: Draft, target: Path, replace: bool) -> None:
+    """Give a draft its final name, in one step; the draft is gone afterwards, come what may.
+
+    The file gets the permissions that any new file would have got there, or those of the file it replaces.
+
+    Args:
+        draft: the result.
+        target: its name; missing folders are made.
+        replace: whether a file of that name may be replaced. When not, one that has appeared in the
+            meantime is an error and stays as it is.
+
+    Raises:
+        OutputError: the name is taken, the folder not writable, or on another file system.
+    """
+    try:
+        with output_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft.path.chmod(_mode_for(draft.path, target if replace else None))
+            if replace:
+                draft.path.replace(target)
+            else:
+                _rename_to_free_name(draft.path, target)
+            _sync_folder(target.parent)
+    finally:
+        draft.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors into ``OutputError`` that names the file and what to do."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise OutputError(f"{path}: exists already; give --overwrite to replace it") from error
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "the disk is full; free some space and run again",
+            errno.EDQUOT: "your disk quota is used up; free some space and run again",
+            errno.EROFS: "the file system is read-only; choose another --out",
+            errno.EACCES: "no permission to write here; choose another --out",
+            errno.EXDEV: "lies on another file system than the output folder; choose --out inside one file system",
+        }
+        hint = hints.get(error.errno or 0, error.strerror or str(error))
+        raise OutputError(f"{path}: cannot write: {hint}") from error
+
+
+def _make_scratch(folder: Path) -> tuple[Path, int]:
+    """Make a scratch folder and lock it before any sweeper can see it unlocked; (path, lock)."""
+    parent = folder / STATE_FOLDER / SCRATCH_FOLDER
+    name = secrets.token_hex(8)
+    folder.mkdir(parents=True, exist_ok=True)
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            parent.parent.mkdir(mode=0o700, exist_ok=True)
+            parent.mkdir(mode=0o700, exist_ok=True)
+            with _locked_folder(parent) as handle:
+                os.mkdir(name, 0o700, dir_fd=handle)
+                lock = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            return parent / name, lock
+    raise OSError(errno.EBUSY, "the scratch folder keeps vanishing", str(parent))
+
+
+@contextlib.contextmanager
+def _locked_folder(folder: Path) -> Iterator[int]:
+    """Hold the folder's lock; gives its descriptor."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _sweep_one(path: Path) -> int:
+    """Delete one scratch folder unless its owner still holds the lock; 1 when it went."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return 1
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:  # its owner has ended just now
+        return 0
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 0
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+        return 1
+    finally:
+        os.close(handle)
+
+
+def _remove_if_empty(scratch: Path) -> None:
+    """Leave no empty folder of ours behind."""
+    for path in (scratch, scratch.parent):
+        try:
+            path.rmdir()
+        except OSError:
+            return
+
+
+def _mode_for(draft: Path, replaced: Path | None) -> int:
+    """Return the permission bits of the file to be replaced, or those that the umask gives a new file."""
+    if replaced is not None and replaced.exists():
+        return stat.S_IMODE(replaced.stat().st_mode)
+    # The umask itself can only be read by setting it, for the whole process. A probe tells as much.
+    probe = draft.with_suffix(".mode")
+    handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+        probe.unlink()
+
+
+def _rename_to_free_name(draft: Path, target: Path) -> None:
+    """Rename without ever replacing: a hard link fails where the name is taken."""
+    try:
+        os.link(draft, target)
+    except OSError as error:
+        # File systems without hard links (FAT, some network shares): check, then rename.
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "exists", str(target)) from error
+        draft.rename(target)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name itself to the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,219 @@
+"""From picture to hidden picture, and from file to file: what the command line, the batch and the library share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blurguard.config import Settings
+from blurguard.detectors import Detector, load_detector
+from blurguard.errors import InputError
+from blurguard.geometry import paired_regions
+from blurguard.images import Page, Still, open_still
+from blurguard.journal import Stamp
+from blurguard.media import kind_of_file
+from blurguard.obscure import draw_boxes_into, hide_into
+from blurguard.output import Draft, digest_of, publish, scratch_in, sweep, write_draft
+from blurguard.types import Detections, Face, Image, Layout, Outcome, Region, Status
+
+# Changes whenever the same settings and model would give another result: results of before are redone then.
+RECIPE_VERSION = 1
+# What settings do not change the result.
+_NEUTRAL = ("jobs", "max_pixels")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A file that has been handled up to the point where its result needs only its name.
+
+    Attributes:
+        outcome: what to report; ``done`` once the draft is published.
+        draft: the result in scratch, or None when nothing is to be written.
+        source: stamp of the source, taken before it was read.
+        source_digest: BLAKE2b of what was read.
+    """
+
+    outcome: Outcome
+    draft: Draft | None
+    source: Stamp
+    source_digest: str
+
+
+class Anonymizer:
+    """Finds faces and hides them, in arrays, images and files. Not thread-safe: one per thread."""
+
+    def __init__(self, settings: Settings | None = None, detector: Detector | None = None) -> None:
+        """Load the detector that the settings ask for, or take another one.
+
+        Raises:
+            ModelError: the model is missing or damaged, or no runtime is installed.
+        """
+        self.settings = settings or Settings()
+        self.detector = detector or load_detector(self.settings)
+
+    @property
+    def min_score(self) -> float:
+        """Score from which a face is hidden: the settings' or, without one there, the detector's."""
+        chosen = self.settings.min_score
+        return self.detector.threshold if chosen is None else chosen
+
+    @property
+    def recipe(self) -> str:
+        """Digest of all that decides what comes out besides the picture itself."""
+        settings = {key: value for key, value in self.settings.as_json().items() if key not in _NEUTRAL}
+        return recipe_of(settings | {"min_score": self.min_score}, self.detector.identity)
+
+    def detect(self, image: Image) -> Detections:
+        """Return the faces in an image; hides nothing."""
+        return self.detector.detect(image.rgb8(), self.min_score)
+
+    def faces(self, image: Image, frame: int = 0) -> list[tuple[Face, Region]]:
+        """Return each face that is to be hidden, with its region."""
+        found = self.detect(image)
+        regions = paired_regions(found, self.settings.margin, image.width, image.height)
+        return [
+            (_face(box, score, region, frame), region)
+            for box, score, region in zip(found.boxes, found.scores, regions, strict=True)
+            if region is not None
+        ]
+
+    def hide(self, image: Image) -> tuple[Image, tuple[Face, ...]]:
+        """Return a copy of the image with its faces hidden, and which they are."""
+        copy = Image(image.pixels.copy(), image.layout, image.palette)
+        return copy, self.hide_into(copy)
+
+    def hide_into(self, image: Image, frame: int = 0) -> tuple[Face, ...]:
+        """Hide the faces in ``image.pixels`` itself; return which they are."""
+        found = self.faces(image, frame)
+        regions = [region for _, region in found]
+        hide_into(image, regions, self.settings.style, self.settings.shape)
+        if self.settings.boxes:
+            draw_boxes_into(image, regions, self.settings.box_rgb)
+        return tuple(face for face, _ in found)
+
+    def look(self, source: Path) -> Outcome:
+        """Return the faces of a file; writes nothing.
+
+        Raises:
+            InputError: the file cannot be read as a picture.
+        """
+        started = time.perf_counter()
+        still, _, _ = self._open(source)
+        faces = [face for index, page in enumerate(still.pages()) for face, _ in self.faces(page.image, index)]
+        return self._outcome(source, still, tuple(faces), started)
+
+    def work(self, source: Path, scratch: Path) -> Work:
+        """Read a file, hide its faces and leave the result in scratch.
+
+        Raises:
+            InputError: the file cannot be read as a picture.
+            OutputError: scratch cannot be written to.
+        """
+        started = time.perf_counter()
+        still, stamp, digest = self._open(source)
+        faces: list[Face] = []
+        draft = write_draft(scratch, still.encode(self._hidden(still, faces)))
+        return Work(self._outcome(source, still, tuple(faces), started), draft, stamp, digest)
+
+    def process(self, source: Path, target: Path, *, replace_existing: bool = False) -> Outcome:
+        """Read a picture file and write it to ``target`` with its faces hidden: whole, or not at all.
+
+        Args:
+            source: the file; never changed unless it is the target too.
+            target: name of the result; in its folder a private scratch folder exists meanwhile.
+            replace_existing: whether a file of that name may be replaced.
+
+        Raises:
+            InputError: the file cannot be read as a picture.
+            OutputError: the result cannot be written, or the name is taken.
+        """
+        sweep(target.parent)
+        with scratch_in(target.parent) as scratch:
+            work = self.work(source, scratch)
+            assert work.draft is not None  # noqa: S101 - work() always writes one
+            publish(work.draft, target, replace_existing)
+        return replace(work.outcome, target=target)
+
+    def _hidden(self, still: Still, faces: list[Face]) -> Iterator[Page]:
+        """Yield the pages with their faces hidden, one at a time; tells of the faces in ``faces``."""
+        for index, page in enumerate(still.pages()):
+            image = _writable(page.image)
+            faces.extend(self.hide_into(image, index))
+            yield replace(page, image=image)
+
+    def _open(self, source: Path) -> tuple[Still, Stamp, str]:
+        kind = kind_of_file(source)
+        try:
+            stamp = Stamp.of(source)
+            data = source.read_bytes()
+        except OSError as error:
+            raise InputError(f"{source}: cannot be read: {error.strerror}") from error
+        settings = self.settings
+        still = open_still(data, kind, str(source), settings.max_pixels, settings.keep_metadata)
+        return still, stamp, digest_of(data)
+
+    def _outcome(self, source: Path, still: Still, faces: tuple[Face, ...], started: float) -> Outcome:
+        return Outcome(
+            source,
+            Status.DONE,
+            kind=still.kind,
+            faces=faces,
+            frames=still.count,
+            width=still.width,
+            height=still.height,
+            seconds=time.perf_counter() - started,
+            model=self.detector.identity,
+        )
+
+
+@overload
+def hide_faces(image: NDArray[np.uint8], settings: Settings | None = None) -> NDArray[np.uint8]: ...
+@overload
+def hide_faces(image: Image, settings: Settings | None = None) -> Image: ...
+def hide_faces(image: NDArray[np.uint8] | Image, settings: Settings | None = None) -> NDArray[np.uint8] | Image:
+    """Return a copy of a picture with every face hidden.
+
+    For more than a few pictures make one ``Anonymizer`` and call its ``hide``: this one loads the detector
+    each time.
+
+    Args:
+        image: upright; an ``Image``, or an array of RGB (H, W, 3), RGBA (H, W, 4) or grey (H, W), uint8 or uint16.
+        settings: as for ``Anonymizer``.
+
+    Raises:
+        ValueError: an array of another shape or type.
+        ModelError: the model is missing or damaged, or no runtime is installed.
+    """
+    if isinstance(image, Image):
+        return Anonymizer(settings).hide(image)[0]
+    pixels = image[:, :, None] if image.ndim == 2 else image
+    layouts = {1: Layout.GREY, 3: Layout.RGB, 4: Layout.RGBA}
+    if pixels.ndim != 3 or pixels.shape[2] not in layouts:
+        raise ValueError(f"expected (H, W), (H, W, 3) or (H, W, 4) pixels, not {image.shape}")
+    hidden, _ = Anonymizer(settings).hide(Image(pixels, layouts[pixels.shape[2]]))
+    return hidden.pixels.reshape(image.shape)  # type: ignore[return-value]
+
+
+def recipe_of(settings: dict[str, object], identity: str) -> str:
+    """Return the digest of settings and model under which a result is up to date."""
+    told = json.dumps([RECIPE_VERSION, settings, identity], sort_keys=True, default=str)
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def _face(box: NDArray[np.float32], score: np.float32, region: Region, frame: int) -> Face:
+    x0, y0, x1, y1 = (float(v) for v in box)
+    return Face((x0, y0, x1, y1), float(score), region.box, frame)
+
+
+def _writable(image: Image) -> Image:
+    if image.pixels.flags.writeable:
+        return image
+    return Image(image.pixels.copy(), image.layout, image.palette)

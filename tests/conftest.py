@@ -1,0 +1,59 @@
+"""What several test files share."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from numpy.typing import NDArray
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+Crowd = tuple[NDArray[np.uint8], list[dict[str, Any]]]
+Starter = Callable[..., "subprocess.Popen[str]"]
+
+# The same examples on every machine, and no time limits.
+settings.register_profile("blurguard", deadline=None, derandomize=True, database=None)
+settings.load_profile("blurguard")
+
+
+@pytest.fixture(scope="session")
+def crowd() -> Crowd:
+    """Return the pixels of the crowd picture, (H, W, 3) RGB, and its faces as ``crowd.json`` tells them."""
+    with Image.open(EXAMPLES / "photos" / "crowd.jpg") as picture:
+        rgb = np.array(picture.convert("RGB"))
+    rgb.flags.writeable = False
+    return rgb, json.loads((EXAMPLES / "crowd.json").read_text("utf-8"))["faces"]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Return the folder of pictures that are not part of the project."""
+    if "BG_TEST_DATA" not in os.environ:
+        pytest.skip("set BG_TEST_DATA to the folder of hostile pictures and annotated photos")
+    return Path(os.environ["BG_TEST_DATA"])
+
+
+@pytest.fixture
+def start_python() -> Iterator[Starter]:
+    """Return a function that starts Python on some code; what still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *arguments: object) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

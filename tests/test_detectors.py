@@ -1,0 +1,251 @@
+"""The detector finds the faces, once each, where they are."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import EXAMPLES, Crowd
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from blurguard import models
+from blurguard.blazeface import MOST_PER_PASS, bucket, detect_once
+from blurguard.config import Mode, Settings
+from blurguard.detectors import (
+    COARSEST_PX,
+    FAST_SIDE_PX,
+    FULL_PX,
+    OVERLAP_MERGED,
+    TILE_MULTIPLE_PX,
+    TILE_OVERLAP_PX,
+    TILE_PX,
+    BlazeFaceDetector,
+    accurate_plan,
+    fast_plan,
+    load_detector,
+)
+from blurguard.errors import ModelError
+from blurguard.geometry import iou, merged, tile_spans
+from blurguard.runtime import Network
+from blurguard.types import Detections
+
+SAME_FACE = 0.4
+PHOTOS: dict[str, list[list[int]]] = json.loads((EXAMPLES / "faces.json").read_text("utf-8"))["photos"]
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    spec = models.find()
+    return Network(spec, models.load(spec))
+
+
+@pytest.fixture(scope="module")
+def accurate(network: Network) -> BlazeFaceDetector:
+    return BlazeFaceDetector(network, Mode.ACCURATE)
+
+
+@pytest.fixture(scope="module")
+def found(accurate: BlazeFaceDetector, crowd: Crowd) -> Detections:
+    return accurate.detect(crowd[0], accurate.threshold)
+
+
+def faces_of(crowd: Crowd, height: float) -> NDArray[np.float32]:
+    """Return the whole, uncovered faces of at least that height, px."""
+    whole = [face["box"] for face in crowd[1] if not face["clipped"] and face["occluded"] == 0]
+    boxes = np.array(whole, np.float32)
+    return boxes[boxes[:, 3] - boxes[:, 1] >= height]
+
+
+def all_apart(found: Detections) -> bool:
+    overlap = iou(found.boxes, found.boxes)
+    np.fill_diagonal(overlap, 0)
+    return bool((overlap <= OVERLAP_MERGED).all())
+
+
+def test_accurate_mode_finds_the_faces_of_the_crowd(found: Detections, crowd: Crowd) -> None:
+    for height, share in ((40, 1.0), (20, 0.8)):
+        wanted = faces_of(crowd, height)
+        assert len(wanted) >= 12
+        assert (iou(wanted, found.boxes).max(axis=1) > SAME_FACE).mean() >= share
+
+
+def test_fast_mode_finds_the_large_faces_of_the_crowd(network: Network, crowd: Crowd) -> None:
+    fast = BlazeFaceDetector(network, Mode.FAST)
+    found = fast.detect(crowd[0], fast.threshold)
+    assert (iou(faces_of(crowd, 80), found.boxes).max(axis=1) > SAME_FACE).all()
+    assert all_apart(found)
+
+
+def test_faces_at_the_edge_of_the_picture_are_found(found: Detections, crowd: Crowd) -> None:
+    clipped = np.array([face["box"] for face in crowd[1] if face["clipped"]], np.float32)
+    large = clipped[clipped[:, 3] - clipped[:, 1] >= 60]
+    assert len(large) >= 1
+    assert (iou(large, found.boxes).max(axis=1) > SAME_FACE).all()
+
+
+def test_every_box_is_one_face_and_no_face_has_two(found: Detections, crowd: Crowd) -> None:
+    faces = np.array([face["box"] for face in crowd[1]], np.float32)
+    on_face = iou(faces, found.boxes) > 0.3
+    assert (on_face.sum(axis=1) <= 1).all()
+    assert (on_face.sum(axis=0) >= 1).mean() >= 0.95
+    assert all_apart(found)
+
+
+@pytest.mark.parametrize("name", [name for name in PHOTOS if name != "crowd.jpg"])
+def test_each_photo_gives_its_faces_and_nothing_else(accurate: BlazeFaceDetector, name: str) -> None:
+    with Image.open(EXAMPLES / "photos" / name) as photo:
+        found = accurate.detect(np.array(photo.convert("RGB")), accurate.threshold)
+    faces = np.array(PHOTOS[name], np.float32).reshape(-1, 4)
+    overlap = iou(faces, found.boxes)
+    assert len(found) == len(faces)
+    assert (overlap.max(axis=1, initial=0) > SAME_FACE).all()
+
+
+def test_tiles_see_what_one_look_at_the_whole_picture_sees(
+    accurate: BlazeFaceDetector, network: Network, crowd: Crowd
+) -> None:
+    rgb = crowd[0]
+    tiled = accurate._look(rgb, 0.3)
+    whole = merged([detect_once(network, rgb, 0.3)], OVERLAP_MERGED)
+    cuts = [x for x, _ in tile_spans(rgb.shape[1], TILE_PX, TILE_OVERLAP_PX, TILE_MULTIPLE_PX)[1:]]
+    assert sum(any(box[0] < cut < box[2] for cut in cuts) for box in whole.boxes) >= 2
+    assert all_apart(tiled)
+    for one, other in ((tiled, whole), (whole, tiled)):
+        sure = one.boxes[one.scores >= 0.65]
+        small = sure[(sure[:, 2:] - sure[:, :2]).max(axis=1) < TILE_OVERLAP_PX]
+        assert len(small) >= 30
+        assert (iou(small, other.boxes).max(axis=1) > 0.7).all()
+
+
+@pytest.mark.parametrize("at", [(0, 0), (31, 50), (77, 13), (120, 120)])
+def test_faces_are_found_once_wherever_the_tiles_cut(
+    accurate: BlazeFaceDetector, crowd: Crowd, at: tuple[int, int]
+) -> None:
+    top, left = at
+    moved = np.pad(crowd[0], ((top, 0), (left, 0), (0, 0)), mode="edge")
+    found = accurate.detect(moved, accurate.threshold)
+    wanted = faces_of(crowd, 40) + np.array([left, top, left, top], np.float32)
+    overlap = iou(wanted, found.boxes)
+    assert (overlap.max(axis=1) > SAME_FACE).all()
+    assert ((overlap > 0.15).sum(axis=1) == 1).all()
+
+
+def test_boxes_are_in_pixels_of_the_picture_whatever_its_size(accurate: BlazeFaceDetector, crowd: Crowd) -> None:
+    x0, y0, x1, y1 = crowd[1][0]["box"]
+    left, top = int(x0) - 60, int(y0) - 80
+    part = Image.fromarray(crowd[0][top : int(y1) + 50, left : int(x1) + 90])
+    for width, height in ((part.width, part.height), (97, 111), (517, 611), (1733, 2011)):
+        found = accurate.detect(np.array(part.resize((width, height))), accurate.threshold)
+        scale = np.array([width / part.width, height / part.height] * 2)
+        wanted = (np.array([[x0, y0, x1, y1]]) - [left, top, left, top]) * scale
+        assert iou(wanted.astype(np.float32), found.boxes).max(initial=0) > SAME_FACE
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_scores_are_at_least_what_was_asked_for_best_first(network: Network, crowd: Crowd, mode: Mode) -> None:
+    rgb = crowd[0][300:900, 200:1000]
+    counts = []
+    for least in (0.05, 0.3, 0.7, 0.9):
+        found = BlazeFaceDetector(network, mode).detect(rgb, least)
+        assert (found.scores >= least - 1e-6).all() and (found.scores <= 1).all()
+        assert (np.diff(found.scores) <= 0).all()
+        counts.append(len(found))
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
+
+
+def test_the_same_picture_gives_the_same_faces(crowd: Crowd) -> None:
+    rgb = crowd[0][300:900, 200:1000]
+    one = load_detector(Settings())
+    for other in (one, load_detector(Settings())):
+        first, again = one.detect(rgb, 0.3), other.detect(rgb, 0.3)
+        assert np.array_equal(first.boxes, again.boxes) and np.array_equal(first.scores, again.scores)
+
+
+SIZES = [(1, 1), (1, 2000), (3, 5000), (2000, 3), (7, 9), (31, 33), (641, 100), (8, 8)]
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_pictures_of_any_size_can_be_looked_at(network: Network, mode: Mode, height: int, width: int) -> None:
+    assert len(BlazeFaceDetector(network, mode).detect(np.zeros((height, width, 3), np.uint8), 0.5)) == 0
+
+
+def test_settings_choose_the_detector() -> None:
+    fast = load_detector(Settings(mode=Mode.FAST))
+    assert fast.identity == models.find().identity
+    assert fast.threshold == models.find().thresholds[Mode.FAST]
+    with pytest.raises(ModelError, match="better"):
+        load_detector(Settings(model="better"))
+
+
+@given(st.integers(1, 60_000), st.integers(1, 60_000))
+def test_the_accurate_plan_halves_from_the_full_size_down_and_is_bounded(width: int, height: int) -> None:
+    scales = accurate_plan(width, height)
+    longer = max(width, height)
+    assert 1 <= scales[0] <= 2
+    assert all(fine == 2 * coarse for fine, coarse in zip(scales[:-1], scales[1:], strict=True))
+    assert longer * scales[-1] < 2 * COARSEST_PX
+    assert len(scales) <= 2 + math.log2(max(longer / COARSEST_PX, 1))
+    assert sum(scale**2 for scale in scales) * width * height <= max(FULL_PX, width * height) * 4 / 3 + 1
+
+
+@given(st.integers(1, 60_000), st.integers(1, 60_000))
+def test_the_fast_plan_is_two_passes_at_most_of_a_bounded_size(width: int, height: int) -> None:
+    scales = fast_plan(width, height)
+    assert 1 <= len(scales) <= 2
+    assert all(0 < scale <= 2 and scale * max(width, height) <= FAST_SIDE_PX + 1e-6 for scale in scales)
+
+
+@given(st.integers(1, 20_000))
+def test_pictures_are_run_at_few_sizes_with_little_padding(side: int) -> None:
+    run_at = bucket(side, 32)
+    assert run_at >= side and run_at % 32 == 0
+    assert run_at - side < max(32, side / 8 + 32)
+
+
+def test_few_interpreters_serve_all_sizes() -> None:
+    assert len({bucket(side, 32) for side in range(1, 641)}) <= 16
+
+
+def test_padding_adds_no_faces_and_loses_none(network: Network, crowd: Crowd) -> None:
+    rgb = crowd[0][550:850, 230:490]
+    canvas = np.zeros((bucket(300, 32), bucket(260, 32), 3), np.uint8)
+    canvas[:300, :260] = rgb
+    cut, padded = detect_once(network, rgb, 0.3), detect_once(network, canvas, 0.3)
+    assert len(cut) >= 1
+    assert np.array_equal(cut.boxes, padded.boxes)
+
+
+class Maps(Network):
+    """A network that gives the maps it is told."""
+
+    def __init__(self, boxes: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
+        self.spec = models.find()
+        self._maps = boxes, logits
+
+    def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self._maps
+
+
+def test_a_cell_becomes_the_box_that_the_manifest_says() -> None:
+    logits, boxes = np.full((8, 8), -9, np.float32), np.zeros((8, 8, 4), np.float32)
+    logits[2, 5], boxes[2, 5] = 0, [1, -2, 10, 20]
+    found = detect_once(Maps(boxes, logits), np.zeros((32, 32, 3), np.uint8), 0.5)
+    (scale_x, scale_y), (shift_x, shift_y) = models.find().box_scale, models.find().box_shift
+    width, height = 10 * scale_x, 20 * scale_y
+    x, y = 5.5 * 4 + 1 + width * shift_x, 2.5 * 4 - 2 + height * shift_y  # the centre of the cell, stride 4
+    wanted = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+    assert found.boxes.tolist() == [pytest.approx(wanted, abs=1e-4)]
+    assert found.scores.tolist() == [0.5]
+
+
+def test_when_everything_looks_like_a_face_the_best_cells_stay() -> None:
+    logits = np.random.default_rng(0).normal(0, 30, (64, 64)).astype(np.float32)
+    boxes = np.zeros((64, 64, 4), np.float32)
+    found = detect_once(Maps(boxes, logits), np.zeros((256, 256, 3), np.uint8), 1e-9)
+    assert len(found) == MOST_PER_PASS
+    assert np.isfinite(found.scores).all() and found.scores[0] == 1
+    assert found.scores[-1] < 1e-3

@@ -1,0 +1,188 @@
+"""The weights are the ones that were measured, and they run at any size, quietly."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, Starter
+from numpy.typing import NDArray
+
+from blurguard import models
+from blurguard.config import Mode
+from blurguard.errors import ModelError
+from blurguard.runtime import CACHE_PX, Network, interpreter_class
+
+QUIET = """
+import sys
+import numpy as np
+from blurguard import models
+from blurguard.runtime import Network
+spec = models.find()
+network = Network(spec, models.load(spec))
+network.run(np.zeros((64, 96, 3), np.uint8))
+network.run(np.zeros((96, 64, 3), np.uint8))
+print("heard", file=sys.stderr)
+"""
+WITHOUT_RUNTIME = """
+import sys
+sys.modules["ai_edge_litert.interpreter"] = sys.modules["tflite_runtime.interpreter"] = None
+from blurguard.errors import ModelError
+from blurguard.runtime import interpreter_class
+try:
+    interpreter_class()
+except ModelError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """Return a copy of the folder of models."""
+    return Path(shutil.copytree(ROOT / "models", tmp_path / "models"))
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    spec = models.find()
+    return Network(spec, models.load(spec))
+
+
+def edit_manifest(folder: Path, old: str, new: str) -> None:
+    path = folder / models.MANIFEST
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), "utf-8")
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def test_manifest_and_files_agree() -> None:
+    specs = models.specs()
+    assert models.folder() == ROOT / "models"
+    assert len({spec.name for spec in specs}) == len(specs) >= 1
+    for spec in specs:
+        assert hashlib.sha256((ROOT / "models" / spec.file).read_bytes()).hexdigest() == spec.sha256
+        assert set(spec.thresholds) == set(Mode) and all(0 < v < 1 for v in spec.thresholds.values())
+        assert spec.licence and spec.source and spec.evidence and spec.training_data
+        assert spec.identity == f"{spec.name}@{spec.sha256}"
+
+
+def test_the_first_model_is_the_default() -> None:
+    assert models.find() == models.specs()[0] == models.find(models.specs()[0].name)
+
+
+def test_an_unknown_model_is_an_error_that_tells_the_known_ones() -> None:
+    with pytest.raises(ModelError, match=rf"no model named 'better'; there are: {models.find().name}"):
+        models.find("better")
+
+
+def test_a_flipped_bit_is_refused(copied: Path) -> None:
+    spec = models.find(models=copied)
+    assert hashlib.sha256(models.load(spec, copied)).hexdigest() == spec.sha256
+    data = bytearray((copied / spec.file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copied / spec.file).write_bytes(data)
+    with pytest.raises(ModelError, match=rf"{spec.file}: .*SHA-256 differs"):
+        models.load(spec, copied)
+
+
+def test_a_missing_model_is_an_error(copied: Path) -> None:
+    spec = models.find(models=copied)
+    (copied / spec.file).unlink()
+    with pytest.raises(ModelError, match=f"{spec.file}: cannot read the model"):
+        models.load(spec, copied)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("stride = 4", "stride = 4\nstryde = 4", "stryde"),
+        ("stride = 4", "", "stride"),
+        ("fast = 0.5", "quick = 0.5", "quick"),
+        ("box_scale = [1.143, 0.877]", "box_scale = [1.143]", "not a valid manifest"),
+        ("stride = 4", "stride = ", "not a valid manifest"),
+        ("[[model]]", "[[modell]]", "model"),
+    ],
+)
+def test_a_manifest_that_is_not_exactly_right_is_refused(copied: Path, old: str, new: str, told: str) -> None:
+    edit_manifest(copied, old, new)
+    with pytest.raises(ModelError, match=told):
+        models.specs(copied)
+
+
+def test_adding_a_model_is_data(copied: Path) -> None:
+    path = copied / models.MANIFEST
+    text = path.read_text("utf-8")
+    entry = text[text.index("[[model]]") : text.index("[[original]]")]
+    path.write_text(text + "\n" + entry.replace('name = "stock"', 'name = "other"'), "utf-8")
+    assert models.find("other", copied).file == models.find("stock", copied).file
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (192, 192), (64, 320), (480, 96)])
+def test_the_network_runs_at_any_size(network: Network, height: int, width: int) -> None:
+    boxes, logits = network.run(picture(height, width))
+    assert boxes.shape == (height // 4, width // 4, 4) and logits.shape == (height // 4, width // 4)
+    assert boxes.dtype == logits.dtype == np.float32
+    assert np.isfinite(boxes).all() and np.isfinite(logits).all()
+
+
+def test_results_are_those_of_a_fresh_network_whatever_ran_before(network: Network) -> None:
+    spec = models.find()
+    fresh = Network(spec, models.load(spec)).run(picture(96, 128))
+    kept = network.run(picture(96, 128))
+    network.run(picture(128, 96, seed=1))
+    network.run(picture(96, 128, seed=2))
+    again = network.run(picture(96, 128))
+    for one, two, three in zip(fresh, kept, again, strict=True):
+        assert np.array_equal(one, two) and np.array_equal(one, three)
+
+
+def test_a_size_the_network_cannot_run_at_is_an_error(network: Network) -> None:
+    with pytest.raises(ModelError, match=f"model {network.spec.name}: the runtime failed at 45x33 px"):
+        network.run(picture(33, 45))
+
+
+def test_bytes_that_are_no_model_are_an_error() -> None:
+    with pytest.raises(ModelError, match="the runtime failed"):
+        Network(models.find(), b"TFL3" * 2000).run(picture(32, 32))
+
+
+def test_kept_interpreters_stay_within_their_bound() -> None:
+    spec = models.find()
+    network = Network(spec, models.load(spec))
+    for side in (*range(32, 1000, 128), 32, 1120, 64):
+        network.run(np.zeros((side, side, 3), np.uint8))
+        held = sum(height * width for height, width in network._interpreters)
+        assert held <= max(CACHE_PX, side * side)
+        assert (side, side) in network._interpreters
+
+
+def test_the_interpreter_used_last_is_dropped_last() -> None:
+    spec = models.find()
+    network = Network(spec, models.load(spec))
+    for side in (640, 704, 640, 704, 640):  # both fit
+        network.run(np.zeros((side, side, 3), np.uint8))
+    kept = network._interpreters[640, 640]
+    network.run(np.zeros((576, 576, 3), np.uint8))
+    assert network._interpreters.get((640, 640)) is kept
+    assert (704, 704) not in network._interpreters
+
+
+def test_the_runtime_says_nothing_and_stderr_works_afterwards(start_python: Starter) -> None:
+    process = start_python(QUIET)
+    told, wrong = process.communicate()
+    assert (process.returncode, told, wrong) == (0, "", "heard\n")
+
+
+def test_which_runtime_works_is_told() -> None:
+    _, name = interpreter_class()
+    assert name.split()[0] in ("ai-edge-litert", "tflite-runtime") and name.split()[1][0].isdigit()
+
+
+def test_without_a_runtime_the_error_tells_what_to_install(start_python: Starter) -> None:
+    told, wrong = start_python(WITHOUT_RUNTIME).communicate()
+    assert "pip install ai-edge-litert" in told, wrong

@@ -1,0 +1,245 @@
+"""A result is whole at its final name or absent, and scratch is private and swept."""
+
+import contextlib
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Starter
+
+from blurguard.errors import OutputError
+from blurguard.output import Draft, digest_of, digest_of_file, publish, scratch_in, sweep, write_draft
+
+HOLD = """
+import sys
+from pathlib import Path
+from blurguard.output import scratch_in, write_draft
+with scratch_in(Path(sys.argv[1])) as scratch:
+    print(write_draft(scratch, b"hidden already").path, flush=True)
+    sys.stdin.read()
+"""
+MODES = """
+import os, sys
+from pathlib import Path
+from blurguard.output import publish, scratch_in, write_draft
+folder = Path(sys.argv[1])
+os.umask(int(sys.argv[2], 8))
+(folder / "ordinary").write_bytes(b"")
+with scratch_in(folder) as scratch:
+    publish(write_draft(scratch, b"new"), folder / "ours", replace=False)
+    publish(write_draft(scratch, b"new"), folder / "ours too", replace=True)
+"""
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from blurguard.errors import OutputError
+from blurguard.output import scratch_in, write_draft
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+with scratch_in(Path(sys.argv[1])) as scratch:
+    try:
+        write_draft(scratch, bytes(100_000))
+    except OutputError as error:
+        print(len(list(scratch.iterdir())), error)
+"""
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def draft(tmp_path: Path) -> Iterator[Draft]:
+    with scratch_in(tmp_path) as scratch:
+        yield write_draft(scratch, b"new")
+
+
+def test_a_draft_tells_what_was_written(draft: Draft) -> None:
+    assert draft.path.read_bytes() == b"new"
+    assert draft.digest == digest_of(b"new") == digest_of_file(draft.path)
+    assert (draft.size, draft.mtime_ns) == (3, draft.path.stat().st_mtime_ns)
+
+
+def test_drafts_and_scratch_are_private(draft: Draft, tmp_path: Path) -> None:
+    assert mode_of(draft.path) == 0o600
+    for folder in (draft.path.parent, draft.path.parent.parent, tmp_path / ".blurguard"):
+        assert mode_of(folder) == 0o700
+
+
+def test_publishing_moves_the_draft_to_its_name(draft: Draft, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "a.png"
+    publish(draft, target, replace=False)
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mtime_ns == draft.mtime_ns and target.stat().st_nlink == 1
+    assert names_in(draft.path.parent) == []
+
+
+def test_publishing_never_replaces_a_file_that_appeared_in_the_meantime(draft: Draft, tmp_path: Path) -> None:
+    target = tmp_path / "a.png"
+    target.write_bytes(b"somebody's")
+    with pytest.raises(OutputError, match=r"a\.png: exists already; give --overwrite"):
+        publish(draft, target, replace=False)
+    assert target.read_bytes() == b"somebody's"
+    assert names_in(draft.path.parent) == []
+
+
+def test_a_dangling_link_is_a_name_that_is_taken(draft: Draft, tmp_path: Path) -> None:
+    target = tmp_path / "a.png"
+    target.symlink_to("nowhere")
+    with pytest.raises(OutputError, match="exists already"):
+        publish(draft, target, replace=False)
+    assert target.is_symlink() and not (tmp_path / "nowhere").exists()
+
+
+def test_replacing_keeps_the_permissions_of_what_is_replaced(draft: Draft, tmp_path: Path) -> None:
+    target = tmp_path / "a.png"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    publish(draft, target, replace=True)
+    assert target.read_bytes() == b"new"
+    assert mode_of(target) == 0o640
+
+
+def test_replacing_a_link_leaves_alone_what_it_points_to(draft: Draft, tmp_path: Path) -> None:
+    target, other = tmp_path / "a.png", tmp_path / "other.png"
+    other.write_bytes(b"other")
+    target.symlink_to(other)
+    publish(draft, target, replace=True)
+    assert not target.is_symlink() and target.read_bytes() == b"new"
+    assert other.read_bytes() == b"other"
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_folder_of_that_name_is_an_error(draft: Draft, tmp_path: Path, replace: bool) -> None:
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(OutputError, match=r"a\.png"):
+        publish(draft, tmp_path / "a.png", replace)
+    assert names_in(draft.path.parent) == []
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_name_below_a_file_is_an_error(draft: Draft, tmp_path: Path, replace: bool) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="cannot write"):
+        publish(draft, tmp_path / "file" / "folder" / "a.png", replace)
+    assert names_in(draft.path.parent) == []
+
+
+@pytest.mark.parametrize(("umask", "mode"), [("022", 0o644), ("077", 0o600), ("002", 0o664)])
+def test_results_get_the_permissions_of_any_new_file(
+    tmp_path: Path, umask: str, mode: int, start_python: Starter
+) -> None:
+    assert start_python(MODES, tmp_path, umask).wait() == 0
+    assert [mode_of(tmp_path / name) for name in ("ordinary", "ours", "ours too")] == [mode] * 3
+    assert names_in(tmp_path) == ["ordinary", "ours", "ours too"]
+
+
+def test_scratch_is_gone_afterwards(tmp_path: Path) -> None:
+    with scratch_in(tmp_path / "out") as scratch:
+        write_draft(scratch, b"x")
+        assert (tmp_path / "out") in scratch.parents
+    assert names_in(tmp_path / "out") == []
+
+
+def test_scratch_is_gone_after_an_exception(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), scratch_in(tmp_path) as scratch:
+        write_draft(scratch, b"x")
+        raise ZeroDivisionError
+    assert names_in(tmp_path) == []
+
+
+def test_scratch_of_others_and_the_record_stay(tmp_path: Path) -> None:
+    with scratch_in(tmp_path) as mine:
+        with scratch_in(tmp_path) as other:
+            assert mine != other
+        assert mine.is_dir() and not other.exists()
+        (tmp_path / ".blurguard" / "journal.sqlite").touch()
+    assert names_in(tmp_path / ".blurguard") == ["journal.sqlite"]
+
+
+def test_sweeping_leaves_what_a_living_process_holds_and_takes_what_a_killed_one_left(
+    tmp_path: Path, start_python: Starter
+) -> None:
+    process = start_python(HOLD, tmp_path)
+    assert process.stdout is not None
+    draft = Path(process.stdout.readline().rstrip("\n"))
+    assert sweep(tmp_path) == 0
+    assert draft.read_bytes() == b"hidden already"
+    process.kill()
+    process.wait()
+    assert mode_of(draft) == 0o600 and mode_of(draft.parent) == 0o700
+    assert sweep(tmp_path) == 1
+    assert names_in(tmp_path) == []
+
+
+def test_sweeping_takes_stray_files_and_links_but_not_what_they_point_to(tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    keep.mkdir()
+    (keep / "photo.jpg").touch()
+    parent = tmp_path / "out" / ".blurguard" / "scratch"
+    parent.mkdir(parents=True)
+    (parent / "file").touch()
+    (parent / "link").symlink_to(keep)
+    assert sweep(tmp_path / "out") == 2
+    assert names_in(keep) == ["photo.jpg"] and names_in(tmp_path / "out") == []
+
+
+def test_sweeping_where_nothing_is_does_nothing(tmp_path: Path) -> None:
+    assert sweep(tmp_path / "absent") == 0
+    assert sweep(tmp_path) == 0
+
+
+def test_sweeping_does_not_follow_a_link_in_place_of_the_scratch(tmp_path: Path) -> None:
+    (tmp_path / "keep" / "folder").mkdir(parents=True)
+    (tmp_path / ".blurguard").mkdir()
+    (tmp_path / ".blurguard" / "scratch").symlink_to(tmp_path / "keep")
+    with pytest.raises(OutputError):
+        sweep(tmp_path)
+    assert names_in(tmp_path / "keep") == ["folder"]
+
+
+def test_a_write_that_fails_half_way_is_an_error_and_leaves_nothing(
+    tmp_path: Path, start_python: Starter
+) -> None:
+    told, wrong = start_python(LIMITED, tmp_path).communicate()
+    assert told.startswith("0 ") and "cannot write: File too large" in told, wrong
+    assert names_in(tmp_path) == []
+
+
+def test_a_full_disk_is_an_error_that_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    with contextlib.ExitStack() as stack:
+        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("only root can mount a small disk")
+        stack.callback(subprocess.run, ["umount", str(disk)], check=True)
+        with scratch_in(disk) as scratch:
+            with pytest.raises(OutputError, match="the disk is full"):
+                write_draft(scratch, bytes(1_000_000))
+            assert names_in(scratch) == []
+        assert names_in(disk) == []
+
+
+def test_scratch_below_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(OutputError), scratch_in(folder):
+            pass
+    (tmp_path / ".blurguard").touch()
+    with pytest.raises(OutputError), scratch_in(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_an_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="no permission to write here"), scratch_in(tmp_path):
+        pass
