@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 
 from blurguard.containers import gif_blocks, png_chunk, png_chunks, riff_chunks
 from blurguard.convert import to_pillow, with_palette
-from blurguard.types import Image, Layout, Palette
+from blurguard.types import Image, Palette
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,15 +141,20 @@ def _gif_frame(cel: Cel, disposal: int) -> bytes:
 
 
 def _gif_picture(image: Image) -> Pillow.Image:
-    """Return the frame in at most 256 colours: its own where it has no more."""
+    """Return the frame in at most 256 colours: its own where it has no more. GIF knows one clear colour."""
     if image.palette is None:
         image = with_palette(image)
     if image.palette is not None:
-        return to_pillow(image)
-    picture = to_pillow(image)
-    if image.layout is not Layout.RGBA:
-        return picture.convert("RGB").quantize(256, Pillow.Quantize.MEDIANCUT, dither=Pillow.Dither.NONE)
-    return picture.quantize(256, Pillow.Quantize.FASTOCTREE, dither=Pillow.Dither.NONE)
+        picture = to_pillow(image)
+        clear = picture.info.pop("transparency", b"").find(0)
+    else:
+        picture = to_pillow(image).convert("RGB").quantize(255, Pillow.Quantize.MEDIANCUT, dither=Pillow.Dither.NONE)
+        clear = 255 if image.layout.has_alpha else -1
+        if clear >= 0:
+            picture.putdata(np.where(image.pixels[:, :, 3] == 0, clear, np.array(picture)).ravel().tolist())
+    if clear >= 0:
+        picture.info["transparency"] = clear
+    return picture
 
 
 def _frame_control(cel: Cel) -> bytes:

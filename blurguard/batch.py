@@ -21,9 +21,9 @@ from pebble import ProcessExpired, ProcessPool
 from PIL import Image as Pillow
 
 from blurguard.errors import EXIT_UNFORESEEN, BlurguardError, ConfigError, InputError, OutputError
-from blurguard.journal import Entry, Journal, Stamp, State, open_journal
-from blurguard.media import Found, blurred_name, claimed_kind, discover, kind_of_file
-from blurguard.output import publish, scratch_in, sweep
+from blurguard.journal import FILE_NAME, Entry, Journal, Stamp, State, open_journal
+from blurguard.media import Found, discover, kind_of_file
+from blurguard.output import STATE_FOLDER, publish, scratch_in, sweep
 from blurguard.pipeline import Anonymizer, Work
 from blurguard.types import Outcome, Status
 
@@ -76,10 +76,22 @@ class FolderTask:
             InputError: no such folder.
             ConfigError: ``out`` lies where it must not.
         """
-        found = discover(self.folder, own=() if self.in_place else (self.out,))
         if self.out.exists() and not self.out.is_dir():
             raise ConfigError(f"{self.out}: is a file; choose a folder for --out")
-        return found
+        if self.in_place:
+            return discover(self.folder)
+        self._refuse_overlap()
+        return discover(self.folder, own=(self.out,))
+
+    def _refuse_overlap(self) -> None:
+        """Keep results from mingling with originals: what is left alone as ours must be ours."""
+        folder, out = self.folder.resolve(), self.out.resolve()
+        if out in folder.parents:
+            raise ConfigError(f"{self.out}: holds the originals in {self.folder}; choose another --out")
+        if folder not in out.parents or not out.is_dir() or (out / STATE_FOLDER / FILE_NAME).exists():
+            return
+        if discover(out).media:
+            raise ConfigError(f"{self.out}: holds pictures that blurguard did not make; choose another --out")
 
     @property
     def in_place(self) -> bool:
@@ -160,8 +172,8 @@ class _Folder:
         entry = self._journal.get(name)
         if not os.path.lexists(target):
             return Job(source, target, self._scratch)
-        ours = entry is not None and target.is_file() and not target.is_symlink() and entry.made(target)
-        if ours and entry is not None and self._up_to_date(entry, source):
+        ours = _ours_at(target, entry)
+        if ours and entry is not None and ours == entry.output_digest and self._up_to_date(entry, source):
             return Outcome(source, Status.SKIPPED, target, reason="done before and unchanged")
         if not (ours or self._task.overwrite or self._task.in_place):
             raise OutputError(_why_refused(target, entry))
@@ -179,7 +191,6 @@ class _Folder:
         if self._task.in_place and Stamp.of(job.source) != work.source:
             draft.path.unlink()
             raise InputError(f"{job.source}: was changed while it was worked on; run again")
-        before = self._journal.get(name)
         entry = Entry(
             State.PUBLISHING,
             work.source,
@@ -188,7 +199,7 @@ class _Folder:
             draft.size,
             draft.mtime_ns,
             draft.digest,
-            replaced_digest=before.output_digest if before else "",
+            replaced_digest=_ours_at(job.target, self._journal.get(name)),
         )
         self._journal.put(name, entry)
         publish(draft, job.target, job.replace)
@@ -197,6 +208,13 @@ class _Folder:
     def note(self, job: Job, outcome: Outcome) -> None:
         """Remember a failure."""
         self._journal.fail(job.source.relative_to(self._task.folder), outcome.reason)
+
+
+def _ours_at(target: Path, entry: Entry | None) -> str:
+    """Return the digest of our result at ``target``, "" where there is none."""
+    if entry is None or target.is_symlink() or not target.is_file():
+        return ""
+    return entry.result_at(target)
 
 
 def _why_refused(target: Path, entry: Entry | None) -> str:
@@ -279,7 +297,8 @@ def _parallel(workers: int, factory: Factory, jobs: Iterable[Job | Outcome]) -> 
             if isinstance(job, Outcome):
                 pending.append((None, lambda outcome=job: outcome))  # type: ignore[misc]
             else:
-                pending.append((job, pool.schedule(_attempt_here, args=[job]).result))
+                with _sigint_blocked():
+                    pending.append((job, pool.schedule(_attempt_here, args=[job]).result))
             if len(pending) >= workers * _WINDOW_PER_WORKER:
                 yield _result(*pending.popleft())
         while pending:
@@ -287,6 +306,16 @@ def _parallel(workers: int, factory: Factory, jobs: Iterable[Job | Outcome]) -> 
     finally:
         pool.stop()  # type: ignore[no-untyped-call]
         pool.join()
+
+
+@contextlib.contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Have threads and processes that start meanwhile never see Ctrl-C, which is this thread's business."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _result(job: Job | None, result: Callable[[], Work | Outcome]) -> tuple[Job | None, Work | Outcome]:
@@ -324,9 +353,8 @@ _anonymizer: Anonymizer | None = None  # of this worker process
 
 
 def _start_worker(factory: Factory) -> None:
-    """Set up a worker process: Ctrl-C is its parent's business, and it does not outlive it."""
+    """Set up a worker process, which does not outlive its parent."""
     global _anonymizer  # noqa: PLW0603 - the pool gives tasks no other place to keep a worker's state
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
@@ -343,33 +371,3 @@ def _die_with(parent: multiprocessing.process.BaseProcess) -> None:
 def _attempt_here(job: Job) -> Work | Outcome:
     assert _anonymizer is not None  # noqa: S101 - _start_worker has run
     return _attempt(_anonymizer, job)
-
-
-def targets_for(files: list[Path], out: Path | None) -> list[tuple[Path, Path]]:
-    """Return each file with the name of its result.
-
-    Without ``out`` that is ``NAME_blurred.SUFFIX`` beside it. ``out`` is a folder when it is one, when there
-    are several files, or when it has no suffix of a picture; else it is the name of the one result.
-
-    Raises:
-        ConfigError: two results of one name, a result that is a source, or a suffix of another format.
-    """
-    folder = out is not None and (len(files) > 1 or out.is_dir() or not out.suffix)
-    pairs = [(file, _target(file, out, folder)) for file in files]
-    taken: dict[Path, Path] = {}
-    for source, target in pairs:
-        if (other := taken.setdefault(target.resolve(), source)) != source:
-            raise ConfigError(f"{other} and {source} would both become {target}; handle them one at a time")
-        if target.resolve() == source.resolve():
-            raise ConfigError(f"{source}: the result would replace it; choose another --out")
-    return pairs
-
-
-def _target(file: Path, out: Path | None, folder: bool) -> Path:
-    if out is None:
-        return blurred_name(file)
-    if folder:
-        return out / file.name
-    if claimed_kind(out) is not claimed_kind(file):
-        raise ConfigError(f"{out}: the result has the format of {file}; give it the same suffix, {file.suffix}")
-    return out

@@ -14,21 +14,22 @@ SCORE_CLIP = 100.0  # MediaPipe, face_detection.pbtxt: score_clipping_thresh
 MOST_PER_PASS = 3000  # keeps merging quick on noise at --min-score 0.01
 
 
-def detect_once(network: Network, rgb: NDArray[np.uint8], min_score: float) -> Detections:
+def detect_once(network: Network, rgb: NDArray[np.uint8], min_score: float, logit_shift: float = 0.0) -> Detections:
     """Return the faces in one picture at the size it has, before any merging.
 
     Args:
         network: the weights.
         rgb: (h, w, 3) uint8; padded with black to a size the network is run at.
         min_score: cells under it are left out, 0 to 1.
+        logit_shift: added to every logit first.
 
     Returns:
         Tight boxes in px of ``rgb``, best first.
     """
     boxes, logits = network.run(_padded(rgb, network.spec.size_multiple))
-    logit = math.log(min_score / (1 - min_score))
-    rows, columns = np.nonzero(logits >= logit)
-    raw = logits[rows, columns]
+    lowest = math.log(min_score / (1 - min_score)) - logit_shift
+    rows, columns = np.nonzero(logits >= lowest)
+    raw = logits[rows, columns] + np.float32(logit_shift)
     order = np.argsort(-raw, kind="stable")[:MOST_PER_PASS]
     rows, columns, raw = rows[order], columns[order], raw[order]
     scores = 1 / (1 + np.exp(-np.clip(raw, -SCORE_CLIP, SCORE_CLIP)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import io
 import signal
 import sys
 import time
@@ -66,38 +67,44 @@ def _shared_options(  # noqa: PLR0913 - it is a table of options
     mode: Annotated[
         Mode | None,
         typer.Option(
-            help="How hard to look: accurate finds more, fast is quick. [default: accurate]", rich_help_panel=_LOOKING
+            help="How hard to look: accurate finds more, fast is quick.",
+            show_default="accurate",
+            rich_help_panel=_LOOKING,
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Detector; see `blurguard models`.", rich_help_panel=_LOOKING)
+        str | None,
+        typer.Option(help="Detector; see `blurguard models`.", show_default="the first", rich_help_panel=_LOOKING),
     ] = None,
     min_score: Annotated[
         float | None,
         typer.Option(
-            help="Hide faces from this score, 0.01 to 0.99; lower hides more. [default: the model's]",
+            help="Hide faces from this score, 0.01 to 0.99; lower hides more.",
+            show_default="the model's",
             rich_help_panel=_LOOKING,
         ),
     ] = None,
     margin: Annotated[
         float | None,
         typer.Option(
-            help="Share of the face's size hidden beyond it on each side, 0 to 2. [default: 0.2]",
+            help="Share of the face's size hidden beyond it on each side, 0 to 2.",
+            show_default="0.2",
             rich_help_panel=_HIDING,
         ),
     ] = None,
     style: Annotated[
-        Style | None, typer.Option(help="What takes a face's place. [default: blur]", rich_help_panel=_HIDING)
+        Style | None, typer.Option(help="What takes a face's place.", show_default="blur", rich_help_panel=_HIDING)
     ] = None,
     shape: Annotated[
-        Shape | None, typer.Option(help="Which part of a region is hidden. [default: ellipse]", rich_help_panel=_HIDING)
+        Shape | None,
+        typer.Option(help="Which part of a region is hidden.", show_default="ellipse", rich_help_panel=_HIDING),
     ] = None,
     boxes: Annotated[
         bool | None,
         typer.Option("--boxes/--no-boxes", help="Draw a box round each hidden face.", rich_help_panel=_HIDING),
     ] = None,
     box_color: Annotated[
-        str | None, typer.Option(help="Colour of the boxes. [default: #00ff00]", rich_help_panel=_HIDING)
+        str | None, typer.Option(help="Colour of the boxes.", show_default="#00ff00", rich_help_panel=_HIDING)
     ] = None,
     keep_metadata: Annotated[
         bool | None,
@@ -106,9 +113,11 @@ def _shared_options(  # noqa: PLR0913 - it is a table of options
             help="Keep capture time, camera, lens and exposure; never thumbnails, GPS, serial numbers, names.",
         ),
     ] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Refuse larger pictures unseen. [default: 200000000]")] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Refuse larger pictures unseen.", show_default="200000000")
+    ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Worker processes. [default: one per processor]")
+        int | None, typer.Option("--jobs", "-j", help="Worker processes.", show_default="one per processor")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing files that blurguard did not make.")
@@ -137,10 +146,10 @@ def _shared_options(  # noqa: PLR0913 - it is a table of options
     """Hold the signature that ``_command`` gives to every command."""
 
 
-def _command(name: str) -> Callable[[Callable[..., int]], None]:
+def _command(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Register a command that takes a ``Run`` and its own parameters and returns an exit code."""
 
-    def register(function: Callable[..., int]) -> None:
+    def register(function: Callable[..., int]) -> Callable[..., int]:
         own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "run"]
         shared = list(inspect.signature(_shared_options, eval_str=True).parameters.values())
 
@@ -153,6 +162,7 @@ def _command(name: str) -> Callable[[Callable[..., int]], None]:
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         command.__doc__ = function.__doc__
         app.command(name)(command)
+        return function
 
     return register
 
@@ -162,10 +172,9 @@ def _guarded(function: Callable[..., int], chosen: dict[str, Any], values: dict[
     from blurguard.console import ConsoleProgress
 
     told = {key: chosen.pop(key) for key in ("quiet", "verbose", "log_json")}
-    console = ConsoleProgress(
-        quiet=told["quiet"], verbose=told["verbose"], as_json=told["log_json"], to_stderr=function is _detect
-    )
     options = {key: chosen.pop(key) for key in ("report", "dry_run", "overwrite")}
+    piped = function is _detect or options["report"] == Path("-")  # standard output is for machines then
+    console = ConsoleProgress(quiet=told["quiet"], verbose=told["verbose"], as_json=told["log_json"], to_stderr=piped)
     try:
         return function(run=Run(_settings(chosen), console, **options), **values)
     except BlurguardError as error:
@@ -206,7 +215,7 @@ def _dir(
     run: Run,
     photos: Annotated[Path, typer.Argument(help="Folder; searched with everything below it.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the results. [default: PHOTOS_blurred]")
+        Path | None, typer.Option("--out", "-o", help="Folder for the results.", show_default="PHOTOS_blurred")
     ] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace the originals themselves.")] = False,
 ) -> int:
@@ -215,10 +224,11 @@ def _dir(
     What is done and unchanged is skipped. Originals are not touched unless --in-place is given.
     """
     from blurguard.batch import FolderTask, blur_folder
+    from blurguard.media import folder_beside
 
     if in_place and out is not None:
         raise typer.BadParameter("--in-place and --out exclude each other")
-    target = photos if in_place else out or _beside(photos)
+    target = photos if in_place else out or folder_beside(photos)
     task = FolderTask(photos, target, run.factory, run.workers, run.overwrite, run.dry_run)
     if task.in_place and not in_place:
         raise ConfigError(f"{target}: the results would replace the originals; choose another --out or give --in-place")
@@ -239,11 +249,12 @@ def _file(
     files: Annotated[list[Path], typer.Argument(help="One or more pictures.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Name of the result, or a folder. [default: NAME_blurred beside it]"),
+        typer.Option("--out", "-o", help="Name of the result, or a folder.", show_default="NAME_blurred beside it"),
     ] = None,
 ) -> int:
     """Hide the faces in single pictures."""
-    from blurguard.batch import blur_files, targets_for
+    from blurguard.batch import blur_files
+    from blurguard.media import targets_for
 
     pairs = targets_for(list(dict.fromkeys(files)), out)
     workers = min(run.workers, len(pairs))
@@ -306,17 +317,16 @@ def _models() -> None:
 @app.command("doctor")
 def _doctor(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Folders that must be writable. [default: this one]")
+        list[Path] | None, typer.Argument(help="Folders that must be writable.", show_default="this one")
     ] = None,
 ) -> None:
     """Check runtime, models, codecs and folders; the exit code is that of the first failure."""
-    from rich.console import Console
     from rich.markup import escape
 
-    from blurguard.console import shown
+    from blurguard.console import plain_console, shown
     from blurguard.doctor import examine
 
-    console, code = Console(highlight=False, soft_wrap=True), EXIT_OK
+    console, code = plain_console(), EXIT_OK
     console.print(f"blurguard {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
     with _plain_errors():
         for finding in examine(folders or [Path()]):
@@ -337,12 +347,18 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+            signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show stops nothing
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 
-def _interrupt(*_: object) -> None:
-    """Treat a polite kill as Ctrl-C: clean up, leave nothing."""
+def _interrupt(number: int, _: object) -> None:
+    """Treat a polite kill and a closed terminal as Ctrl-C: clean up, leave nothing."""
+    signal.signal(number, signal.SIG_IGN)  # impatience shall not cut the cleaning up short
     raise KeyboardInterrupt
 
 
@@ -372,21 +388,13 @@ def _sized(task: Any, files: int) -> Any:
     return replace(task, workers=max(1, min(task.workers, files)))
 
 
-def _beside(photos: Path) -> Path:
-    """``photos`` -> ``photos_blurred``, also for ``.`` and names that end in dots."""
-    resolved = photos.resolve()
-    return (
-        resolved.with_name(f"{resolved.name}_blurred")
-        if photos.name in ("", "..")
-        else photos.with_name(f"{photos.name}_blurred")
-    )
-
-
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
     """Turn an error into a message and its exit code, for commands without shared options."""
+    from blurguard.console import shown
+
     try:
         yield
     except BlurguardError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {shown(str(error))}", err=True)
         raise typer.Exit(error.exit_code) from error

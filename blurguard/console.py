@@ -23,6 +23,11 @@ def shown(path: Path | str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def plain_console(to_stderr: bool = False) -> Console:
+    """Return a console that prints names as they are: no emoji, nothing highlighted, no line cut."""
+    return Console(stderr=to_stderr, highlight=False, soft_wrap=True, emoji=False)
+
+
 class Tally:
     """Counts outcomes; also the exit code's source."""
 
@@ -60,8 +65,8 @@ class ConsoleProgress:
     """
 
     def __init__(self, *, quiet: bool, verbose: bool, as_json: bool, to_stderr: bool = False) -> None:
-        self.out = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
-        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.out = plain_console(to_stderr)
+        self.errors = plain_console(to_stderr=True)
         self.tally = Tally()
         self._quiet = quiet
         self._as_json = as_json
@@ -101,7 +106,7 @@ class ConsoleProgress:
         if self._as_json:
             self._json("note", text=text)
         elif not self._quiet:
-            self.out.print(Text(text))
+            self.out.print(Text(shown(text)))
 
     def fail(self, text: str) -> None:
         """Print an error that is of no single file."""
@@ -126,7 +131,7 @@ class ConsoleProgress:
             self.out.print(Text(f"left alone: {told}"))
 
     def _json(self, event: str, **values: object) -> None:
-        self.errors.print(json.dumps({"event": event, **values}), markup=False)
+        self.errors.print(Text(json.dumps({"event": event, **values})))
 
 
 def _line(outcome: Outcome) -> Text:

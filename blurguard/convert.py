@@ -67,14 +67,16 @@ def reindexed(image: Image, palette: Palette) -> NDArray[np.uint8]:
     """Return the (H, W) indices of an image whose pixels have changed: the nearest colour where they have.
 
     Where a pixel is still the colour that its index says, the index stays, even when two are of one colour.
+    What is clear stays clear, but degrees of opacity do not hold a pixel to the colour that had them.
     """
     indices = palette.indices.copy()
     changed = (image.pixels != palette.colors[palette.indices]).any(axis=2)
     values, where = np.unique(_packed(image.pixels[changed][None]), return_inverse=True)
-    wanted = values.view(np.uint8).reshape(-1, 4)[:, : palette.colors.shape[1]].astype(np.int32)
+    wanted = _comparable(values.view(np.uint8).reshape(-1, 4)[:, : image.layout.channels], image.layout)
+    offered = _comparable(palette.colors, image.layout)
     nearest = np.empty(len(wanted), np.uint8)
     for start in range(0, len(wanted), _CHUNK):
-        apart = wanted[start : start + _CHUNK, None] - palette.colors[None].astype(np.int32)
+        apart = wanted[start : start + _CHUNK, None] - offered[None]
         nearest[start : start + _CHUNK] = (apart**2).sum(axis=2).argmin(axis=1)
     indices[changed] = nearest[where.reshape(-1)]
     return indices
@@ -131,6 +133,14 @@ def _to_indices(image: Image) -> Pillow.Image:
     if image.layout.has_alpha:
         picture.info["transparency"] = palette.colors[:, -1].tobytes()
     return picture
+
+
+def _comparable(colors: NDArray[np.uint8], layout: Layout) -> NDArray[np.int32]:
+    """(N, C) colours -> the same as numbers; alpha becomes "clear or not", which outweighs every colour."""
+    numbers = colors.astype(np.int32)
+    if layout.has_alpha:
+        numbers[:, -1] = (numbers[:, -1] > 0) * 1024
+    return numbers
 
 
 def _packed(pixels: Pixels) -> NDArray[np.uint32]:

@@ -66,16 +66,18 @@ def write_png(image: Image, icc: bytes | None, dpi: tuple[float, float] | None, 
     return encoded[:end_of_ihdr] + b"".join(chunks) + encoded[end_of_ihdr:]
 
 
-def write_tiff(pages: Iterable[Image], icc: bytes | None, dpi: tuple[float, float] | None) -> bytes:
-    """Return a deflate-compressed TIFF."""
+def write_tiff(
+    pages: Iterable[tuple[Image, dict[str, Any]]], icc: bytes | None, dpi: tuple[float, float] | None
+) -> bytes:
+    """Return a deflate-compressed TIFF; ``extrasamples`` of a page tell what its fourth channel is."""
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
-        for page in pages:
+        for page, told in pages:
             options: dict[str, Any] = {"iccprofile": icc} if icc else {}
             if dpi:
                 options |= {"resolution": dpi, "resolutionunit": "INCH"}
             if page.layout.has_alpha:
-                options["extrasamples"] = ["UNASSALPHA"]
+                options["extrasamples"] = told.get("extrasamples") or ["UNASSALPHA"]
             writer.write(
                 page.pixels, photometric="rgb", compression="zlib", metadata=None, software=False, **options
             )  # fmt: skip
@@ -93,13 +95,15 @@ def read_heic(picture: pillow_heif.HeifImage) -> Image:
 def write_heic(pages: Iterable[tuple[Image, dict[str, Any]]], primary: int, quality: int, exif: bytes) -> bytes:
     """Return a HEIC file: 8 bits per channel for uint8, 10 for uint16; each page with its own colour options."""
     file = pillow_heif.HeifFile()  # type: ignore[no-untyped-call]
+    chroma = 420
     for image, options in pages:
+        chroma = max(chroma, options.get("chroma", 420))  # pillow-heif knows one for all
         mode = {Layout.GREY: "L", Layout.GREY_ALPHA: "LA", Layout.RGB: "RGB", Layout.RGBA: "RGBA"}[image.layout]
         mode += ";16" if image.pixels.dtype == np.uint16 else ""
         added = file.add_frombytes(mode, (image.width, image.height), np.ascontiguousarray(image.pixels).tobytes())
         added.info.update(options)
     buffer = io.BytesIO()
-    file.save(buffer, quality=quality, primary_index=primary, exif=exif or None, xmp=None)
+    file.save(buffer, quality=quality, primary_index=primary, exif=exif or None, xmp=None, chroma=chroma)
     return buffer.getvalue()
 
 

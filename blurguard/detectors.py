@@ -27,6 +27,7 @@ TILE_OVERLAP_PX = 96  # larger faces are whole at the next coarser scale, where 
 TILE_MULTIPLE_PX = 64
 TILE_EDGE_PX = 3  # a box that comes this near to a cut edge is a part of a face
 FULL_PX = 2_000_000  # pictures of fewer px are looked at enlarged, up to twice and up to this
+FINE_SCALE = 0.9  # above it the model's fine_logit_shift holds
 COARSEST_PX = 224  # an octave whose longer side is under this adds nothing
 FAST_SIDE_PX = 640
 FAST_COARSE_SIDE_PX = 192
@@ -72,12 +73,13 @@ class BlazeFaceDetector:
         parts, level = [], rgb
         for scale in plan(width, height):
             level = _resized(rgb, level, scale)
-            found = self._look(level, min_score)
+            shift = self._network.spec.fine_logit_shift if scale > FINE_SCALE else 0.0
+            found = self._look(level, min_score, shift)
             factor = np.array([width / level.shape[1], height / level.shape[0]] * 2, np.float32)
             parts.append(Detections(found.boxes * factor, found.scores))
         return merged(parts, OVERLAP_MERGED)
 
-    def _look(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
+    def _look(self, rgb: NDArray[np.uint8], min_score: float, logit_shift: float) -> Detections:
         """Look at one scale, in overlapping tiles where it is large.
 
         What a cut edge halves is whole in the neighbouring tile, or smaller at a coarser scale.
@@ -86,7 +88,7 @@ class BlazeFaceDetector:
         rows, columns = (tile_spans(n, TILE_PX, TILE_OVERLAP_PX, TILE_MULTIPLE_PX) for n in (height, width))
         parts = []
         for (y0, y1), (x0, x1) in itertools.product(rows, columns):
-            found = detect_once(self._network, rgb[y0:y1, x0:x1], min_score)
+            found = detect_once(self._network, rgb[y0:y1, x0:x1], min_score, logit_shift)
             boxes = found.boxes + np.array([x0, y0, x0, y0], np.float32)
             uncut = _uncut(boxes, (x0, y0, x1, y1), width, height)
             parts.append(Detections(boxes[uncut], found.scores[uncut]))
@@ -126,6 +128,14 @@ def _resized(rgb: NDArray[np.uint8], level: NDArray[np.uint8], scale: float) -> 
     if size == (rgb.shape[1], rgb.shape[0]):
         return rgb
     source = level if level.shape[1] <= rgb.shape[1] else rgb
+    # Halving has a fast path of its own: four times quicker for 12 megapixels than one large step.
+    while source.shape[1] >= 2 * size[0] and source.shape[0] >= 2 * size[1]:
+        height, width = source.shape[0] // 2, source.shape[1] // 2
+        source = np.asarray(
+            cv2.resize(source[: height * 2, : width * 2], (width, height), interpolation=cv2.INTER_AREA), np.uint8
+        )
+    if size == (source.shape[1], source.shape[0]):
+        return source
     method = cv2.INTER_AREA if size[0] < source.shape[1] else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(source, size, interpolation=method), np.uint8)
 

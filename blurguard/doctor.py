@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from blurguard import models
-from blurguard.errors import BlurguardError, ModelError
+from blurguard.errors import BlurguardError, ModelError, OutputError
 from blurguard.images import Page, open_still, template
 from blurguard.media import Kind
 from blurguard.output import scratch_in, sweep
@@ -69,6 +69,8 @@ def _round_trip(kind: Kind) -> str:
 
 
 def _writable(folder: Path) -> str:
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: no such folder")
     sweep(folder)
     with scratch_in(folder):
         return "writable"

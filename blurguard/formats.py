@@ -6,6 +6,8 @@ Nothing of the source but pixels, and what ``metadata`` allows, reaches the resu
 from __future__ import annotations
 
 import io
+import math
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -47,7 +49,7 @@ class Page:
 class Source(Protocol):
     """An opened file, as its format's class knows it."""
 
-    size: tuple[int, int]  # of the first page as stored, px
+    largest: tuple[int, int]  # size of the largest page as stored, px
     count: int
 
     @property
@@ -81,6 +83,7 @@ class _PillowSource:
         self._kind = kind
         self._picture = picture
         self.size: tuple[int, int] = picture.size
+        self.largest = self.size
         self.count = int(getattr(picture, "n_frames", 1)) if kind in (Kind.TIFF, Kind.AVIF) else 1
         exif = picture.getexif()
         self._orientation = 1 if kind is Kind.TIFF else int(exif.get(ORIENTATION, 1) or 1)  # Pillow turns TIFF
@@ -122,7 +125,7 @@ class _PillowSource:
             lossless = _webp_is_lossless(self._data)
             return {"lossless": lossless, "quality": 80 if lossless else QUALITY, "exact": True}
         if self._kind is Kind.AVIF:
-            return _avif_options(self._data)
+            return _avif_options(self._data, grey=picture.mode in ("L", "LA"))
         if self._kind is Kind.JPEG2000:
             return _jpeg2000_options(self._data)
         return {}
@@ -186,25 +189,38 @@ class _Png(_PillowSource):
 
     def _options(self, picture: Any) -> dict[str, Any]:
         transparency = picture.info.get("transparency")
-        return {"transparency": transparency} if picture.mode in ("L", "RGB", "I;16") and transparency else {}
+        keyed = picture.mode in ("1", "L", "RGB", "I;16") and transparency is not None
+        return {"transparency": transparency} if keyed else {}
 
 
 class _Tiff(_PillowSource):
     """TIFF: any number of pages, each with its own size, kind and compression."""
 
+    def __init__(self, data: bytes, kind: Kind, picture: Any, keep_metadata: bool) -> None:
+        super().__init__(data, kind, picture, keep_metadata)
+        for index in reversed(range(self.count)):
+            picture.seek(index)
+            self.largest = max(self.largest, picture.size, key=math.prod)
+
     def read(self) -> Iterator[Page]:
         deep_pages: list[Image] | None = None
         for index in range(self.count):
             self._picture.seek(index)
-            bits = self._picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+            tags = self._picture.tag_v2
+            _check_strips(tags, len(self._data))
+            bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+            photometric = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
             if len(bits) < 3 or max(bits) <= 8:
                 self._picture.load()
-                yield Page(from_pillow(self._picture), options=self._options(self._picture))
+                image = from_pillow(self._picture)
+                if photometric == 0 and image.pixels.dtype.itemsize == 2:  # white is zero; Pillow turns 8 bits only
+                    image = Image(~image.pixels, image.layout)
+                yield Page(image, options=self._options(self._picture))
                 continue
-            if max(bits) != 16:
-                raise InputError(f"{max(bits)} bits per channel are not supported; convert it to 16")
+            if max(bits) != 16 or photometric != 2:
+                raise InputError(f"{max(bits)} bits of this kind of colour are not supported; convert it to 16-bit RGB")
             deep_pages = deep_pages or deep.read_tiff(self._data)
-            yield Page(deep_pages[index])
+            yield Page(deep_pages[index], options={"extrasamples": tags.get(TiffImagePlugin.EXTRASAMPLES)})
 
     def write(self, pages: Iterable[Page]) -> bytes:
         """Write page by page; all of them are deep, or none."""
@@ -212,7 +228,7 @@ class _Tiff(_PillowSource):
         pages = iter(pages)
         first = next(pages)
         if first.image.pixels.shape[2] >= 3 and first.image.pixels.dtype.itemsize == 2:
-            chain = (page.image for page in (first, *pages))
+            chain = ((page.image, page.options) for page in (first, *pages))
             return deep.write_tiff(chain, self._icc, self._dpi)
         with TiffImagePlugin.AppendingTiffWriter(buffer, new=True) as writer:
             for page in (first, *pages):
@@ -241,6 +257,8 @@ class _Animation(_PillowSource):
         self._first = int(bool(picture.info.get("default_image")))
         self.count = int(picture.n_frames) - self._first
         self._loop = picture.info.get("loop")
+        if kind is Kind.GIF:  # Pillow enlarges the canvas for a frame that leaves it
+            self.largest = max([self.size, *_gif_extents(data)], key=math.prod)
 
     def read(self) -> Iterator[Page]:
         alpha = self._kind is not Kind.GIF and self._picture.mode in ("LA", "PA", "RGBA", "P")
@@ -250,8 +268,9 @@ class _Animation(_PillowSource):
             duration = float(self._picture.info.get("duration") or 0)
             transparent = alpha or "transparency" in self._picture.info or self._picture.mode == "RGBA"
             picture = self._picture.convert("RGBA" if transparent or self._any_alpha else "RGB")
+            picture = picture if picture.size == self.size else picture.crop((0, 0, *self.size))
             image = upright(from_pillow(picture), self._orientation)
-            yield Page(with_palette(image) if self._kind is Kind.GIF else image, duration)
+            yield Page(_indexed(image) if self._kind is Kind.GIF else image, duration)
 
     @property
     def _any_alpha(self) -> bool:
@@ -269,13 +288,21 @@ class _Animation(_PillowSource):
         return animation.webp(frames, self._loop or 0, self._icc, self._exif, **options)
 
 
+def _indexed(image: Image) -> Image:
+    """Return a GIF's frame with its palette; clear pixels are of one colour, which is none."""
+    if image.layout.has_alpha:
+        image.pixels[image.pixels[:, :, -1] == 0] = 0
+    return with_palette(image)
+
+
 class _Heic:
     """HEIC: all top-level pictures; depth maps, thumbnails and other auxiliaries stay behind."""
 
     def __init__(self, data: bytes, keep_metadata: bool) -> None:
         self._file = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
         width, height = self._file.size
-        self.size = self.displayed = (int(width), int(height))
+        self.displayed = (int(width), int(height))
+        self.largest = max((picture.size for picture in self._file), key=math.prod)
         self.count = len(self._file)
         self._exif = b""
         if keep_metadata and (block := self._file.info.get("exif")):
@@ -315,7 +342,23 @@ def _gif_has_transparency(data: bytes) -> bool:
     return any(part.type == b"!" and data[part.start] == 0xF9 and data[part.start + 2] & 1 for part in gif_blocks(data))
 
 
-def _avif_options(data: bytes) -> dict[str, Any]:
+def _gif_extents(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield how far right and down each frame reaches, px."""
+    for part in gif_blocks(data):
+        if part.type == b",":
+            x, y, width, height = struct.unpack_from("<4H", data, part.start)
+            yield x + width, y + height
+
+
+def _check_strips(tags: Any, size: int) -> None:
+    """Raise ``ValueError`` when pixels lie after the end: libtiff makes up what is missing (TIFF 6.0, page 39)."""
+    for at, count in ((273, 279), (324, 325)):  # strips, tiles
+        for offset, length in zip(tags.get(at, ()), tags.get(count, ()), strict=False):
+            if offset + length > size:
+                raise ValueError(f"truncated: pixels up to byte {offset + length} of {size}")
+
+
+def _avif_options(data: bytes, grey: bool) -> dict[str, Any]:
     """Return the subsampling that AV1's configuration record tells (AV1-ISOBMFF, 2.3).
 
     Raises:
@@ -326,7 +369,7 @@ def _avif_options(data: bytes) -> dict[str, Any]:
     if flags & 0b0110_0000:
         raise InputError("AVIF of more than 8 bits per channel is not supported; convert it to HEIC or 16-bit PNG")
     subsampling = {0b0000_1100: "4:2:0", 0b0000_1000: "4:2:2"}.get(flags & 0b0000_1100, "4:4:4")
-    return {"quality": QUALITY, "subsampling": subsampling}
+    return {"quality": QUALITY, "subsampling": "4:0:0" if grey else subsampling}
 
 
 def _jpeg2000_options(data: bytes) -> dict[str, Any]:
@@ -335,13 +378,13 @@ def _jpeg2000_options(data: bytes) -> dict[str, Any]:
     Raises:
         InputError: colour of more than 8 bits per channel, which Pillow would cut.
     """
-    stream = next((part.start for part in boxes(data) if part.type == b"jp2c"), 0)
+    no_box = data.startswith(b"\xff\x4f")
+    stream = 0 if no_box else next(part.start for part in boxes(data) if part.type == b"jp2c")
     components = int.from_bytes(data[stream + 40 : stream + 42], "big")
     depth = (data[stream + 42] & 0x7F) + 1
     if depth > 8 and (components > 1 or depth != 16):
         raise InputError(f"JPEG 2000 with {depth} bits per channel is not supported; convert it to 16-bit TIFF")
     cod = data.find(b"\xff\x52", stream)
     reversible = data[cod + 13] == 1
-    no_box = stream == 0
     lossy = {"irreversible": True, "quality_mode": "dB", "quality_layers": [50]}
     return ({"irreversible": False} if reversible else lossy) | {"no_jp2": no_box}

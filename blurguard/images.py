@@ -87,7 +87,7 @@ def open_still(data: bytes, kind: Kind, name: str, max_pixels: int, keep_metadat
     with _damage(name, kind):
         check_whole(data, kind)
         source = open_source(data, kind, keep_metadata)
-        width, height = source.size
+        width, height = source.largest
         if width * height > max_pixels:
             raise InputError(
                 f"{name}: {width} x {height} is more than {max_pixels / 1e6:g} megapixels; "

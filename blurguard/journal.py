@@ -85,14 +85,20 @@ class Entry:
     replaced_digest: str = ""
     error: str = ""
 
-    def made(self, target: Path) -> bool:
-        """Whether the file at ``target`` is a result of ours, as we left it."""
-        if not self.output_digest:
-            return False
+    def result_at(self, target: Path) -> str:
+        """Return the digest of the result of ours that lies at ``target`` as we left it, "" if none does.
+
+        Until a new result has got its name, that is the one before: ours, but not what this entry tells of.
+        """
         stamp = Stamp.of(target)
         if (stamp.size, stamp.mtime_ns) == (self.output_size, self.output_mtime_ns):
-            return True
-        return digest_of_file(target) in {self.output_digest, self.replaced_digest}
+            return self.output_digest
+        digest = digest_of_file(target)
+        return digest if digest in {self.output_digest, self.replaced_digest} else ""
+
+    def made(self, target: Path) -> bool:
+        """Whether the file at ``target`` is a result of ours, as we left it."""
+        return bool(self.output_digest) and bool(self.result_at(target))
 
     def came_from(self, source: Path) -> bool:
         """Whether ``source`` still is what was read; reads it only when its stamp has changed."""

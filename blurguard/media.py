@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from blurguard.errors import InputError
+from blurguard.errors import ConfigError, InputError
 from blurguard.journal import FILE_NAME
 from blurguard.output import STATE_FOLDER
 
@@ -198,5 +198,49 @@ def _reason_to_leave(path: Path) -> str:
 
 
 def blurred_name(path: Path) -> Path:
-    """Return the default name of a result: ``photos`` -> ``photos_blurred``, ``a.jpg`` -> ``a_blurred.jpg``."""
+    """Return the default name of a result: ``a.jpg`` -> ``a_blurred.jpg``."""
     return path.with_name(f"{path.stem}_blurred{path.suffix}")
+
+
+def targets_for(files: list[Path], out: Path | None) -> list[tuple[Path, Path]]:
+    """Return each file with the name of its result.
+
+    Without ``out`` that is ``NAME_blurred.SUFFIX`` beside it. ``out`` is a folder when it is one, when there
+    are several files, or when it has no suffix of a picture; else it is the name of the one result.
+
+    Raises:
+        ConfigError: two results of one name, a result that is a source, or a suffix of another format.
+    """
+    folder = out is not None and (len(files) > 1 or out.is_dir() or not out.suffix)
+    if folder and out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file; choose a folder for --out")
+    pairs = [(file, _target(file, out, folder)) for file in files]
+    sources, taken = {file.resolve() for file in files}, dict[Path, Path]()
+    for source, target in pairs:
+        if (other := taken.setdefault(target.resolve(), source)) != source:
+            raise ConfigError(f"{other} and {source} would both become {target}; handle them one at a time")
+        if target.resolve() in sources:
+            raise ConfigError(f"{source}: the result would replace {target}; choose another --out")
+    return pairs
+
+
+def _target(file: Path, out: Path | None, folder: bool) -> Path:
+    if out is None:
+        return blurred_name(file)
+    if folder:
+        return out / file.name
+    if claimed_kind(out) is not claimed_kind(file):
+        raise ConfigError(f"{out}: the result has the format of {file}; give it the same suffix, {file.suffix}")
+    return out
+
+
+def folder_beside(photos: Path) -> Path:
+    """Return the default folder of results: ``photos`` -> ``photos_blurred``, also for ``.`` and names like it.
+
+    Raises:
+        ConfigError: the root of the file system has nothing beside it.
+    """
+    named = photos.resolve() if photos.name in ("", "..") else photos
+    if not named.name:
+        raise ConfigError(f"{photos}: has no folder beside it; say where the results go with --out")
+    return named.with_name(f"{named.name}_blurred")

@@ -7,6 +7,8 @@ place (GPS, serial numbers, names) have too many hiding places for a block-list.
 from __future__ import annotations
 
 import math
+import re
+from numbers import Real
 from typing import Any
 
 from PIL import ExifTags
@@ -14,6 +16,7 @@ from PIL import Image as Pillow
 
 ORIENTATION = ExifTags.Base.Orientation
 _MOST_TEXT = 128
+_MOST_NUMBERS = 4
 _LARGEST_PROFILE = 8 << 20  # bytes; printing profiles reach some 3 MB
 
 _B = ExifTags.Base
@@ -30,16 +33,25 @@ KEPT_EXIF = frozenset(
         _B.LensSpecification, _B.LensMake, _B.LensModel,
     }
 )  # fmt: skip
+# Only these may hold words; the times hold figures and the rest numbers.
+_NAMES = frozenset({_B.Make, _B.Model, _B.LensMake, _B.LensModel})
+_TIMES = frozenset(
+    {
+        _B.DateTime, _B.DateTimeOriginal, _B.DateTimeDigitized, _B.OffsetTime, _B.OffsetTimeOriginal,
+        _B.OffsetTimeDigitized, _B.SubsecTime, _B.SubsecTimeOriginal, _B.SubsecTimeDigitized,
+    }
+)  # fmt: skip
+_TIME = re.compile(r"[0-9:.+\- ]{1,32}", re.ASCII)
 
 
 def allowed_exif(exif: Pillow.Exif) -> bytes:
     """Return an EXIF block with the kept tags of ``exif`` and nothing else; ``b""`` when none is there."""
     kept = Pillow.Exif()
     for tag in KEPT_BASE & set(exif):
-        if _harmless(exif[tag]):
+        if _harmless(tag, exif[tag]):
             kept[tag] = exif[tag]
     camera = exif.get_ifd(ExifTags.IFD.Exif)
-    details: dict[int, Any] = {int(tag): camera[tag] for tag in KEPT_EXIF & set(camera) if _harmless(camera[tag])}
+    details: dict[int, Any] = {int(tag): camera[tag] for tag in KEPT_EXIF & set(camera) if _harmless(tag, camera[tag])}
     if details:
         kept[ExifTags.IFD.Exif] = details
     return kept.tobytes() if len(kept) else b""
@@ -62,13 +74,18 @@ def allowed_resolution(dpi: Any) -> tuple[float, float] | None:
     return (x, y) if all(math.isfinite(v) and 1 <= v <= 100_000 for v in (x, y)) else None
 
 
-def _harmless(value: Any) -> bool:
-    """Numbers, short plain texts and short lists of numbers: nothing that could hold a picture."""
-    if isinstance(value, str):
-        return len(value) <= _MOST_TEXT and value.isprintable()
-    if isinstance(value, tuple):
-        return len(value) <= 4 and all(_harmless(v) and not isinstance(v, str | tuple) for v in value)
+def _harmless(tag: int, value: Any) -> bool:
+    """Names, times and a few numbers, each where it belongs: nothing that could hold a picture or a letter."""
+    if tag in _NAMES:
+        return isinstance(value, str) and len(value) <= _MOST_TEXT and value.isprintable()
+    if tag in _TIMES:
+        return isinstance(value, str) and _TIME.fullmatch(value) is not None
+    numbers = value if isinstance(value, tuple) else (value,)
+    return len(numbers) <= _MOST_NUMBERS and all(map(_is_number, numbers))
+
+
+def _is_number(value: Any) -> bool:
     try:
-        return not isinstance(value, bytes) and math.isfinite(float(value))
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        return isinstance(value, Real) and math.isfinite(float(value))
+    except (ValueError, ZeroDivisionError, OverflowError):
         return False

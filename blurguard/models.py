@@ -37,6 +37,8 @@ class ModelSpec:
         size_constants: (byte offset in the file, divisor): where two int32, h and w divided by it, stand.
         box_scale: factors on raw width and height that make a tight face box.
         box_shift: added to the centre, as shares of the tight width and height.
+        fine_logit_shift: added to the logits where the picture is looked at at nearly its own size or enlarged;
+            there weights that were not trained for small faces see them in noise.
         thresholds: score from which a face is hidden, per mode.
         evidence: where the thresholds and the corrections were measured.
         source: where the weights come from.
@@ -57,6 +59,7 @@ class ModelSpec:
     size_constants: tuple[tuple[int, int], ...]
     box_scale: tuple[float, float]
     box_shift: tuple[float, float]
+    fine_logit_shift: float
     thresholds: dict[Mode, float]
     evidence: str
     source: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,7 @@ class JsonLines:
         Raises:
             OutputError: it cannot be written, or holds something that is not a report.
         """
+        self._path = path if path and path != Path("-") else Path("standard output")
         self._file: IO[str] | None = None
         if path == Path("-"):
             self._file = sys.stdout
@@ -63,10 +65,21 @@ class JsonLines:
                 self._file = path.open("w", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add one line; names that are no valid text are escaped."""
-        if self._file is not None:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+        """Add one line; names that are no valid text are escaped.
+
+        Raises:
+            OutputError: the disk is full, or nobody reads standard output any more.
+        """
+        if self._file is None:
+            return
+        try:
+            with output_errors(self._path):
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
+        except OutputError:
+            if self._file is sys.stdout:  # or Python would try once more at its end, and complain
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
+            raise
 
     def __enter__(self) -> JsonLines:
         """Be the context."""
@@ -77,7 +90,8 @@ class JsonLines:
     ) -> None:
         """Close the file, but not standard output."""
         if self._file is not None and self._file is not sys.stdout:
-            self._file.close()
+            with output_errors(self._path):
+                self._file.close()
 
 
 def _refuse_other_files(path: Path) -> None:

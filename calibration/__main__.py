@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from calibration import CalibrationError, base
+from calibration import CalibrationError, base, evaluate
 
-STEPS = (base,)  # modules with add_parser(subparsers), which sets `run`
+STEPS = (base, evaluate)  # modules with add_parser(subparsers), which sets `run`
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter, OpResolverType  # type: ignore[import-untyped]  # ships no types
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from calibration import CalibrationError, flatbuffer
 
@@ -186,9 +186,7 @@ def _check_manifest(path: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
     for table, expected in facts.items():
         entries = [entry for entry in manifest.get(table, []) if entry.get("file") == expected["file"]]
         if len(entries) != 1:
-            raise CalibrationError(
-                f"{path} must have one [[{table}]] for {expected['file']}, has {len(entries)}"
-            )
+            raise CalibrationError(f"{path} must have one [[{table}]] for {expected['file']}, has {len(entries)}")
         for key, value in expected.items():
             found = entries[0].get(key)
             if found != value:

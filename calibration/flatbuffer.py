@@ -14,7 +14,7 @@ from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]  # ships no types
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema  # type: ignore[import-untyped]  # ships no types
+from ai_edge_litert import schema_py_generated as schema
 
 from calibration import CalibrationError
 
@@ -30,9 +30,7 @@ OPERATOR_NAMES: dict[int, str] = {
 }
 
 # Operators that work at any size: the shapes of their outputs follow from those of their inputs.
-SHAPE_FREE = frozenset(
-    {"CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "PAD", "ADD", "RELU", "RESIZE_BILINEAR"}
-)
+SHAPE_FREE = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "PAD", "ADD", "RELU", "RESIZE_BILINEAR"})
 FUSABLE = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "ADD"})  # operators that can carry a RELU
 
 

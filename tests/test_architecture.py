@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 PACKAGE = ROOT / "blurguard"
 # A module imports only from the rows above its own.
@@ -16,14 +17,16 @@ ROWS = (
     ("models",),
     ("runtime",),
     ("blazeface", "obscure", "media", "convert", "metadata"),
-    ("containers",),
+    ("containers", "report"),
     ("deep", "animation"),
+    ("formats",),
     ("images",),
     ("detectors",),
     ("pipeline",),
     ("batch",),
     ("watch",),
-    ("console", "cli", "doctor"),
+    ("console", "doctor"),
+    ("cli",),
 )
 EXEMPT = ("__init__", "__main__")
 ROW_OF = {name: number for number, row in enumerate(ROWS) for name in row}
@@ -39,7 +42,8 @@ every_module = pytest.mark.parametrize("name", MODULES)
 
 
 def tree_of(name: str) -> ast.Module:
-    return ast.parse(MODULES[name].read_text("utf-8"))
+    tree: ast.Module = ast.parse(MODULES[name].read_text("utf-8"))
+    return tree
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -53,7 +57,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def rooms_imported(tree: ast.Module) -> set[str]:
-    """Return our modules that are imported: ``blurguard.x``, ``blurguard.x.name`` or ``from blurguard import x``."""
+    """Return those of our modules that are imported."""
     parts = [name.split(".") for name in imported(tree)]
     return {part[1] for part in parts if part[0] == "blurguard" and len(part) > 1} - {"__version__"}
 
@@ -76,7 +80,8 @@ def test_modules_import_only_from_rows_above(name: str) -> None:
 @every_module
 def test_only_the_runtime_names_the_runtimes(name: str) -> None:
     tree = tree_of(name)
-    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    texts = [value for value in constants if isinstance(value, str)]
     named = [text for text in (*texts, *imported(tree)) if text.startswith(RUNTIMES)]
     assert bool(named) == (name == "runtime")
 
@@ -90,9 +95,14 @@ def test_nothing_can_reach_the_network(name: str) -> None:
 def test_functions_and_modules_are_short(name: str) -> None:
     assert len(MODULES[name].read_text("utf-8").splitlines()) <= LONGEST_MODULE
     for node in ast.walk(tree_of(name)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not only_a_signature(node):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
+
+
+def only_a_signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Tell a table of options, which is all parameters, from code."""
+    return len(function.body) == 1 and ast.get_docstring(function) is not None
 
 
 def catches_everything(handler: ast.ExceptHandler) -> bool:

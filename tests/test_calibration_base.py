@@ -230,9 +230,7 @@ def test_hashes_are_those_of_the_manifest() -> None:
         assert hashlib.sha256((base.MODELS / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
 
 
-def test_a_changed_source_is_refused(
-    original: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_changed_source_is_refused(original: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed = bytearray(original)
     changed[len(changed) // 2] ^= 1
     wheel = wheel_of(tmp_path, bytes(changed))

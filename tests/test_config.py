@@ -12,11 +12,7 @@ from blurguard.config import RANGES, Mode, Settings, Shape, Style, from_environm
 from blurguard.errors import ConfigError
 
 BAD: list[tuple[str, Any]] = [
-    *(
-        (name, value)
-        for name, (low, high) in RANGES.items()
-        for value in (low - 1, high + 1, math.nan, math.inf)
-    ),
+    *((name, value) for name, (low, high) in RANGES.items() for value in (low - 1, high + 1, math.nan, math.inf)),
     *((name, "much") for name in RANGES),
     *((name, True) for name in RANGES),
     ("min_score", 0.0),
@@ -53,9 +49,7 @@ def test_a_bad_value_is_an_error_that_names_the_setting(name: str, value: Any) -
         Settings(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, limits in RANGES.items() for value in limits]
-)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, limits in RANGES.items() for value in limits])
 def test_the_limits_themselves_are_accepted(name: str, value: float) -> None:
     integral = isinstance(getattr(Settings(max_pixels=1, jobs=1), name), int)
     values: dict[str, Any] = {name: int(value) if integral else value}

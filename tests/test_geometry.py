@@ -54,9 +54,7 @@ def test_regions_hold_the_enlarged_box_rounded_outward_by_less_than_a_pixel(
     faces: Boxes, margin: float, width: int, height: int
 ) -> None:
     tiny = 1e-3  # float32 at these coordinates
-    for box, region in zip(
-        faces.astype(float), paired_regions(found_in(faces), margin, width, height), strict=True
-    ):
+    for box, region in zip(faces.astype(float), paired_regions(found_in(faces), margin, width, height), strict=True):
         grow = np.maximum((box[2:] - box[:2]) * margin, MIN_MARGIN_PX)
         near = np.maximum(box[:2] - grow, 0)
         far = np.minimum(box[2:] + grow, [width, height])
@@ -87,9 +85,7 @@ def test_small_faces_keep_a_margin_in_pixels() -> None:
 
 
 def test_faces_outside_have_no_region_and_the_others_keep_their_order() -> None:
-    faces = found_in(
-        [[50, 50, 60, 60], [-40, 0, -20, 20], [10, 10, 20, 20], [0, 200, 9, 220], [30, 30, 40, 40]]
-    )
+    faces = found_in([[50, 50, 60, 60], [-40, 0, -20, 20], [10, 10, 20, 20], [0, 200, 9, 220], [30, 30, 40, 40]])
     paired = paired_regions(faces, 0.0, 100, 100)
     assert [region and region.x0 for region in paired] == [48, None, 8, None, 28]
     assert regions_from(faces, 0.0, 100, 100) == [region for region in paired if region is not None]
@@ -143,9 +139,7 @@ def test_equal_scores_keep_their_order() -> None:
 
 def test_merging_passes_leaves_one_box_per_face_best_first() -> None:
     first = Detections(np.array([[0, 0, 10, 10]], np.float32), np.array([0.6], np.float32))
-    second = Detections(
-        np.array([[50, 0, 60, 10], [1, 0, 11, 10]], np.float32), np.array([0.9, 0.7], np.float32)
-    )
+    second = Detections(np.array([[50, 0, 60, 10], [1, 0, 11, 10]], np.float32), np.array([0.9, 0.7], np.float32))
     both = merged([first, second], 0.45)
     assert both.boxes.tolist() == [[50, 0, 60, 10], [1, 0, 11, 10]]
     assert both.scores == pytest.approx([0.9, 0.7])

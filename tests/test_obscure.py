@@ -128,19 +128,13 @@ def test_covered_the_finest_detail_is_gone_from_every_pixel_of_the_hidden_area(c
         hidden = hide(image, [region], case.style, case.shape)
         covered = hidden.pixels[area(image, [region], case.shape)][:, : image.layout.colors] / image.white
         assert covered.size
-        assert (
-            np.abs(covered - 0.5).max() < 0.3
-        )  # the original is 0.5 away; the noise 0.024 * 6, odd cells 0.1
+        assert np.abs(covered - 0.5).max() < 0.3  # the original is 0.5 away; the noise 0.024 * 6, odd cells 0.1
 
 
 @pytest.mark.parametrize("shape", Shape)
 @pytest.mark.parametrize("style", AVERAGED)
-@pytest.mark.parametrize(
-    "edge", [(40, 30), (-30, 30), (140, 30), (40, -30), (40, 140), (-30, -30), (140, 140)]
-)
-def test_covered_what_is_hidden_does_not_follow_the_original(
-    edge: tuple[int, int], style: Style, shape: Shape
-) -> None:
+@pytest.mark.parametrize("edge", [(40, 30), (-30, 30), (140, 30), (40, -30), (40, 140), (-30, -30), (140, 140)])
+def test_covered_what_is_hidden_does_not_follow_the_original(edge: tuple[int, int], style: Style, shape: Shape) -> None:
     x, y = edge
     image = checkerboard(Layout.GREY, np.uint16, 200, 200)
     (region,) = regions_in(image, (x, y, x + 90, y + 90))
@@ -276,9 +270,7 @@ COLORS = [
 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize(("layout", "red"), COLORS)
-def test_boxes_are_two_pixels_wide_and_of_the_right_colour(
-    layout: Layout, red: list[int], depth: type
-) -> None:
+def test_boxes_are_two_pixels_wide_and_of_the_right_colour(layout: Layout, red: list[int], depth: type) -> None:
     image = noise_picture(layout, depth, 60, 50)
     (region,) = regions_in(image, (15, 12, 35, 33))
     before = image.pixels[..., : layout.colors].copy()
@@ -309,8 +301,7 @@ def test_boxes_at_the_edge_of_the_picture_stay_visible() -> None:
 
 
 BLACKS: list[tuple[Layout, Pixels]] = [
-    (layout, np.array([0, 0, 0, 1] if layout is Layout.CMYK else [0] * layout.colors, np.uint8))
-    for layout in Layout
+    (layout, np.array([0, 0, 0, 1] if layout is Layout.CMYK else [0] * layout.colors, np.uint8)) for layout in Layout
 ]
 
 
@@ -319,9 +310,7 @@ BLACKS: list[tuple[Layout, Pixels]] = [
 def test_solid_is_black_to_the_eye(layout: Layout, black: Pixels, depth: type) -> None:
     image = noise_picture(layout, depth, 60, 60)
     hidden = hide(image, regions_in(image, (20, 20, 40, 40)), Style.SOLID)
-    assert np.array_equal(
-        hidden.pixels[30, 30, : layout.colors], black.astype(depth) * np.uint16(image.white)
-    )
+    assert np.array_equal(hidden.pixels[30, 30, : layout.colors], black.astype(depth) * np.uint16(image.white))
     assert not hidden.rgb8()[30, 30].any()
 
 

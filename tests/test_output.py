@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Starter
 
 from blurguard.errors import OutputError
 from blurguard.output import Draft, digest_of, digest_of_file, publish, scratch_in, sweep, write_draft
+from tests.conftest import Starter
 
 HOLD = """
 import sys
@@ -205,9 +205,7 @@ def test_sweeping_does_not_follow_a_link_in_place_of_the_scratch(tmp_path: Path)
     assert names_in(tmp_path / "keep") == ["folder"]
 
 
-def test_a_write_that_fails_half_way_is_an_error_and_leaves_nothing(
-    tmp_path: Path, start_python: Starter
-) -> None:
+def test_a_write_that_fails_half_way_is_an_error_and_leaves_nothing(tmp_path: Path, start_python: Starter) -> None:
     told, wrong = start_python(LIMITED, tmp_path).communicate()
     assert told.startswith("0 ") and "cannot write: File too large" in told, wrong
     assert names_in(tmp_path) == []

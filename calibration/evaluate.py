@@ -1,0 +1,121 @@
+"""How many faces are found: both modes on a folder of labelled pictures, at the thresholds that are shipped.
+
+``python -m calibration evaluate DATA`` prints the tables of docs/accuracy.md. With ``--sweep`` it prints the
+operating points from which thresholds are chosen: only ever on pictures that no published figure is from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from blurguard import models
+from blurguard.config import Mode, Settings
+from blurguard.detectors import BlazeFaceDetector, load_detector
+from blurguard.geometry import iou
+from blurguard.runtime import Network
+from blurguard.types import Detections
+from calibration.score import BUCKETS, IGNORE, SUBSETS, Hidden, Labelled, average_precision, hidden_at, load_truth
+
+SWEEP = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+MIN_SCORE = 0.02  # for AP; operating points lie far above it
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add this step to ``python -m calibration``."""
+    parser = steps.add_parser("evaluate", help="recall, false boxes and AP on labelled pictures")
+    parser.add_argument("data", type=Path, help="folder with faces.jsonl")
+    parser.add_argument("--model", default="", help="name in the manifest (default: the default one)")
+    parser.add_argument("--mode", choices=[*Mode], action="append", help="only this one (may be repeated)")
+    parser.add_argument("--sweep", action="store_true", help="several thresholds instead of the shipped one")
+    parser.add_argument("--boxes", action="store_true", help="measure box_scale and box_shift of the manifest instead")
+    parser.add_argument("--limit", type=int, default=0, help="a random sample of so many pictures")
+    parser.add_argument("--seed", type=int, default=0, help="of that sample")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the tables."""
+    cv2.setNumThreads(1)
+    truth = load_truth(arguments.data)
+    if arguments.limit:
+        truth = random.Random(arguments.seed).sample(truth, min(arguments.limit, len(truth)))  # noqa: S311 - a sample
+    if arguments.boxes:
+        return _print_box_correction(arguments.model, truth)
+    print(f"{len(truth)} pictures, one thread, margin {Settings().margin:g}\n")
+    rows = []
+    for mode in arguments.mode or [*Mode]:
+        detector = load_detector(Settings(mode=Mode(mode), model=arguments.model))
+        found, milliseconds = _detect(detector, truth)
+        aps = [100 * average_precision(truth, found, bit) for bit in SUBSETS.values()]
+        for threshold in SWEEP if arguments.sweep else (detector.threshold,):
+            point = hidden_at(truth, found, threshold, Settings().margin)
+            rows.append(_row(mode, aps, point, milliseconds))
+    print("\n".join([_HEAD, "|---" * _HEAD.strip("|").count("|") + "|---|", *rows]))
+    return 0
+
+
+_SIZES = " | ".join(f"{low}-{high} px" if high < BUCKETS[-1][1] else f"{low}+ px" for low, high in BUCKETS)
+_HEAD = (
+    f"| mode | AP easy / medium / hard | score from | {_SIZES} | 10+ px | pictures all hidden | "
+    "false boxes a picture | masked outside faces | CPU ms a picture |"
+)
+
+
+def _detect(detector: BlazeFaceDetector, truth: list[Labelled]) -> tuple[list[Detections], float]:
+    """Return the faces of every picture, and the mean processor time of detection at the shipped threshold, ms."""
+    found, seconds = [], 0.0
+    for index, picture in enumerate(truth):
+        rgb = _pixels(picture)
+        found.append(detector.detect(rgb, MIN_SCORE))  # also builds the interpreters of this size, untimed
+        started = time.process_time()
+        detector.detect(rgb, detector.threshold)
+        seconds += time.process_time() - started
+        if sys.stderr.isatty():
+            print(f"\r{index + 1}/{len(truth)}", end="", file=sys.stderr)
+    return found, 1000 * seconds / max(len(truth), 1)
+
+
+def _row(mode: str, aps: list[float], point: Hidden, milliseconds: float) -> str:
+    shares = " | ".join(f"{share:.1f} %" for share in (*point.by_height, point.from_10_px, point.pictures_all_hidden))
+    return (
+        f"| {mode} | {' / '.join(f'{ap:.1f}' for ap in aps)} | {point.threshold:g} | {shares} | "
+        f"{point.false_per_picture:.2f} | {point.masked_outside:.2f} % | {milliseconds:.0f} |"
+    )
+
+
+def _pixels(picture: Labelled) -> NDArray[np.uint8]:
+    with Pillow.open(picture.path) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+def _print_box_correction(model: str, truth: list[Labelled]) -> int:
+    """Print the medians of true over raw size, and of the centre's offset, over faces found with score 0.6."""
+    spec = dataclasses.replace(models.find(model), box_scale=(1.0, 1.0), box_shift=(0.0, 0.0))
+    detector = BlazeFaceDetector(Network(spec, models.load(spec)), Mode.ACCURATE)
+    rows = []
+    for picture in truth:
+        boxes = picture.boxes[(picture.flags & IGNORE) == 0]
+        raw = detector.detect(_pixels(picture), 0.6).boxes
+        if not len(raw) or not len(boxes):
+            continue
+        overlaps = iou(boxes, raw)
+        matched = overlaps.max(axis=1) > 0.4
+        rows.append(np.concatenate([boxes[matched], raw[overlaps.argmax(axis=1)[matched]]], axis=1))
+    pairs = np.concatenate(rows)
+    size, raw_size = pairs[:, 2:4] - pairs[:, :2], pairs[:, 6:] - pairs[:, 4:6]
+    shift = (pairs[:, :2] + pairs[:, 2:4] - pairs[:, 4:6] - pairs[:, 6:]) / 2 / size
+    scale, offset = np.median(size / raw_size, axis=0), np.median(shift, axis=0)
+    print(
+        f"{len(pairs)} faces: box_scale = [{scale[0]:.3f}, {scale[1]:.3f}], box_shift = [{offset[0]:.3f}, {offset[1]:.3f}]"
+    )
+    return 0

@@ -1,0 +1,179 @@
+"""Scoring detections against labelled pictures: WIDER-style average precision, and how many faces end up hidden.
+
+Truth is a ``faces.jsonl``, a line per picture: ``{"image", "width", "height", "faces": [[x, y, w, h, flags]]}``,
+px; flags are a sum of 1 easy, 2 medium, 4 hard (subsets of the official evaluation) and 8 ignore.
+
+A face counts as hidden when at least 80 % of the ellipse inscribed in its box lies under the union of the
+ellipses of the hidden regions. A box is false when its IoU with every annotated face, ignored ones included, is
+under 0.1.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blurguard.geometry import iou, regions_from
+from blurguard.types import Detections
+
+IGNORE = 8
+SUBSETS = {"easy": 1, "medium": 2, "hard": 4}
+BUCKETS = ((0, 10), (10, 20), (20, 40), (40, 80), (80, 1_000_000))  # height of a face, px
+HIDDEN_SHARE = 0.8
+FALSE_IOU = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """One labelled picture: ``boxes`` float32 (N, 4) x0 y0 x1 y1, ``flags`` int (N,)."""
+
+    path: Path
+    width: int
+    height: int
+    boxes: NDArray[np.float32]
+    flags: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """One operating point: shares are in percent of faces, pictures or px."""
+
+    threshold: float
+    by_height: tuple[float, ...]  # one per bucket
+    from_10_px: float
+    pictures_all_hidden: float
+    false_per_picture: float
+    masked_outside: float
+
+
+def load_truth(folder: Path) -> list[Labelled]:
+    """Return the pictures of a folder with ``faces.jsonl``."""
+    lines = (folder / "faces.jsonl").read_text("utf-8").splitlines()
+    return [_labelled(folder, json.loads(line)) for line in lines if line.strip()]
+
+
+def average_precision(truth: list[Labelled], found: list[Detections], subset: int) -> float:
+    """Return the AP of a subset, 0 to 1, by the protocol of WIDER FACE.
+
+    IoU 0.5; a detection on a face outside the subset counts neither way, a second one on the same face and
+    one on no face are false, in every picture.
+    """
+    scored: list[tuple[float, bool]] = []
+    wanted_count = 0
+    for picture, detections in zip(truth, found, strict=True):
+        wanted = (picture.flags & subset) > 0
+        wanted_count += int(wanted.sum())
+        scored.extend(_judged(picture, detections, wanted))
+    if not scored or not wanted_count:
+        return 0.0
+    scored.sort(key=lambda pair: -pair[0])
+    hits = np.cumsum([hit for _, hit in scored])
+    recall, precision = hits / wanted_count, hits / np.arange(1, len(hits) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    steps = np.diff(recall, prepend=0.0)
+    return float((steps * envelope).sum())
+
+
+def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, margin: float) -> Hidden:
+    """Return what is hidden when every detection from ``threshold`` is, with ``margin`` on each side."""
+    seen, covered = np.zeros(len(BUCKETS)), np.zeros(len(BUCKETS))
+    clean = counted = false_boxes = outside = area = 0
+    for picture, detections in zip(truth, found, strict=True):
+        kept = detections.scores >= threshold
+        chosen = Detections(detections.boxes[kept], detections.scores[kept])
+        mask = _mask(picture, chosen, margin)
+        heights, hits = _hits(picture, mask)
+        for low_high, index in zip(BUCKETS, range(len(BUCKETS)), strict=True):
+            inside = (heights >= low_high[0]) & (heights < low_high[1])
+            seen[index] += inside.sum()
+            covered[index] += hits[inside].sum()
+        large = heights >= BUCKETS[1][0]
+        counted += bool(large.any())
+        clean += bool(large.any() and hits[large].all())
+        if len(chosen):
+            overlaps = iou(chosen.boxes, picture.boxes) if len(picture.boxes) else np.zeros((len(chosen), 1))
+            false_boxes += int((overlaps.max(axis=1) < FALSE_IOU).sum())
+        outside += _outside(picture, mask)
+        area += mask.size
+    percent = 100 * covered / np.maximum(seen, 1)
+    return Hidden(
+        threshold,
+        tuple(float(v) for v in percent),
+        float(100 * covered[1:].sum() / max(seen[1:].sum(), 1)),
+        100 * clean / max(counted, 1),
+        false_boxes / max(len(truth), 1),
+        100 * outside / max(area, 1),
+    )
+
+
+def _labelled(folder: Path, record: dict[str, object]) -> Labelled:
+    rows = np.array(record["faces"], np.float64).reshape(-1, 5)
+    boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1).astype(np.float32)
+    width, height = int(str(record["width"])), int(str(record["height"]))
+    return Labelled(folder / str(record["image"]), width, height, boxes, rows[:, 4].astype(np.int64))
+
+
+def _judged(picture: Labelled, detections: Detections, wanted: NDArray[np.bool_]) -> list[tuple[float, bool]]:
+    """(score, right or wrong) of each detection that counts."""
+    if not len(detections) or not len(picture.boxes):
+        return []
+    judged: list[tuple[float, bool]] = []
+    taken = np.zeros(len(picture.boxes), np.bool_)
+    for row, score in zip(iou(detections.boxes, picture.boxes), detections.scores, strict=True):
+        best = int(row.argmax())
+        if row[best] < 0.5:
+            judged.append((float(score), False))
+        elif wanted[best]:
+            judged.append((float(score), not taken[best]))
+        taken[best] |= row[best] >= 0.5
+    return judged
+
+
+def _ellipse(
+    box: NDArray[np.float32] | tuple[int, ...], shape_hw: tuple[int, int]
+) -> tuple[slice, slice, NDArray[np.bool_]]:
+    """Return the rows, the columns and the pixels between them whose centres lie in the box's ellipse."""
+    x0, y0, x1, y1 = (float(v) for v in box)
+    rows = slice(max(int(y0), 0), min(int(np.ceil(y1)), shape_hw[0]))
+    columns = slice(max(int(x0), 0), min(int(np.ceil(x1)), shape_hw[1]))
+    ys, xs = (
+        np.arange(rows.start, max(rows.stop, rows.start)),
+        np.arange(columns.start, max(columns.stop, columns.start)),
+    )
+    dx = (xs + 0.5 - (x0 + x1) / 2) / max((x1 - x0) / 2, 0.5)
+    dy = (ys + 0.5 - (y0 + y1) / 2) / max((y1 - y0) / 2, 0.5)
+    return rows, columns, dx[None] ** 2 + dy[:, None] ** 2 <= 1
+
+
+def _mask(picture: Labelled, detections: Detections, margin: float) -> NDArray[np.bool_]:
+    """(H, W) what is hidden."""
+    mask = np.zeros((picture.height, picture.width), np.bool_)
+    for region in regions_from(detections, margin, picture.width, picture.height):
+        rows, columns, inside = _ellipse(region.box, mask.shape)
+        mask[rows, columns] |= inside
+    return mask
+
+
+def _hits(picture: Labelled, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the height of each face that counts and whether it is hidden."""
+    heights, hits = [], []
+    for box, flags in zip(picture.boxes, picture.flags, strict=True):
+        if flags & IGNORE or min(box[2] - box[0], box[3] - box[1]) < 2:
+            continue
+        rows, columns, inside = _ellipse(box, mask.shape)
+        if inside.any():
+            heights.append(float(box[3] - box[1]))
+            hits.append(bool(mask[rows, columns][inside].mean() >= HIDDEN_SHARE))
+    return np.array(heights), np.array(hits, np.bool_)
+
+
+def _outside(picture: Labelled, mask: NDArray[np.bool_]) -> int:
+    """Count hidden px beyond the annotated boxes enlarged 1.6 times; clears those in ``mask``."""
+    grow = (picture.boxes[:, 2:] - picture.boxes[:, :2]) * 0.3
+    for x0, y0, x1, y1 in np.concatenate([picture.boxes[:, :2] - grow, picture.boxes[:, 2:] + grow], axis=1):
+        mask[max(int(y0), 0) : int(y1) + 1, max(int(x0), 0) : int(x1) + 1] = False
+    return int(mask.sum())

@@ -1,0 +1,280 @@
+"""Killing a batch at a random moment, and what must hold afterwards.
+
+``kill_once`` is one experiment. It hides with black boxes: nothing in them is left to chance, so what a kill
+may leave is known byte for byte. A finished file equals its reference, a draft in scratch is the beginning of
+one, and an original that is to be replaced is the original or the reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from blurguard import Anonymizer, Settings, Shape, Style
+
+ROOT = Path(__file__).resolve().parents[1]
+# Photo and square round its face, px.
+FACES = {
+    "astronaut": (150, 40, 310, 200),
+    "biden_blue_room": (140, 50, 400, 310),
+    "grace_hopper": (115, 80, 415, 380),
+    "obama_blue_room": (250, 100, 490, 340),
+    "obama_portrait": (250, 30, 730, 510),
+}
+SUFFIXES = (".jpg", ".png", ".webp")
+OPTIONS = ("--style", "solid", "--shape", "box", "--mode", "fast")
+SETTINGS = Settings(style=Style.SOLID, shape=Shape.BOX, mode="fast")  # type: ignore[arg-type]
+BLACK_AT_MOST = 24  # of 255: JPEG and WebP are lossy
+LONGEST_WAIT_SECONDS = 120.0  # for the impossible to be told from the slow
+TICK_SECONDS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class KillResult:
+    """One experiment.
+
+    Attributes:
+        seed: decided everything that is random in it.
+        whom: ``group`` when all processes were killed at once, ``parent`` when only the first one.
+        in_place: whether the originals were being replaced.
+        finished: files that had their final name at the moment.
+        drafts: files in scratch at the moment.
+        photos: files in all.
+        faults: what did not hold; empty when all is well.
+    """
+
+    seed: int
+    whom: str
+    in_place: bool
+    finished: int
+    drafts: int
+    photos: int
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Where it happens, and what is right there."""
+
+    photos: Path
+    out: Path
+    expected: dict[Path, bytes]
+    marker: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def in_place(self) -> bool:
+        return self.photos == self.out
+
+    @property
+    def originals(self) -> dict[Path, bytes]:
+        return {name: (self.photos / name).read_bytes() for name in self.expected}
+
+    def start(self, *more: str) -> subprocess.Popen[bytes]:
+        """Start blurguard in a process group of its own, told by a variable in its environment."""
+        where = ("--in-place",) if self.in_place else ("--out", str(self.out))
+        command = [sys.executable, "-m", "blurguard", "dir", str(self.photos), *where, "--jobs", "2", *OPTIONS, *more]
+        environment = os.environ | {"FAULT_MARKER": self.marker, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def make_photos(folder: Path, count: int = 12) -> Path:
+    """Write small pictures with one face each, in a tree, in several formats; returns the folder."""
+    for index in range(count):
+        name, box = list(FACES.items())[index % len(FACES)]
+        side = 160 + 16 * index
+        target = folder / ("" if index % 3 else "below") / f"{index:02d}{SUFFIXES[index % len(SUFFIXES)]}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(ROOT / "examples" / "photos" / f"{name}.jpg") as photo:
+            photo.crop(box).resize((side, side)).save(target, quality=90)
+    return folder
+
+
+def kill_once(seed: int, photos: Path, work: Path) -> KillResult:
+    """Kill a batch over ``photos`` at the moment that ``seed`` says, look at what is left, and run it again.
+
+    Args:
+        seed: of the moment, of who is killed, and of whether originals are being replaced.
+        photos: pictures with faces, as ``make_photos`` writes them.
+        work: an empty or absent folder; its content is left for whoever wants to look at a fault.
+    """
+    chance = random.Random(seed)
+    whom = chance.choice(("group", "parent"))
+    in_place = chance.random() < 0.3
+    expected = dict(references(photos))
+    work.mkdir(parents=True, exist_ok=True)
+    if in_place:
+        shutil.copytree(photos, work / "photos")
+    case = Case(work / "photos" if in_place else photos, work / ("photos" if in_place else "out"), expected)
+    originals = case.originals
+    process = case.start()
+    with _ended(process, case):
+        _wait_for_moment(case, originals, process, chance)
+        (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGKILL)
+        process.wait(LONGEST_WAIT_SECONDS)
+        faults = list(_survivors(case))
+    finished, drafts = len(_finished(case, originals)), len(_drafts(case.out))
+    faults += wrong_after_kill(case, originals)
+    faults += _wrong_after_next_run(case, originals, finished, work / "report.jsonl")
+    return KillResult(seed, whom, in_place, finished, drafts, len(expected), tuple(faults))
+
+
+@functools.lru_cache(maxsize=4)
+def references(photos: Path) -> tuple[tuple[Path, bytes], ...]:
+    """Return each picture's name and the bytes that it must become; checks that its face is black there."""
+    anonymizer = Anonymizer(SETTINGS)
+    folder = photos.with_name(f"{photos.name}_reference_{uuid.uuid4().hex}")
+    found = []
+    try:
+        for source in sorted(path for path in photos.rglob("*") if path.is_file()):
+            name = source.relative_to(photos)
+            outcome = anonymizer.process(source, folder / name)
+            with Image.open(folder / name) as picture:
+                pixels = np.array(picture.convert("RGB"))
+            assert outcome.faces, f"{source}: no face"
+            for x0, y0, x1, y1 in (face.region for face in outcome.faces):
+                assert pixels[y0:y1, x0:x1].max() <= BLACK_AT_MOST, f"{source}: not hidden"
+            found.append((name, (folder / name).read_bytes()))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return tuple(found)
+
+
+def _wait_for_moment(
+    case: Case, originals: dict[Path, bytes], process: subprocess.Popen[bytes], chance: random.Random
+) -> None:
+    """Wait until so many files are there, finished or as drafts, and then a little longer."""
+    wanted, little = chance.randrange(len(case.expected)), chance.uniform(0, 0.05)
+    for _ in _ticks():
+        if process.poll() is not None:
+            return
+        if _scratch(case.out).is_dir() and len(_finished(case, originals)) + len(_drafts(case.out)) >= wanted:
+            break
+    select.select([], [], [], little)
+
+
+def _ticks() -> Iterator[None]:
+    """Yield again and again, with pauses, but not for ever."""
+    until = time.monotonic() + LONGEST_WAIT_SECONDS
+    while time.monotonic() < until:
+        yield
+        select.select([], [], [], TICK_SECONDS)
+    raise TimeoutError("what was waited for did not happen")
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[bytes], case: Case) -> Iterator[None]:
+    """Whatever happens, leave no process of the case behind."""
+    try:
+        yield
+    finally:
+        for pid in (process.pid, *_marked(case)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait(LONGEST_WAIT_SECONDS)
+
+
+def _marked(case: Case) -> list[int]:
+    """Return the living processes that the case has started."""
+    marker, found = f"FAULT_MARKER={case.marker}".encode(), []
+    for entry in Path("/proc").iterdir():
+        # A process that has ended, or is another user's, cannot be read; a zombie reads empty.
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and marker in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+def _survivors(case: Case) -> Iterator[str]:
+    """Yield a fault unless all processes of the case end by themselves."""
+    try:
+        for _ in _ticks():
+            if not _marked(case):
+                return
+    except TimeoutError:
+        yield f"processes live on: {_marked(case)}"
+
+
+def _scratch(out: Path) -> Path:
+    return out / ".blurguard" / "scratch"
+
+
+def _drafts(out: Path) -> list[Path]:
+    return [path for path in _scratch(out).rglob("*") if path.is_file()]
+
+
+def _finished(case: Case, originals: dict[Path, bytes]) -> list[Path]:
+    """Return the names that hold something else than the original."""
+    found = []
+    for name in case.expected:
+        with contextlib.suppress(FileNotFoundError):
+            if not case.in_place or (case.out / name).read_bytes() != originals[name]:
+                (case.out / name).stat()
+                found.append(name)
+    return found
+
+
+def wrong_after_kill(case: Case, originals: dict[Path, bytes]) -> Iterator[str]:
+    """Yield what a kill must not leave."""
+    if case.originals != originals and not case.in_place:
+        yield "an original was touched"
+    for path in sorted(path for path in case.out.rglob("*") if path.is_file()):
+        name, data = path.relative_to(case.out), path.read_bytes()
+        if name.parts[:2] == (".blurguard", "scratch"):
+            yield from _wrong_draft(case, path, data)
+        elif name.parts[0] == ".blurguard":
+            if path.name.partition(".")[0] != "journal" or stat.S_IMODE(path.stat().st_mode) != 0o600:
+                yield f"{name}: not ours, or not private"
+        elif data != case.expected.get(name) and not (case.in_place and data == originals[name]):
+            yield f"{name}: neither whole and hidden nor absent ({len(data)} bytes)"
+    for folder in (case.out / ".blurguard", *(case.out / ".blurguard").rglob("*")):
+        if folder.is_dir() and stat.S_IMODE(folder.stat().st_mode) != 0o700:
+            yield f"{folder}: not private"
+
+
+def _wrong_draft(case: Case, path: Path, data: bytes) -> Iterator[str]:
+    """A draft holds nothing but the beginning of a hidden picture, and is private until it is published."""
+    if not any(whole.startswith(data) for whole in case.expected.values()):
+        yield f"scratch/{path.name}: is not of a hidden picture ({len(data)} bytes)"
+    private = stat.S_IMODE(path.stat().st_mode) == 0o600
+    if not private and data and data not in case.expected.values():
+        yield f"scratch/{path.name}: others may read it"
+
+
+def _wrong_after_next_run(case: Case, originals: dict[Path, bytes], finished: int, report: Path) -> Iterator[str]:
+    """Run again; yield what was not completed, was done twice, or was left behind."""
+    process = case.start("--report", str(report))
+    with _ended(process, case):
+        code = process.wait(LONGEST_WAIT_SECONDS)
+    if code:
+        yield f"the next run ended with {code}"
+        return
+    statuses = [json.loads(line)["status"] for line in report.read_text("utf-8").splitlines()]
+    if (statuses.count("skipped"), statuses.count("done")) != (finished, len(originals) - finished):
+        yield f"{finished} of {len(originals)} were finished, but the next run says {statuses}"
+    if {name: (case.out / name).read_bytes() for name in case.expected} != case.expected:
+        yield "the next run left other files than an undisturbed one"
+    if _scratch(case.out).exists():
+        yield "the next run left scratch behind"
