@@ -87,7 +87,7 @@ def webp(frames: Timed, loop: int, icc: bytes | None, exif: bytes, **options: An
     flags = 0x02 | (0x20 if icc else 0) | (0x10 if alpha else 0) | (0x08 if exif else 0)
     head = _riff_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + _u24(size[0] - 1, size[1] - 1))
     profile = _riff_chunk(b"ICCP", icc) if icc else b""
-    tags = _riff_chunk(b"EXIF", exif) if exif else b""
+    tags = _riff_chunk(b"EXIF", exif.removeprefix(b"Exif\0\0")) if exif else b""
     anim = _riff_chunk(b"ANIM", struct.pack("<IH", 0, loop))
     body = b"".join([b"WEBP", head, profile, anim, *out, tags])
     return b"RIFF" + struct.pack("<I", len(body)) + body

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 from blurguard.media import Kind
 
+# Boxes without whose end there is no picture.
+_NEEDED_BOXES = frozenset({b"ftyp", b"meta", b"moov", b"mdat", b"jP  ", b"jp2h", b"jp2c"})
+
 
 class Part(NamedTuple):
     """One chunk, box or block: its type and where its payload starts and stops in the data."""
@@ -30,6 +33,8 @@ def check_whole(data: bytes, kind: Kind) -> None:
         raise ValueError("truncated: no trailer")
     if kind is Kind.WEBP:
         list(riff_chunks(data))
+    if kind is Kind.TIFF:
+        _check_tiff(data)
     if kind is Kind.JPEG2000:
         _check_jpeg2000(data)
     if kind in (Kind.HEIC, Kind.AVIF):
@@ -92,7 +97,7 @@ def gif_blocks(data: bytes) -> Iterator[Part]:
 def boxes(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[Part]:
     """Yield the boxes of an ISO base media or JPEG 2000 file, or those inside one (ISO/IEC 14496-12, 4.2).
 
-    Appended bytes that are no box end the walk: whatever they are, they are not copied.
+    Appended bytes that are no box of a picture end the walk: whatever they are, they are not copied.
     """
     at, end = start, len(data) if stop is None else stop
     while at + 8 <= end:
@@ -105,9 +110,24 @@ def boxes(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[Part
         if size < header or not name.isascii():
             return
         if at + size > end:
+            if name not in _NEEDED_BOXES:
+                return
             raise ValueError(f"truncated: box {name.decode()} ends {at + size - end} bytes after its file")
         yield Part(name, at + header, at + size)
         at += size
+
+
+def _check_tiff(data: bytes) -> None:
+    """Every directory lies in the file, and tells where the next one is (TIFF 6.0, section 2; BigTIFF)."""
+    order = "<" if data.startswith(b"II") else ">"
+    big = 43 in data[2:4]
+    first, count, pointer, entry = (8, "Q", "Q", 20) if big else (4, "H", "I", 12)
+    seen: set[int] = set()
+    (at,) = struct.unpack_from(order + pointer, data, first)
+    while at and at not in seen:
+        seen.add(at)
+        (entries,) = struct.unpack_from(order + count, data, at)
+        (at,) = struct.unpack_from(order + pointer, data, at + struct.calcsize(count) + entries * entry)
 
 
 def _check_jpeg2000(data: bytes) -> None:

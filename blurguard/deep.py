@@ -1,4 +1,4 @@
-"""Colour pictures of more than 8 bits per channel, which Pillow would cut to 8.
+"""What Pillow would cut: colour of more than 8 bits, the alpha of BMP, the colour profile of JPEG 2000.
 
 OpenCV decodes PNG and TIFF; it writes PNG with its colour profile, tifffile writes TIFF. pillow-heif does both
 for HEIC. The only BGR in the project is here.
@@ -18,7 +18,7 @@ import pillow_heif
 import tifffile
 from numpy.typing import NDArray
 
-from blurguard.containers import png_chunk, png_chunks
+from blurguard.containers import Part, boxes, png_chunk, png_chunks
 from blurguard.types import Image, Layout
 
 _TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
@@ -82,6 +82,44 @@ def write_tiff(
                 page.pixels, photometric="rgb", compression="zlib", metadata=None, software=False, **options
             )  # fmt: skip
     return buffer.getvalue()
+
+
+def write_bmp(image: Image, dpi: tuple[float, float] | None) -> bytes:
+    """Return an RGBA picture as BMP of 32 bits with a version 4 header, which tells where the alpha is."""
+    pixels = np.ascontiguousarray(image.pixels[::-1, :, [2, 1, 0, 3]]).tobytes()
+    per_meter = [round(v / 0.0254) for v in dpi or (0, 0)]
+    head = struct.pack("<I2i2H2I2i2I", 108, image.width, image.height, 1, 32, 3, len(pixels), *per_meter, 0, 0)
+    masks = struct.pack("<4I4s48x", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs")
+    return struct.pack("<2s3I", b"BM", 14 + 108 + len(pixels), 0, 14 + 108) + head + masks + pixels
+
+
+def jp2_profile(data: bytes) -> bytes | None:
+    """Return the colour profile of a JPEG 2000 file (ISO/IEC 15444-1, I.5.3.3)."""
+    for part in _jp2_header(data)[1]:
+        if part.type == b"colr" and data[part.start] in (2, 3):
+            return data[part.start + 3 : part.stop]
+    return None
+
+
+def with_jp2_profile(data: bytes, icc: bytes) -> bytes:
+    """Return the JPEG 2000 file with this colour profile; a bare codestream has no place for one."""
+    header, parts = _jp2_header(data)
+    if header is None:
+        return data
+    kept = [_box(part.type, data[part.start : part.stop]) for part in parts if part.type != b"colr"]
+    body = b"".join([*kept, _box(b"colr", b"\2\0\0" + icc)])
+    return data[: header.start - 8] + _box(b"jp2h", body) + data[header.stop :]
+
+
+def _jp2_header(data: bytes) -> tuple[Part | None, list[Part]]:
+    if data.startswith(b"\xff\x4f"):
+        return None, []
+    header = next(part for part in boxes(data) if part.type == b"jp2h")
+    return header, list(boxes(data, header.start, header.stop))
+
+
+def _box(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body) + 8) + name + body
 
 
 def read_heic(picture: pillow_heif.HeifImage) -> Image:

@@ -88,7 +88,8 @@ class _PillowSource:
         exif = picture.getexif()
         self._orientation = 1 if kind is Kind.TIFF else int(exif.get(ORIENTATION, 1) or 1)  # Pillow turns TIFF
         self._exif = allowed_exif(exif) if keep_metadata and kind in _WITH_EXIF else b""
-        self._icc = allowed_profile(picture.info.get("icc_profile"))
+        profile = deep.jp2_profile(data) if kind is Kind.JPEG2000 else picture.info.get("icc_profile")
+        self._icc = allowed_profile(profile)
         self._dpi = allowed_resolution(picture.info.get("dpi"))
 
     @property
@@ -103,6 +104,8 @@ class _PillowSource:
             self._picture.load()
             duration = float(self._picture.info.get("duration") or 0)
             image = upright(from_pillow(self._picture), self._orientation)
+            if self._kind is Kind.JPEG2000 and image.palette:  # Pillow reads palettes there, but writes none
+                image = Image(image.pixels, image.layout)
             yield Page(image, duration, self._options(self._picture))
 
     def write(self, pages: Iterable[Page]) -> bytes:
@@ -111,8 +114,11 @@ class _PillowSource:
         more = {"save_all": True, "append_images": [to_pillow(page.image) for page in rest]} if rest else {}
         if rest:
             more["duration"] = [round(page.duration_ms) for page in (first, *rest)]
+        if self._kind is Kind.BMP and first.image.layout.has_alpha:
+            return deep.write_bmp(first.image, self._dpi)
         to_pillow(first.image).save(buffer, PILLOW_NAMES[self._kind], **self._kept(), **first.options, **more)
-        return buffer.getvalue()
+        data = buffer.getvalue()
+        return deep.with_jp2_profile(data, self._icc) if self._kind is Kind.JPEG2000 and self._icc else data
 
     def _kept(self) -> dict[str, Any]:
         """What travels with the picture, as options of Pillow's encoders."""
@@ -219,6 +225,8 @@ class _Tiff(_PillowSource):
                 continue
             if max(bits) != 16 or photometric != 2:
                 raise InputError(f"{max(bits)} bits of this kind of colour are not supported; convert it to 16-bit RGB")
+            if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2:  # OpenCV mistakes them for pixels
+                raise InputError("16-bit planes are not supported; save it with interleaved channels")
             deep_pages = deep_pages or deep.read_tiff(self._data)
             yield Page(deep_pages[index], options={"extrasamples": tags.get(TiffImagePlugin.EXTRASAMPLES)})
 

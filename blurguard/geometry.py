@@ -26,35 +26,50 @@ def areas(boxes: Boxes) -> NDArray[np.float32]:
     return np.asarray(size[:, 0] * size[:, 1], np.float32)
 
 
-def iou(a: Boxes, b: Boxes) -> NDArray[np.float32]:
-    """Return intersection over union of every pair, (N, M); 0 for empty boxes."""
+def intersections(a: Boxes, b: Boxes) -> NDArray[np.float32]:
+    """Return the area that each pair shares, px^2, (N, M)."""
     near = np.maximum(a[:, None, :2], b[None, :, :2])
     far = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    inter = np.prod(np.clip(far - near, 0, None), axis=2)
-    union = areas(a)[:, None] + areas(b)[None] - inter
-    return np.asarray(inter / np.maximum(union, 1e-9), np.float32)
+    return np.asarray(np.prod(np.clip(far - near, 0, None), axis=2), np.float32)
 
 
-def suppress(boxes: Boxes, scores: NDArray[np.float32], overlap: float) -> NDArray[np.intp]:
+def iou(a: Boxes, b: Boxes) -> NDArray[np.float32]:
+    """Return intersection over union of every pair, (N, M); 0 for empty boxes."""
+    shared = intersections(a, b)
+    union = areas(a)[:, None] + areas(b)[None] - shared
+    return np.asarray(shared / np.maximum(union, 1e-9), np.float32)
+
+
+def contained(a: Boxes, b: Boxes) -> NDArray[np.float32]:
+    """Return intersection over the smaller box of every pair, (N, M); 0 for empty boxes."""
+    smaller = np.minimum(areas(a)[:, None], areas(b)[None])
+    return np.asarray(intersections(a, b) / np.maximum(smaller, 1e-9), np.float32)
+
+
+def suppress(
+    boxes: Boxes, scores: NDArray[np.float32], most_iou: float, most_contained: float = math.inf
+) -> NDArray[np.intp]:
     """Return the indices that greedy non-maximum suppression keeps, best score first.
 
-    A box goes when its IoU with a better one is above ``overlap``. Equal scores keep their order, so that
-    the same picture gives the same faces.
+    A box goes when its IoU with a better one is above ``most_iou``, or when one of the two lies in the other
+    with more than ``most_contained`` of its area. Equal scores keep their order, so that the same picture
+    gives the same faces.
     """
     order = np.argsort(-scores, kind="stable")
     kept: list[int] = []
     while len(order):
         best, rest = int(order[0]), order[1:]
         kept.append(best)
-        order = rest[iou(boxes[best : best + 1], boxes[rest])[0] <= overlap]
+        one, others = boxes[best : best + 1], boxes[rest]
+        order = rest[(iou(one, others)[0] <= most_iou) & (contained(one, others)[0] <= most_contained)]
     return np.array(kept, np.intp)
 
 
-def merged(parts: list[Detections], overlap: float) -> Detections:
+def merged(parts: list[Detections], most_iou: float, most_contained: float = math.inf) -> Detections:
     """Return one list of faces from the passes over one picture; knows nothing of where each came from."""
     boxes = np.concatenate([p.boxes for p in parts] or [NO_DETECTIONS.boxes])
     scores = np.concatenate([p.scores for p in parts] or [NO_DETECTIONS.scores])
-    kept = suppress(boxes, scores, overlap)
+    kept = suppress(boxes, scores, most_iou, most_contained)
     return Detections(boxes[kept], scores[kept])
 
 
@@ -100,7 +115,7 @@ def paired_regions(found: Detections, margin: float, width: int, height: int) ->
 def _region(box: NDArray[np.float64], face_width: float, width: int, height: int) -> Region | None:
     """Round one enlarged box outward and clip it."""
     if not np.isfinite(box).all():
-        return None
+        raise ValueError(f"a face without a place cannot be hidden: {box}")
     x0, y0, x1, y1 = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if left >= right or top >= bottom:

@@ -113,6 +113,10 @@ def kind_of_file(path: Path) -> Kind:
     Raises:
         InputError: when it cannot be read.
     """
+    if path.is_dir():
+        raise InputError(f"{path}: this folder cannot be listed, so its pictures were not handled")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no regular file")  # reading a pipe would wait for ever
     try:
         with path.open("rb") as file:
             kind = kind_of(file.read(HEAD_BYTES))
@@ -137,6 +141,7 @@ class Found:
 
 
 HIDDEN, OWN, LINKS, NOT_MEDIA, SPECIAL = "hidden", "own output", "links", "not media", "special"
+_UNLISTED = "cannot be listed"
 
 
 def discover(folder: Path, own: tuple[Path, ...] = ()) -> Found:
@@ -150,14 +155,18 @@ def discover(folder: Path, own: tuple[Path, ...] = ()) -> Found:
         own: folders of our output; they, and any folder below ``folder`` with a journal of ours, are left alone.
 
     Raises:
-        InputError: when ``folder`` is none, or it or a folder in it cannot be listed.
+        InputError: when ``folder`` is none or cannot be listed.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: not a folder" if folder.exists() else f"{folder}: no such folder")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise InputError(f"{folder}: cannot be listed; its permissions forbid it")
     ours = {path.resolve() for path in own}
     media, left_alone = [], Counter[str]()
     for path, reason in _walk(folder, ours):
-        if reason := reason or _reason_to_leave(path):
+        if reason == _UNLISTED:
+            media.append(path)  # nobody knows what is in there: it fails by name, and the others are done
+        elif reason := reason or _reason_to_leave(path):
             left_alone[reason] += 1
         else:
             media.append(path)
@@ -168,8 +177,9 @@ def _walk(folder: Path, ours: set[Path], within: str = "") -> Iterator[tuple[Pat
     """Yield every file below with the reason why its folder is left alone, ``""`` when it is not."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
+    except OSError:
+        yield folder, within or _UNLISTED
+        return
     for entry in entries:
         path = Path(entry.path)
         reason = within or (HIDDEN if entry.name.startswith(".") else "")
@@ -177,7 +187,7 @@ def _walk(folder: Path, ours: set[Path], within: str = "") -> Iterator[tuple[Pat
             yield path, reason
         elif entry.name == STATE_FOLDER:
             continue  # our own record, nobody's pictures
-        elif not reason and (path.resolve() in ours or (path / STATE_FOLDER / FILE_NAME).exists()):
+        elif not reason and (path.resolve() in ours or _has_journal(path)):
             yield from _walk(path, ours, OWN)
         else:
             yield from _walk(path, ours, reason)
@@ -244,3 +254,8 @@ def folder_beside(photos: Path) -> Path:
     if not named.name:
         raise ConfigError(f"{photos}: has no folder beside it; say where the results go with --out")
     return named.with_name(f"{named.name}_blurred")
+
+
+def _has_journal(folder: Path) -> bool:
+    """Tell whether a folder is output of ours; one that nobody may look into is not."""
+    return os.access(folder / STATE_FOLDER / FILE_NAME, os.F_OK)

@@ -23,7 +23,8 @@ from blurguard.types import Image, Layout, Pixels, Region
 
 CELLS = 6  # across the longer side, at most
 SOLID_BELOW_PX = 24.0  # a face narrower than this, or of which no more lies in the picture, is one cell
-NOISE_SHARE = 6 / 255  # standard deviation of the noise, as a share of white
+# Standard deviation of the noise, as a share of white; clipping at black or white leaves 0.58 of it.
+NOISE_SHARE = 8 / 255
 MIN_RADIUS_PX = 15.0
 RADIUS_SHARE = 0.3  # Gaussian radius, as a share of the face's width; sigma is half of it
 BOX_WIDTH_PX = 2

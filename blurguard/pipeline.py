@@ -22,10 +22,12 @@ from blurguard.journal import Stamp
 from blurguard.media import kind_of_file
 from blurguard.obscure import draw_boxes_into, hide_into
 from blurguard.output import Draft, digest_of, publish, scratch_in, sweep, write_draft
-from blurguard.types import Detections, Face, Image, Layout, Outcome, Region, Status
+from blurguard.types import Detections, Face, Image, Layout, Outcome, Pixels, Region, Status
 
 # Changes whenever the same settings and model would give another result: results of before are redone then.
 RECIPE_VERSION = 1
+# Files are read whole: larger ones would only exhaust the memory.
+MOST_BYTES = 4 << 30
 # What settings do not change the result.
 _NEUTRAL = ("jobs", "max_pixels")
 
@@ -153,6 +155,8 @@ class Anonymizer:
         kind = kind_of_file(source)
         try:
             stamp = Stamp.of(source)
+            if stamp.size > MOST_BYTES:
+                raise InputError(f"{source}: {stamp.size / 1e9:.1f} GB are more than any picture needs")
             data = source.read_bytes()
         except OSError as error:
             raise InputError(f"{source}: cannot be read: {error.strerror}") from error
@@ -177,8 +181,10 @@ class Anonymizer:
 @overload
 def hide_faces(image: NDArray[np.uint8], settings: Settings | None = None) -> NDArray[np.uint8]: ...
 @overload
+def hide_faces(image: NDArray[np.uint16], settings: Settings | None = None) -> NDArray[np.uint16]: ...
+@overload
 def hide_faces(image: Image, settings: Settings | None = None) -> Image: ...
-def hide_faces(image: NDArray[np.uint8] | Image, settings: Settings | None = None) -> NDArray[np.uint8] | Image:
+def hide_faces(image: Pixels | Image, settings: Settings | None = None) -> Pixels | Image:
     """Return a copy of a picture with every face hidden.
 
     For more than a few pictures make one ``Anonymizer`` and call its ``hide``: this one loads the detector
@@ -199,7 +205,7 @@ def hide_faces(image: NDArray[np.uint8] | Image, settings: Settings | None = Non
     if pixels.ndim != 3 or pixels.shape[2] not in layouts:
         raise ValueError(f"expected (H, W), (H, W, 3) or (H, W, 4) pixels, not {image.shape}")
     hidden, _ = Anonymizer(settings).hide(Image(pixels, layouts[pixels.shape[2]]))
-    return hidden.pixels.reshape(image.shape)  # type: ignore[return-value]
+    return hidden.pixels.reshape(image.shape)
 
 
 def recipe_of(settings: dict[str, object], identity: str) -> str:

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from blurguard import Anonymizer, Settings, Shape, Style
+from blurguard import Anonymizer, Mode, Settings, Shape, Style
 
 ROOT = Path(__file__).resolve().parents[1]
 # Photo and square round its face, px.
@@ -39,8 +39,8 @@ FACES = {
     "obama_portrait": (250, 30, 730, 510),
 }
 SUFFIXES = (".jpg", ".png", ".webp")
-OPTIONS = ("--style", "solid", "--shape", "box", "--mode", "fast")
-SETTINGS = Settings(style=Style.SOLID, shape=Shape.BOX, mode="fast")  # type: ignore[arg-type]
+OPTIONS = ("--quiet", "--style", "solid", "--shape", "box", "--mode", "fast", "--min-score", "0.2")
+SETTINGS = Settings(style=Style.SOLID, shape=Shape.BOX, mode=Mode.FAST, min_score=0.2)
 BLACK_AT_MOST = 24  # of 255: JPEG and WebP are lossy
 LONGEST_WAIT_SECONDS = 120.0  # for the impossible to be told from the slow
 TICK_SECONDS = 0.001
@@ -86,16 +86,17 @@ class Case:
     def originals(self) -> dict[Path, bytes]:
         return {name: (self.photos / name).read_bytes() for name in self.expected}
 
-    def start(self, *more: str) -> subprocess.Popen[bytes]:
+    def start(self, *more: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         """Start blurguard in a process group of its own, told by a variable in its environment."""
         where = ("--in-place",) if self.in_place else ("--out", str(self.out))
-        command = [sys.executable, "-m", "blurguard", "dir", str(self.photos), *where, "--jobs", "2", *OPTIONS, *more]
-        environment = os.environ | {"FAULT_MARKER": self.marker, "PYTHONPATH": str(ROOT)}
+        program = (*before, sys.executable, "-P", "-m", "blurguard")
         return subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            [*program, "dir", str(self.photos), *where, "--jobs", "2", *OPTIONS, *more],
+            env=os.environ | {"FAULT_MARKER": self.marker, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             start_new_session=True,
         )
 
@@ -130,14 +131,14 @@ def kill_once(seed: int, photos: Path, work: Path) -> KillResult:
     case = Case(work / "photos" if in_place else photos, work / ("photos" if in_place else "out"), expected)
     originals = case.originals
     process = case.start()
-    with _ended(process, case):
+    with ended(process, case):
         _wait_for_moment(case, originals, process, chance)
         (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGKILL)
         process.wait(LONGEST_WAIT_SECONDS)
         faults = list(_survivors(case))
     finished, drafts = len(_finished(case, originals)), len(_drafts(case.out))
     faults += wrong_after_kill(case, originals)
-    faults += _wrong_after_next_run(case, originals, finished, work / "report.jsonl")
+    faults += wrong_after_next_run(case, originals, finished, work / "report.jsonl")
     return KillResult(seed, whom, in_place, finished, drafts, len(expected), tuple(faults))
 
 
@@ -163,11 +164,11 @@ def references(photos: Path) -> tuple[tuple[Path, bytes], ...]:
 
 
 def _wait_for_moment(
-    case: Case, originals: dict[Path, bytes], process: subprocess.Popen[bytes], chance: random.Random
+    case: Case, originals: dict[Path, bytes], process: subprocess.Popen[str], chance: random.Random
 ) -> None:
     """Wait until so many files are there, finished or as drafts, and then a little longer."""
     wanted, little = chance.randrange(len(case.expected)), chance.uniform(0, 0.05)
-    for _ in _ticks():
+    for _ in ticks():
         if process.poll() is not None:
             return
         if _scratch(case.out).is_dir() and len(_finished(case, originals)) + len(_drafts(case.out)) >= wanted:
@@ -175,7 +176,7 @@ def _wait_for_moment(
     select.select([], [], [], little)
 
 
-def _ticks() -> Iterator[None]:
+def ticks() -> Iterator[None]:
     """Yield again and again, with pauses, but not for ever."""
     until = time.monotonic() + LONGEST_WAIT_SECONDS
     while time.monotonic() < until:
@@ -185,18 +186,18 @@ def _ticks() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ended(process: subprocess.Popen[bytes], case: Case) -> Iterator[None]:
+def ended(process: subprocess.Popen[str], case: Case) -> Iterator[None]:
     """Whatever happens, leave no process of the case behind."""
     try:
         yield
     finally:
-        for pid in (process.pid, *_marked(case)):
+        for pid in (process.pid, *marked(case)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.wait(LONGEST_WAIT_SECONDS)
+        process.communicate(timeout=LONGEST_WAIT_SECONDS)
 
 
-def _marked(case: Case) -> list[int]:
+def marked(case: Case) -> list[int]:
     """Return the living processes that the case has started."""
     marker, found = f"FAULT_MARKER={case.marker}".encode(), []
     for entry in Path("/proc").iterdir():
@@ -210,11 +211,11 @@ def _marked(case: Case) -> list[int]:
 def _survivors(case: Case) -> Iterator[str]:
     """Yield a fault unless all processes of the case end by themselves."""
     try:
-        for _ in _ticks():
-            if not _marked(case):
+        for _ in ticks():
+            if not marked(case):
                 return
     except TimeoutError:
-        yield f"processes live on: {_marked(case)}"
+        yield f"processes live on: {marked(case)}"
 
 
 def _scratch(out: Path) -> Path:
@@ -263,13 +264,13 @@ def _wrong_draft(case: Case, path: Path, data: bytes) -> Iterator[str]:
         yield f"scratch/{path.name}: others may read it"
 
 
-def _wrong_after_next_run(case: Case, originals: dict[Path, bytes], finished: int, report: Path) -> Iterator[str]:
+def wrong_after_next_run(case: Case, originals: dict[Path, bytes], finished: int, report: Path) -> Iterator[str]:
     """Run again; yield what was not completed, was done twice, or was left behind."""
     process = case.start("--report", str(report))
-    with _ended(process, case):
-        code = process.wait(LONGEST_WAIT_SECONDS)
-    if code:
-        yield f"the next run ended with {code}"
+    with ended(process, case):
+        told, _ = process.communicate(timeout=LONGEST_WAIT_SECONDS)
+    if process.returncode:
+        yield f"the next run ended with {process.returncode}: {told}"
         return
     statuses = [json.loads(line)["status"] for line in report.read_text("utf-8").splitlines()]
     if (statuses.count("skipped"), statuses.count("done")) != (finished, len(originals) - finished):

@@ -170,6 +170,35 @@ def avif_sequence() -> bytes:
     return saved(first, "AVIF", save_all=True, append_images=rest, duration=DURATIONS, quality=90)
 
 
+def bmp_with_alpha() -> bytes:
+    """Return a BMP of 32 bits with masks, alpha included."""
+    pixels = texture(4)[::-1].tobytes()
+    head = struct.pack("<IiiHHIIiiII", 108, *SIZE, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    masks = struct.pack("<4I4s48x", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs")
+    return b"BM" + struct.pack("<3I", 122 + len(pixels), 0, 122) + head + masks + pixels
+
+
+def jp2_with(mode: str, change: Callable[[bytes], bytes]) -> bytes:
+    """Return a JPEG 2000 file whose header box has another body."""
+    data = sample(f"jp2-{mode}")
+    at = data.index(b"jp2h") - 4
+    end = at + int.from_bytes(data[at : at + 4], "big")
+    return data[:at] + box(b"jp2h", change(data[at + 8 : end])) + data[end:]
+
+
+def jp2_palette() -> bytes:
+    """Return a JPEG 2000 file of indices into a palette (ISO/IEC 15444-1, I.5.3.4 and I.5.3.5)."""
+    colors = bytes(value for index in range(256) for value in (index, 255 - index, index // 2))
+    palette = box(b"pclr", struct.pack(">HB3B", 256, 3, 7, 7, 7) + colors)
+    mapping = box(b"cmap", b"".join(struct.pack(">HBB", 0, 1, channel) for channel in range(3)))
+    return jp2_with("L", lambda body: body.replace(b"\0\0\0\x11", b"\0\0\0\x10") + palette + mapping)
+
+
+def box(name: bytes, body: bytes) -> bytes:
+    """Return an ISO base media or JPEG 2000 box."""
+    return struct.pack(">I", len(body) + 8) + name + body
+
+
 _LZW, _DEFLATE = "tiff_lzw", "tiff_adobe_deflate"
 # What comes back bit for bit outside the hidden area.
 LOSSLESS: dict[str, Builder] = {
@@ -190,6 +219,7 @@ LOSSLESS: dict[str, Builder] = {
     "bmp-L": by_pillow("L", "BMP"),
     "bmp-P": by_pillow("P", "BMP"),
     "bmp-RGB": by_pillow("RGB", "BMP"),
+    "bmp-RGBA": bmp_with_alpha,
     "tiff-1": by_pillow("1", "TIFF"),
     "tiff-1-group3": by_pillow("1", "TIFF", compression="group3"),
     "tiff-1-group4": by_pillow("1", "TIFF", compression="group4"),
@@ -218,6 +248,7 @@ LOSSLESS: dict[str, Builder] = {
     "jp2-I;16": by_pillow("I;16", "JPEG2000"),
     "jp2-RGB": by_pillow("RGB", "JPEG2000"),
     "jp2-RGBA": by_pillow("RGBA", "JPEG2000"),
+    "jp2-CMYK": by_pillow("CMYK", "JPEG2000"),
     "jp2-raw": by_pillow("RGB", "JPEG2000", no_jp2=True),
     "gif-L": by_pillow("L", "GIF"),
     "gif-P": by_pillow("P", "GIF"),
@@ -229,9 +260,6 @@ DEEP: dict[str, Builder] = {
     "tiff-RGB16": lambda: tiff(texture(3, np.uint16), photometric="rgb"),
     "tiff-RGB16-deflate": lambda: tiff(texture(3, np.uint16), photometric="rgb", compression="zlib"),
     "tiff-RGB16-bigendian": lambda: tiff(texture(3, np.uint16), photometric="rgb", byteorder=">"),
-    "tiff-RGB16-planar": lambda: tiff(
-        texture(3, np.uint16).transpose(2, 0, 1).copy(), photometric="rgb", planarconfig="separate"
-    ),
     "tiff-RGB16-tiled": lambda: tiff(texture(3, np.uint16), photometric="rgb", tile=(16, 16)),
     "tiff-RGBA16-premultiplied": lambda: tiff(texture(4, np.uint16), photometric="rgb", extrasamples=["ASSOCALPHA"]),
     "tiff-RGBA16": lambda: tiff(texture(4, np.uint16), photometric="rgb", extrasamples=["UNASSALPHA"]),

@@ -2,7 +2,6 @@
 
 import io
 import random
-import resource
 import struct
 import subprocess
 import sys
@@ -48,7 +47,6 @@ from tests.stubs import anonymizer
 
 HIDDEN = (slice(7, 39), slice(10, 38))  # rows, columns of what is hidden of FACE
 FEATHERED = (slice(5, 41), slice(8, 40))
-REVERSED = {"": b""}
 EXIF_ORIENTATION = 0x0112
 
 
@@ -61,7 +59,10 @@ class Seen(NamedTuple):
 
     @property
     def rgba(self) -> Array:
-        return np.array(self.picture.convert("RGBA"))
+        """What is seen: a clear pixel has no colour."""
+        pixels = np.array(self.picture.convert("RGBA"))
+        pixels[pixels[:, :, 3] == 0] = 0
+        return pixels
 
     @property
     def picture(self) -> Image.Image:
@@ -80,7 +81,8 @@ def seen(data: bytes) -> list[Seen]:
             image.seek(index)
             image.load()
             copy = image.copy()
-            found.append(Seen(image.mode, np.array(copy), {**image.info, "picture": copy, "format": image.format}))
+            info = {str(k): v for k, v in image.info.items()} | {"picture": copy, "format": image.format}
+            found.append(Seen(image.mode, np.array(copy), info))
     return found
 
 
@@ -113,7 +115,7 @@ def outside(pixels: Array) -> Array:
 def changed(before: Array, after: Array) -> float:
     """Return the share of the pixels of the hidden ellipse that differ."""
     y, x = np.mgrid[-1:1:32j, -1:1:28j]
-    differs = np.atleast_3d(before != after).any(axis=2)[HIDDEN]
+    differs: Array = np.any(np.reshape(before != after, (*before.shape[:2], -1)), axis=2)[HIDDEN]
     return float(differs[x**2 + y**2 < 1].mean())
 
 
@@ -133,7 +135,7 @@ def test_lossless_kinds_are_bit_equal_outside_the_hidden_area(name: str, tmp_pat
     colored = before.mode == "P"  # the order of a palette is nobody's business
     a, b = (before.rgba, after.rgba) if colored else (before.pixels, after.pixels)
     assert np.array_equal(outside(a), outside(b))
-    assert changed(a, b) > (0.2 if before.mode == "1" else 0.9)
+    assert changed(a, b) > {"1": 0.2, "P": 0.5}.get(before.mode, 0.9)  # few colours are often right by chance
     if before.mode in ("LA", "RGBA"):
         assert np.array_equal(a[:, :, -1], b[:, :, -1])
     if before.mode in ("1", "L", "RGB"):
@@ -143,10 +145,9 @@ def test_lossless_kinds_are_bit_equal_outside_the_hidden_area(name: str, tmp_pat
 @pytest.mark.parametrize("name", DEEP)
 def test_16_bit_colour_is_bit_equal_outside_the_hidden_area(name: str, tmp_path: Path) -> None:
     data, outcome = processed(tmp_path, sample(name))
-    flags, encoded = cv2.IMREAD_UNCHANGED, np.frombuffer(data, np.uint8)
-    after = np.asarray(
-        cv2.cvtColor(cv2.imdecode(encoded, flags), cv2.COLOR_BGRA2RGBA if "A" in name else cv2.COLOR_BGR2RGB)
-    )
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert bgr is not None
+    after = np.asarray(bgr)[:, :, [2, 1, 0, 3] if "A" in name else [2, 1, 0]]
     before = texture(4 if "A" in name else 3, np.uint16)
     assert after.dtype == np.uint16
     assert (outcome.width, outcome.height) == SIZE
@@ -182,24 +183,23 @@ def test_jpeg_keeps_its_quantisation_tables_and_subsampling(name: str, tmp_path:
         assert JpegImagePlugin.get_sampling(after) == JpegImagePlugin.get_sampling(before)
 
 
-def test_avif_and_webp_and_jpeg_2000_stay_as_compressed_as_they_were(tmp_path: Path) -> None:
-    for name in (
-        "webp-RGB",
-        "webp-RGB-lossy",
-        "jp2-RGB",
-        "jp2-RGB-irreversible",
-        "jp2-raw",
-        "avif-RGB",
-        "avif-RGB-420",
-    ):
-        before = sample(name)
-        after, _ = processed(tmp_path, before)
-        assert after[:4] == before[:4], name
-        assert (b"VP8L" in after) == (b"VP8L" in before), name
-        for marker, length in ((b"\xff\x52", 13), (b"av1C", 7)):  # COD; the configuration with the subsampling
-            if marker == b"av1C" or before[:4] in (b"\xff\x4f\xff\x51", b"\0\0\0\x0c"):
-                here, there = (data[data.find(marker) :][:length] for data in (before, after))
-                assert here[-1:] == there[-1:], name
+@pytest.mark.parametrize(
+    ("name", "marker", "at"),
+    [
+        ("webp-RGB", b"VP8L", 0),
+        ("webp-RGB-lossy", b"VP8 ", 0),
+        ("jp2-RGB", b"\xff\x52", 13),  # COD: which wavelet
+        ("jp2-RGB-irreversible", b"\xff\x52", 13),
+        ("jp2-raw", b"\xff\x4f\xff\x51", 0),
+        ("avif-RGB", b"av1C", 6),  # subsampling
+        ("avif-RGB-420", b"av1C", 6),
+    ],
+)
+def test_how_it_was_compressed_is_how_it_is_compressed(name: str, marker: bytes, at: int, tmp_path: Path) -> None:
+    before, after = sample(name), processed(tmp_path, sample(name))[0]
+    assert after[:4] == before[:4]
+    assert marker in before
+    assert after[after.index(marker) + at] == before[before.index(marker) + at]
 
 
 @pytest.mark.parametrize("name", ANIMATED)
@@ -396,7 +396,21 @@ def test_colour_profile_and_resolution_are_kept(name: str, tmp_path: Path) -> No
         assert before.info["icc_profile"] == SRGB
     assert after.info.get("icc_profile") == before.info.get("icc_profile")
     assert after.info.get("dpi") == pytest.approx(before.info.get("dpi"), abs=0.1)
-    assert ("dpi" in before.info) == (name.split()[0] in ("JPEG", "PNG", "TIFF", "BMP"))
+    assert ("dpi" in before.info) == (name.split(maxsplit=1)[0] in ("JPEG", "PNG", "TIFF", "BMP"))
+
+
+def test_jpeg_2000_keeps_its_profile(tmp_path: Path) -> None:
+    source = samples.jp2_with("RGB", lambda body: body[:22] + samples.box(b"colr", b"\2\0\0" + SRGB))
+    data, _ = processed(tmp_path, source)
+    assert SRGB in data
+    assert np.array_equal(outside(seen(source)[0].pixels), outside(seen(data)[0].pixels))
+
+
+def test_a_jpeg_2000_palette_becomes_its_colours(tmp_path: Path) -> None:
+    source = samples.jp2_palette()
+    (before,), (after,) = seen(source), seen(processed(tmp_path, source)[0])
+    assert (before.mode, after.mode) == ("P", "RGB")
+    assert np.array_equal(outside(before.rgba), outside(after.rgba))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -469,6 +483,10 @@ def test_kind_is_told_by_content_and_names_are_kept(
         (png(texture(2, np.uint16)), "16-bit RGBA"),
         (png(texture(3, np.uint16), chunk(b"tRNS", bytes(6))), "16-bit RGBA"),
         (tiff(texture(4, np.uint16), photometric="separated"), "16-bit RGB"),
+        (
+            tiff(texture(3, np.uint16).transpose(2, 0, 1).copy(), photometric="rgb", planarconfig="separate"),
+            "planes",
+        ),
         (tiff(texture(1).astype(np.float32)[:, :, 0]), "8 or 16 bits"),
         (tiff(texture(1).astype(np.uint32)[:, :, 0]), "8 or 16 bits"),
     ],

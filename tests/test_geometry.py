@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from blurguard.geometry import (
     MIN_MARGIN_PX,
     areas,
+    contained,
     iou,
     merged,
     paired_regions,
@@ -92,11 +93,12 @@ def test_faces_outside_have_no_region_and_the_others_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_box_that_is_no_number_gives_no_region(bad: float) -> None:
+def test_a_face_without_a_place_is_an_error_and_not_passed_over(bad: float) -> None:
     for place in range(4):
         box = [10.0, 10.0, 20.0, 20.0]
         box[place] = bad
-        assert paired_regions(found_in([box]), 0.2, 100, 100) == [None]
+        with pytest.raises(ValueError, match="cannot be hidden"):
+            paired_regions(found_in([box]), 0.2, 100, 100)
 
 
 def test_areas_and_overlaps_are_those_of_half_open_boxes() -> None:
@@ -169,3 +171,11 @@ def test_tiles_cover_everything_with_the_overlap_asked_for(
 )
 def test_tiles_are_as_few_and_as_small_as_can_be(length: int, spans: list[tuple[int, int]]) -> None:
     assert tile_spans(length, 640, 96, 64) == spans
+
+
+def test_a_box_inside_a_better_one_is_the_same_face() -> None:
+    faces = np.array([[0, 0, 100, 100], [10, 10, 60, 60], [70, 70, 120, 120]], np.float32)
+    scores = np.array([0.9, 0.8, 0.7], np.float32)
+    assert suppress(faces, scores, 0.45).tolist() == [0, 1, 2]
+    assert suppress(faces, scores, 0.45, 0.6).tolist() == [0, 2]
+    assert contained(faces, faces)[0].tolist() == pytest.approx([1, 1, 0.36])

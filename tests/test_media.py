@@ -114,7 +114,7 @@ def test_raw_files_that_look_like_tiff_are_raw_by_their_suffix(tmp_path: Path) -
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.jpg: cannot be read: No such file"):
         kind_of_file(tmp_path / "absent.jpg")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be"):
         kind_of_file(tmp_path)
 
 

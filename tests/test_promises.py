@@ -1,0 +1,400 @@
+"""The four promises, on whole files; and for each a broken build that its check finds out.
+
+``python -m tests.test_promises PROMISE FOLDER`` runs one check: the broken builds are told apart by its exit code.
+"""
+
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import blurguard
+from blurguard.config import Settings
+from blurguard.errors import InputError, OutputError
+from blurguard.pipeline import Anonymizer
+from blurguard.types import Detections
+from tests.samples import FACE, Array, gif, picture, saved, texture
+from tests.stubs import Box, StubDetector, anonymizer
+from tests.test_clean import SECRET, cleaned, leaks
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = WIDTH, HEIGHT = 128, 112
+# In the middle, over every edge and corner, large, small, of one pixel.
+FACES: dict[str, list[Box]] = {
+    "middle": [(40, 30, 72, 70)],
+    "top left": [(-12, -10, 28, 34)],
+    "bottom right": [(96, 76, 132, 120)],
+    "last row and column": [(100, 80, 128, 112)],
+    "nearly all": [(4, 2, 124, 110)],
+    "small": [(60, 50, 70, 62)],
+    "tiny": [(60, 50, 61, 51)],
+    "two": [(10, 10, 40, 46), (70, 60, 110, 108)],
+}
+
+
+def hidden(folder: Path, boxes: list[Box], **settings: Any) -> tuple[Array, Array, list[tuple[int, ...]]]:
+    """Return a picture before and after, and the reported regions."""
+    source, target = folder / "source.png", folder / "target.png"
+    pixels = texture(3, size=SIZE)
+    Image.fromarray(pixels).save(source)
+    outcome = anonymizer(boxes, **settings).process(source, target, replace_existing=True)
+    with Image.open(target) as result:
+        after = np.array(result)
+    return pixels, after, [face.region for face in outcome.faces]
+
+
+def area(region: tuple[float, ...], shape: str, wider: int = 0) -> Array:
+    """Return (H, W) which pixels' centres lie in the region, or in one that is wider on every side."""
+    x0, y0, x1, y1 = region
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    half_w, half_h = (x1 - x0) / 2 + wider, (y1 - y0) / 2 + wider
+    dx, dy = np.abs(x - (x0 + x1) / 2), np.abs(y - (y0 + y1) / 2)
+    if shape == "box":
+        return np.asarray((dx < half_w) & (dy < half_h))
+    return np.asarray((dx / half_w) ** 2 + (dy / half_h) ** 2 <= 1)
+
+
+def grown(box: Box) -> tuple[float, ...]:
+    """Return the whole region of a face, also where it leaves the picture: a fifth wider on every side."""
+    x0, y0, x1, y1 = box
+    x, y = (max(0.2 * side, 1.5) for side in (x1 - x0, y1 - y0))
+    return math.floor(x0 - x), math.floor(y0 - y), math.ceil(x1 + x), math.ceil(y1 + y)
+
+
+def detail(pixels: Array, inside: Array) -> float:
+    """Return how much neighbouring pixels of the area differ: what noise has, and no blur, mosaic or fill."""
+    steps = np.abs(np.diff(pixels.astype(float).mean(axis=2), axis=1))
+    return float(np.median(steps[inside[:, 1:] & inside[:, :-1]]))
+
+
+def check_covered(folder: Path) -> None:
+    """Every pixel of the hidden area is what the veil made it: nothing of the noise that was there is left."""
+    for style in ("blur", "pixelate", "solid"):
+        for shape in ("ellipse", "box"):
+            for name, boxes in FACES.items():
+                before, after, regions = hidden(folder, boxes, style=style, shape=shape)
+                assert len(regions) == len(boxes), name
+                for box, region in zip(boxes, regions, strict=True):
+                    inside = area(region, shape)
+                    whole = [(0, WIDTH), (0, HEIGHT)] * 2
+                    beyond = [box[0] <= 0, box[1] <= 0, box[2] >= WIDTH, box[3] >= HEIGHT]
+                    edges = [whole[i][i // 2] for i in range(4)]
+                    assert all(region[i] == edges[i] for i in range(4) if beyond[i]), f"{name}: ends before the edge"
+                    if name != "tiny":
+                        assert detail(before, inside) > 5 * detail(after, inside), f"{name}, {style}, {shape}"
+                    left = np.all(before == after, axis=2) & inside
+                    assert left.sum() <= 0.01 * inside.sum(), f"{name}, {style}, {shape}: pixels left as they were"
+                    if style != "solid" and name == "middle":
+                        assert (hidden(folder, boxes, style=style, shape=shape)[1] != after)[inside].mean() > 0.3, (
+                            "no noise"
+                        )
+                    rim = inside & ~area(tuple(np.add(region, (2, 2, -2, -2))), shape)
+                    steps = np.abs(after.astype(float) - before)[rim].mean()
+                    assert name == "tiny" or steps > 5, f"{name}: it fades inside"
+
+
+def check_untouched(folder: Path) -> None:
+    """Outside the hidden area and its feather every pixel is bit for bit what it was."""
+    for shape in ("ellipse", "box"):
+        for name, boxes in FACES.items():
+            before, after, regions = hidden(folder, boxes, shape=shape)
+            may = np.zeros((HEIGHT, WIDTH), bool)
+            for box, region in zip(boxes, regions, strict=True):
+                feather = max(2, min(24, round(0.05 * max(region[2] - region[0], region[3] - region[1]))))
+                may |= area(region, shape, feather)
+                if shape == "ellipse":  # at the edge of the picture it is a part of the whole face's
+                    may |= area(grown(box), shape, feather)
+            assert np.array_equal(before[~may], after[~may]), f"{name}, {shape}"
+    before, after, _ = hidden(folder, [])
+    assert np.array_equal(before, after)
+
+
+class Dies:
+    """A detector that fails in the second frame."""
+
+    identity, threshold = "dies", 0.5
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def detect(self, rgb: Array, min_score: float) -> Detections:
+        self.calls += 1
+        if self.calls == 2:
+            raise MemoryError("no room for the second frame")
+        return StubDetector((FACE,)).detect(rgb, min_score)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def check_closed(folder: Path) -> None:
+    """A fault leaves nothing: no part of a result, no scratch, and what was there before as it was."""
+    source, target = folder / "source", folder / "target"
+    for whole in (gif(), saved(picture("RGB"), "PNG")):
+        source.write_bytes(whole)
+        for length in (len(whole) // 2, len(whole) - 1):
+            source.write_bytes(whole[:length])
+            with pytest.raises(InputError):
+                anonymizer([FACE]).process(source, target)
+            assert files_in(folder) == {"source"}, "read"
+    source.write_bytes(gif())
+    with pytest.raises(MemoryError):
+        Anonymizer(Settings(), Dies()).process(source, target)
+    assert files_in(folder) == {"source"}, "detect"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+    try:
+        with pytest.raises(OutputError):
+            anonymizer([FACE]).process(source, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files_in(folder) == {"source"}, "write"
+    for existing in (target.touch, target.mkdir):
+        existing()
+        with pytest.raises(OutputError):
+            anonymizer([FACE]).process(source, target)
+        assert files_in(folder) == {"source", "target"}, "rename"
+        assert target.is_dir() or not target.stat().st_size, "it was there before"
+        target.rmdir() if target.is_dir() else target.unlink()
+    anonymizer([FACE]).process(source, target)
+    assert files_in(folder) == {"source", "target"}
+
+
+def check_clean(folder: Path) -> None:
+    """Nothing of what came with the picture is in the result but what may be kept."""
+    for name in ("jpeg-motion-photo", "jpeg-mpo", "png", "webp", "gif", "heic"):
+        for keep_metadata in (False, True):
+            data = cleaned(folder, name, keep_metadata).read_bytes()
+            (folder / "out" / name).unlink()
+            assert SECRET not in data, name
+            assert leaks(data, keep_metadata) == [], name
+
+
+CHECKS: dict[str, Callable[[Path], None]] = {
+    "covered": check_covered,
+    "untouched": check_untouched,
+    "closed": check_closed,
+    "clean": check_clean,
+}
+
+
+def test_covered(tmp_path: Path) -> None:
+    check_covered(tmp_path)
+
+
+def test_untouched(tmp_path: Path) -> None:
+    check_untouched(tmp_path)
+
+
+def test_closed(tmp_path: Path) -> None:
+    check_closed(tmp_path)
+
+
+def test_clean(tmp_path: Path) -> None:
+    check_clean(tmp_path)
+
+
+# --- broken builds ----------------------------------------------------------------------------------------------
+
+Changes = dict[str, list[tuple[str, str]]]  # module -> texts that stand in it once, and what they become
+BROKEN: dict[str, tuple[str, Changes]] = {
+    "ends before the last row and column": (
+        "covered",
+        {"geometry": [("min(x1, width), min(y1, height)", "min(x1, width - 1), min(y1, height - 1)")]},
+    ),
+    "feather inside": (
+        "covered",
+        {"obscure": [("(x1 - x0) / 2, (y1 - y0) / 2\n", "(x1 - x0) / 2 - feather, (y1 - y0) / 2 - feather\n")]},
+    ),
+    "cells as small as pixels": ("covered", {"obscure": [("CELLS = 6 ", "CELLS = 99 ")]}),
+    "no noise": ("covered", {"obscure": [("_RANDOM.gauss(0, NOISE_SHARE * white)", "0.0")]}),
+    "feather too wide": ("untouched", {"obscure": [("round(0.05 * side)", "round(0.2 * side)")]}),
+    "boxes that nobody asked for": ("untouched", {"pipeline": [("if self.settings.boxes:", "if True:")]}),
+    "the target is opened first": (
+        "closed",
+        {
+            "pipeline": [
+                ("work = self.work(source, scratch)", 'target.open("ab"); work = self.work(source, scratch)'),
+                ("publish(work.draft, target, replace_existing)", "publish(work.draft, target, True)"),
+            ]
+        },
+    ),
+    "scratch stays": (
+        "closed",
+        {"output": [("        shutil.rmtree(path, ignore_errors=True)\n        os.close", "        os.close")]},
+    ),
+    "a cut file is a whole one": ("closed", {"containers": [("if kind is Kind.PNG and", "if not kind and")]}),
+    "exif is copied": (
+        "clean",
+        {"formats": [('allowed_exif(exif) if keep_metadata and kind in _WITH_EXIF else b""', "exif.tobytes()")]},
+    ),
+    "all of exif may be kept": (
+        "clean",
+        {"metadata": [("    kept = Pillow.Exif()\n", "    return exif.tobytes()\n    kept = Pillow.Exif()\n")]},
+    ),
+    "what follows the picture is copied": (
+        "clean",
+        {
+            "images": [
+                ("return self._source.write(pages)", "return self._source.write(pages) + self._source._data[-40:]")
+            ]
+        },
+    ),
+}
+
+
+def build(folder: Path, changes: Changes) -> Path:
+    """Return a folder with a copy of the package in which these texts are others."""
+    leave = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "blurguard", folder / "blurguard", ignore=leave)
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=leave)
+    (folder / "models").symlink_to(ROOT / "models")
+    for module, pairs in changes.items():
+        path = folder / "blurguard" / f"{module}.py"
+        text = path.read_text("utf-8")
+        for old, new in pairs:
+            assert text.count(old) == 1, f"{module}.py: expected once: {old!r}"
+            text = text.replace(old, new)
+        path.write_text(text, "utf-8")
+    return folder
+
+
+def python(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run Python with the package of that folder."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("BLURGUARD_")}
+    environment["PYTHONPATH"] = str(folder)
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("promise", CHECKS)
+def test_an_unchanged_copy_passes(promise: str, tmp_path: Path) -> None:
+    run = python(build(tmp_path / "copy", {}), "-m", "tests.test_promises", promise, tmp_path)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_build_is_found_out(name: str, tmp_path: Path) -> None:
+    promise, changes = BROKEN[name]
+    run = python(build(tmp_path / "copy", changes), "-m", "tests.test_promises", promise, tmp_path)
+    assert run.returncode == BROKEN_PROMISE, run.stderr
+    assert "broken promise" in run.stderr
+
+
+BROKEN_PROMISE = 9
+
+
+def main() -> int:
+    """Run one check; 9 when the promise is broken."""
+    promise, folder = sys.argv[1], Path(sys.argv[2]) / "work"
+    assert Path(blurguard.__file__).is_relative_to(Path.cwd())
+    folder.mkdir()
+    try:
+        CHECKS[promise](folder)
+    except (AssertionError, pytest.fail.Exception) as error:
+        sys.stderr.write(f"broken promise: {error}\n")
+        return BROKEN_PROMISE
+    return 0
+
+
+# --- the command line: a fault at every stage -------------------------------------------------------------------
+
+RAISE = 'raise RuntimeError("injected")'
+KILL = "__import__('os').kill(__import__('os').getpid(), 9)"
+STAGES: dict[str, Changes] = {
+    "detect": {"blazeface": [('    """Return the faces', '    FAULT\n    """Return the faces')]},
+    "hide": {
+        "pipeline": [
+            ("        found = self.faces(image, frame)\n", "        FAULT\n        found = self.faces(image, frame)\n")
+        ]
+    },
+    "encode": {
+        "images": [("        return self._source.write(pages)", "        self._source.write(pages)\n        FAULT")]
+    },
+    "write": {"output": [("                file.flush()\n", "                file.flush()\n                FAULT\n")]},
+    "rename": {
+        "output": [
+            ("        with output_errors(target):\n", "        with output_errors(target):\n            FAULT\n")
+        ]
+    },
+}
+
+
+def with_fault(stage: str, fault: str) -> Changes:
+    return {
+        module: [(old, new.replace("FAULT", fault)) for old, new in pairs] for module, pairs in STAGES[stage].items()
+    }
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photos" / "a.png"
+    path.parent.mkdir()
+    path.write_bytes(saved(picture("RGB", size=(96, 96)), "PNG"))
+    return path
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_fault_leaves_no_output_and_an_exit_code(stage: str, photo: Path, tmp_path: Path) -> None:
+    run = python(build(tmp_path / "copy", with_fault(stage, RAISE)), "-m", "blurguard", "file", photo)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert "injected" in run.stdout + run.stderr
+    assert files_in(photo.parent) == {"a.png"}
+
+
+@pytest.mark.parametrize("stage", ["hide", "write", "rename"])
+def test_a_kill_leaves_no_output_and_the_next_run_sweeps(stage: str, photo: Path, tmp_path: Path) -> None:
+    run = python(build(tmp_path / "copy", with_fault(stage, KILL)), "-m", "blurguard", "file", photo)
+    assert run.returncode != 0
+    assert not (photo.parent / "a_blurred.png").exists()
+    scratch = [path for path in photo.parent.rglob("*") if path != photo]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in scratch)
+    assert len([path for path in scratch if path.is_file()]) == (0 if stage == "hide" else 1)
+    again = python(ROOT, "-m", "blurguard", "file", photo)
+    assert again.returncode == 0, again.stderr
+    assert files_in(photo.parent) == {"a.png", "a_blurred.png"}
+
+
+def test_what_the_world_does_leaves_no_output_and_an_exit_code(photo: Path) -> None:
+    folder, whole = photo.parent, photo.read_bytes()
+    cut, missing, directory = folder / "cut.png", folder / "missing.png", folder / "folder.jpg"
+    cut.write_bytes(whole[: len(whole) // 2])
+    directory.mkdir()
+    (folder / "taken.png").mkdir()
+    (folder / "no_folder").touch()
+    before = files_in(folder)
+    run = ["-m", "blurguard", "file"]
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
+        "from blurguard.cli import main; sys.argv[1:] = sys.argv[1:]; main()"
+    )
+    for arguments, code in (
+        ([*run, cut], 5),
+        ([*run, missing], 5),
+        ([*run, directory], 5),
+        ([*run, photo, "--model", "nobody"], 4),
+        ([*run, photo, "--out", folder / "no_folder" / "out.png"], 6),
+        (["-c", limited, "file", photo], 6),
+    ):
+        result = python(ROOT, *arguments)
+        assert result.returncode == code, (arguments, result.stdout, result.stderr)
+        assert files_in(folder) == before, arguments
+    blocked = folder / "a_blurred.png"
+    blocked.mkdir()
+    result = python(ROOT, *run, photo)
+    assert result.returncode == 6, result.stderr
+    assert files_in(folder) == before | {"a_blurred.png"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

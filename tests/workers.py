@@ -1,0 +1,66 @@
+"""Detectors that go wrong, made in worker processes: what a factory there needs must be importable."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blurguard.config import Settings
+from blurguard.pipeline import Anonymizer
+from blurguard.types import Detections
+from tests.stubs import StubDetector
+
+BOX = (4.0, 4.0, 28.0, 28.0)
+TROUBLE = 200  # red of the first pixel of a picture at which these detectors go wrong
+
+
+@dataclass(frozen=True)
+class DyingDetector(StubDetector):
+    """Kills its process, as a crash in foreign code or the lack of memory would."""
+
+    def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
+        if rgb[0, 0, 0] == TROUBLE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().detect(rgb, min_score)
+
+
+@dataclass(frozen=True)
+class RaisingDetector(StubDetector):
+    """Raises what nobody foresaw."""
+
+    def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
+        if rgb[0, 0, 0] == TROUBLE:
+            raise ZeroDivisionError("nobody foresaw this")
+        return super().detect(rgb, min_score)
+
+
+@dataclass(frozen=True)
+class EditingDetector(StubDetector):
+    """Edits a file while it is being worked on, as its owner might."""
+
+    edited: Path = Path()
+
+    def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
+        if rgb[0, 0, 0] == TROUBLE:
+            with self.edited.open("ab") as file:
+                file.write(b"edited")
+        return super().detect(rgb, min_score)
+
+
+def steady(style: str = "solid") -> Anonymizer:
+    return Anonymizer(Settings().changed({"style": style, "shape": "box"}, "test"), StubDetector((BOX,)))
+
+
+def dying() -> Anonymizer:
+    return Anonymizer(Settings(), DyingDetector((BOX,)))
+
+
+def raising() -> Anonymizer:
+    return Anonymizer(Settings(), RaisingDetector((BOX,)))
+
+
+def editing(path: Path) -> Anonymizer:
+    return Anonymizer(steady().settings, EditingDetector((BOX,), edited=path))
