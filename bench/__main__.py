@@ -19,7 +19,7 @@ from blurguard import Mode
 
 FLAT_PHOTOS = 1000
 DEFACE_SHARE = 5  # deface is slow: it gets this part of the photos
-LARGE_FOR_DEFACE = 8
+LARGE_FOR_DEFACE = 16
 
 
 def run_speed(work: Path, photos: int, rounds: int) -> Iterator[Section]:

@@ -27,6 +27,7 @@ PACKAGES = ("imageio", "imageio-ffmpeg", "tqdm", "scikit-image", "onnx", "onnxru
 DEFACE_POSTFIX = "_anonymized"
 FEW = 2  # photos in the run that is subtracted to be rid of start-up
 JUDGED_FROM_PX = 40.0  # height of the faces that tell whether anything was hidden
+UNKNOWN = "–"
 CHANGED = 8.0  # mean difference inside a face's box, grey levels; recompression alone gives about 3
 
 
@@ -99,28 +100,42 @@ def _differs(before: np.ndarray, after: np.ndarray, box: Iterable[float]) -> boo
 
 
 def _section(name: str, count: int, many: dict[str, Cost], few: dict[str, Cost], checks: dict[str, str]) -> Section:
-    net = {tool: (many[tool] - few[tool]).per(count - FEW) for tool in many}
-    theirs = net["deface"]
     rows, targets = [], []
-    for tool, cost in net.items():
+    deface = (many["deface"] - few["deface"]).per(count - FEW)
+    for tool, whole in many.items():
+        net = (whole - few[tool]).per(count - FEW)
         label = tool if tool == "deface" else f"blurguard, {tool}"
-        gain = theirs.wall / cost.wall
-        whole = many["deface"].wall / many[tool].wall
-        rate = f"{count / many[tool].wall:.2f}"
-        rows.append((label, rate, times(whole), f"{1 / cost.wall:.2f}", times(gain), f"{cost.cpu:.2f}", checks[tool]))
+        gains = many["deface"].wall / whole.wall, _gain(deface.wall, net.wall), _gain(deface.cpu, net.cpu)
+        rates = f"{count / whole.wall:.2f}", f"{1 / net.wall:.2f}" if net.wall > 0 else UNKNOWN
+        told = [times(gain) if gain else UNKNOWN for gain in gains]
+        rows.append((label, rates[0], told[0], rates[1], told[1], f"{net.cpu:.2f}", told[2], checks[tool]))
         if tool != "deface":
-            wanted, measured = f"≥ {DEFACE_AT_LEAST:g}×", f"{times(gain)} ({times(whole)})"
-            label = f"{label}, photos/s against deface, {name} (start-up included)"
-            targets.append(Target(label, wanted, measured, gain >= DEFACE_AT_LEAST))
+            what = f"{label}, photos/s against deface, {name} (CPU time; start-up included)"
+            measured = f"{told[1]} ({told[2]}; {told[0]})"
+            targets.append(Target(what, f"≥ {DEFACE_AT_LEAST:g}×", measured, gains[1] >= DEFACE_AT_LEAST))
     return Section(
         f"Against deface: {name}",
         f"Whole commands on a folder of {count} photos, each as it comes (all cores), {deface_versions()}. Without "
         f"start-up: the difference to a folder of {FEW}. The last column tells in how many faces of {JUDGED_FROM_PX:g} "
         "px and more the output differs from the photo.",
-        ("", "photos/s", "against deface", "without start-up", "against deface", "CPU s per photo", "faces changed"),
+        (
+            "",
+            "photos/s",
+            "against deface",
+            "without start-up",
+            "against deface",
+            "CPU s per photo",
+            "against deface",
+            "faces changed",
+        ),
         rows,
         targets,
     )
+
+
+def _gain(theirs: float, ours: float) -> float:
+    """Return how many times as fast; 0 where a busy machine made one of the differences meaningless."""
+    return theirs / ours if theirs > 0 and ours > 0 else 0.0
 
 
 def main() -> int:

@@ -115,7 +115,6 @@ def _print_box_correction(model: str, truth: list[Labelled]) -> int:
     size, raw_size = pairs[:, 2:4] - pairs[:, :2], pairs[:, 6:] - pairs[:, 4:6]
     shift = (pairs[:, :2] + pairs[:, 2:4] - pairs[:, 4:6] - pairs[:, 6:]) / 2 / size
     scale, offset = np.median(size / raw_size, axis=0), np.median(shift, axis=0)
-    print(
-        f"{len(pairs)} faces: box_scale = [{scale[0]:.3f}, {scale[1]:.3f}], box_shift = [{offset[0]:.3f}, {offset[1]:.3f}]"
-    )
+    told = [f"[{x:.3f}, {y:.3f}]" for x, y in (scale, offset)]
+    print(f"{len(pairs)} faces: box_scale = {told[0]}, box_shift = {told[1]}")
     return 0

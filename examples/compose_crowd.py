@@ -321,9 +321,7 @@ def _inside_center(rng: random.Random, placement: Placement, size_wh: tuple[int,
     return x, y
 
 
-def _edge_center(
-    rng: random.Random, placement: Placement, size_wh: tuple[int, int], edge: str
-) -> tuple[float, float]:
+def _edge_center(rng: random.Random, placement: Placement, size_wh: tuple[int, int], edge: str) -> tuple[float, float]:
     """Return a centre that leaves 60 to 85 % of the face inside the given edge."""
     x, y = _inside_center(rng, placement, size_wh)
     x0, y0, x1, y1 = placement.face_box()
@@ -417,9 +415,7 @@ def _shrink(layer: Floats, scale: float) -> Floats:
     return np.asarray(cv2.resize(layer, size, interpolation=cv2.INTER_AREA), dtype=np.float32)
 
 
-def _warp(
-    layer: Floats, matrix: npt.NDArray[np.float64], window: tuple[int, int, int, int], border: int
-) -> Floats:
+def _warp(layer: Floats, matrix: npt.NDArray[np.float64], window: tuple[int, int, int, int], border: int) -> Floats:
     """Draw a layer into a window of the canvas, first shrunk and then turned and shifted."""
     height, width = layer.shape[:2]
     small = _shrink(layer, math.sqrt(abs(float(np.linalg.det(matrix[:, :2])))))

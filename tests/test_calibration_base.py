@@ -11,8 +11,8 @@ from typing import Any
 import flatbuffers  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 import pytest
-from ai_edge_litert import schema_py_generated as schema  # type: ignore[import-untyped]  # ships no types
-from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]  # ships no types
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
 
 from calibration import CalibrationError, base, flatbuffer
 from calibration.__main__ import main

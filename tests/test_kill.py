@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults import Case, kill_once, make_photos, references, wrong_after_kill
 
-SEEDS = (0, 1, 2, 4, 5)
+SEEDS = (0, 2, 6, 8, 11)  # both ways to kill, in place and not, with drafts in scratch
 
 
 @pytest.fixture(scope="module")
