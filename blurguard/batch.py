@@ -21,7 +21,7 @@ from pebble import ProcessExpired, ProcessPool
 from PIL import Image as Pillow
 
 from blurguard.errors import EXIT_UNFORESEEN, BlurguardError, ConfigError, InputError, OutputError
-from blurguard.journal import FILE_NAME, Entry, Journal, Stamp, State, open_journal
+from blurguard.journal import FILE_NAME, IN_PLACE_NAME, Entry, Journal, Stamp, State, open_journal
 from blurguard.media import Found, discover, kind_of_file
 from blurguard.output import STATE_FOLDER, publish, scratch_in, sweep
 from blurguard.pipeline import Anonymizer, Work
@@ -111,7 +111,7 @@ def blur_folder(task: FolderTask, files: Iterable[Path]) -> Iterator[Outcome]:
         return
     anonymizer = task.factory()
     sweep(task.out)
-    with open_journal(task.out) as journal, scratch_in(task.out) as scratch:
+    with open_journal(task.out, IN_PLACE_NAME if task.in_place else FILE_NAME) as journal, scratch_in(task.out) as scratch:
         folder = _Folder(task, journal, anonymizer.recipe, scratch)
         yield from _settled(task.workers, task.factory, files, folder.decide, folder.publish, folder.note)
 

@@ -18,6 +18,7 @@ Boxes = NDArray[np.float32]
 NO_DETECTIONS = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 # A face box is a guess: however small the face, this many px round it are hidden too.
 MIN_MARGIN_PX = 1.5
+AGREEING_IOU = 0.5
 
 
 def areas(boxes: Boxes) -> NDArray[np.float32]:
@@ -66,11 +67,21 @@ def suppress(
 
 
 def merged(parts: list[Detections], most_iou: float, most_contained: float = math.inf) -> Detections:
-    """Return one list of faces from the passes over one picture; knows nothing of where each came from."""
+    """Return one list of faces from the passes over one picture; knows nothing of where each came from.
+
+    Each box is the mean, weighted by score, of the best one and those that agree with it: nearer to the face
+    than the best one alone, most of all for large faces.
+    """
     boxes = np.concatenate([p.boxes for p in parts] or [NO_DETECTIONS.boxes])
     scores = np.concatenate([p.scores for p in parts] or [NO_DETECTIONS.scores])
     kept = suppress(boxes, scores, most_iou, most_contained)
-    return Detections(boxes[kept], scores[kept])
+    return Detections(np.array([_mean_box(boxes, scores, best) for best in kept], np.float32), scores[kept])
+
+
+def _mean_box(boxes: Boxes, scores: NDArray[np.float32], best: np.intp) -> Boxes:
+    """Return the mean of the boxes (N, 4) that agree with the best one, (4,)."""
+    agree = iou(boxes[best][None], boxes)[0] > AGREEING_IOU
+    return np.asarray(np.average(boxes[agree], axis=0, weights=scores[agree]), np.float32)
 
 
 def tile_spans(length: int, most: int, overlap: int, multiple: int) -> list[tuple[int, int]]:

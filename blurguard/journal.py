@@ -20,6 +20,7 @@ from blurguard.errors import OutputError
 from blurguard.output import STATE_FOLDER, digest_of_file, output_errors
 
 FILE_NAME = "journal.sqlite"
+IN_PLACE_NAME = "in-place.sqlite"  # of a folder that holds originals as well, and is no output folder
 LOCK_NAME = "journal.lock"
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -136,14 +137,14 @@ class Journal:
 
 
 @contextlib.contextmanager
-def open_journal(folder: Path) -> Iterator[Journal]:
-    """Open the journal of an output folder, making it if need be.
+def open_journal(folder: Path, name: str = FILE_NAME) -> Iterator[Journal]:
+    """Open the journal of an output folder, making it if need be; ``name`` is ``IN_PLACE_NAME`` for another kind.
 
     Raises:
         OutputError: not writable, damaged, or another process works in the same folder.
     """
     state = folder / STATE_FOLDER
-    path = state / FILE_NAME
+    path = state / name
     with output_errors(state):
         folder.mkdir(parents=True, exist_ok=True)
         state.mkdir(mode=0o700, exist_ok=True)

@@ -253,7 +253,7 @@ def wrong_after_kill(case: Case, originals: dict[Path, bytes]) -> Iterator[str]:
             yield f"{name}: neither whole and hidden nor absent ({len(data)} bytes)"
     # What is given its name at the moment already has the permissions that it will have there.
     if len([path for path in _drafts(case.out) if _is_public(path) and path.stat().st_size]) > 1:
-        yield "scratch: others may read drafts"
+        yield "scratch: several drafts, and others may read it"
     for folder in (case.out / ".blurguard", *(case.out / ".blurguard").rglob("*")):
         if folder.is_dir() and stat.S_IMODE(folder.stat().st_mode) != 0o700:
             yield f"{folder}: not private"

@@ -154,6 +154,13 @@ def test_in_place_replaces_originals_once(photos: Path) -> None:
     assert not photos.with_name("photos_blurred").exists()
 
 
+def test_a_folder_once_done_in_place_still_holds_originals(photos: Path) -> None:
+    assert run(photos / "sub", "--in-place") == (1, 0, 0)
+    put(photos / "sub" / "new.jpg", face())
+    assert run(photos) == (3, 0, 0)
+    assert not shows_face(photos.with_name("photos_blurred") / "sub" / "new.jpg")
+
+
 def test_in_place_keeps_an_original_that_cannot_be_read(photos: Path) -> None:
     put(photos / "c.jpg", face()[:-500])
     assert run(photos, "--in-place", code=7) == (2, 0, 1)
