@@ -1,4 +1,4 @@
-"""``python -m bench [speed] [peers] [memory] [startup] [--photos N] [--rounds N] [--out FILE]``: markdown tables.
+"""``python -m bench [speed|peers|memory|startup ...] [--photos N] [--rounds N] [--pin] [--out FILE]``: markdown.
 
 Every promise about speed and memory stands beside what was measured. The exit code is 0 also where one is not
 met: a machine that is busy or slow is no fault of the program's.
@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import memory, peers, speed, startup
@@ -22,27 +23,36 @@ DEFACE_SHARE = 5  # deface is slow: it gets this part of the photos
 LARGE_FOR_DEFACE = 16
 
 
-def run_speed(work: Path, photos: int, rounds: int) -> Iterator[Section]:
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line chose: photos in a batch, rounds of each comparison, workers pinned or not."""
+
+    photos: int
+    rounds: int
+    pin: bool
+
+
+def run_speed(work: Path, options: Options) -> Iterator[Section]:
     """Fast mode against OpenCV; two workers against one, on both kinds of libraries."""
     large = large_photos(work / "large")
-    yield speed.fast_against_opencv(large, 3 * rounds)
-    burn = large[0].path.read_bytes()
+    yield speed.fast_against_opencv(large, 3 * options.rounds)
+    plan = speed.Plan(options.rounds, large[0].path.read_bytes(), options.pin)
     common = [photo.path for photo in common_photos(work / "common")]
-    repeated([*examples(), *common], work / "mixed", photos)
-    yield speed.two_workers("examples and photos of 1 to 2 Mpx, accurate", work / "mixed", Mode.ACCURATE, rounds, burn)
-    repeated([photo.path for photo in large], work / "many_large", photos)
-    yield speed.two_workers("12-Mpx photos, fast", work / "many_large", Mode.FAST, rounds, burn)
+    repeated([*examples(), *common], work / "mixed", options.photos)
+    yield speed.two_workers("examples and photos of 1 to 2 Mpx, accurate", work / "mixed", Mode.ACCURATE, plan)
+    repeated([photo.path for photo in large], work / "many_large", options.photos)
+    yield speed.two_workers("12-Mpx photos, fast", work / "many_large", Mode.FAST, plan)
 
 
-def run_peers(work: Path, photos: int, rounds: int) -> Iterator[Section]:
+def run_peers(work: Path, options: Options) -> Iterator[Section]:
     """Photos per second against deface, small and large ones."""
-    count = max(photos // DEFACE_SHARE, 2 * peers.FEW)
-    yield peers.against_deface("photos of 1 to 2 Mpx", common_photos(work / "peer_common"), count, rounds)
+    count = max(options.photos // DEFACE_SHARE, 2 * peers.FEW)
+    yield peers.against_deface("photos of 1 to 2 Mpx", common_photos(work / "peer_common"), count, options.rounds)
     large = large_photos(work / "peer_large")
-    yield peers.against_deface("12-Mpx photos", large, LARGE_FOR_DEFACE, rounds)
+    yield peers.against_deface("12-Mpx photos", large, LARGE_FOR_DEFACE, options.rounds)
 
 
-def run_memory(work: Path, photos: int, rounds: int) -> Iterator[Section]:
+def run_memory(work: Path, options: Options) -> Iterator[Section]:
     """Peaks, and memory over a thousand photos, whatever the number asked for."""
     named = {"12-Mpx": large_photos(work / "peak", 1)[0], "2-Mpx": common_photos(work / "peak", 1)[0]}
     yield memory.peaks(named)
@@ -52,12 +62,12 @@ def run_memory(work: Path, photos: int, rounds: int) -> Iterator[Section]:
         yield memory.flatness(work / "thousand", mode)
 
 
-def run_startup(work: Path, photos: int, rounds: int) -> Iterator[Section]:
+def run_startup(work: Path, options: Options) -> Iterator[Section]:
     """The command's help."""
     yield startup.help_time()
 
 
-RUNS: dict[str, Callable[[Path, int, int], Iterator[Section]]] = {
+RUNS: dict[str, Callable[[Path, Options], Iterator[Section]]] = {
     "speed": run_speed,
     "peers": run_peers,
     "memory": run_memory,
@@ -71,15 +81,16 @@ def main() -> int:
     parser.add_argument("what", nargs="*", help=f"any of {', '.join(RUNS)} (default: all)")
     parser.add_argument("--photos", type=int, default=200, help="in a batch (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of each comparison (default: %(default)s)")
+    parser.add_argument("--pin", action="store_true", help="keep each worker of a batch on a processor of its own")
     parser.add_argument("--out", type=Path, help="write the tables to this file as well")
     args = parser.parse_args()
     if unknown := set(args.what) - set(RUNS):
         parser.error(f"cannot measure {', '.join(sorted(unknown))}")
-    about = machine()
+    options, about = Options(args.photos, args.rounds, args.pin), machine()
     sections = []
     with tempfile.TemporaryDirectory(prefix="blurguard-bench-") as folder:
         for name in args.what or RUNS:
-            for section in RUNS[name](Path(folder), args.photos, args.rounds):
+            for section in RUNS[name](Path(folder), options):
                 sections.append(section)
                 print(section.markdown(), flush=True)
     summary = f"## Promises\n\n{about}\n\n{targets_table(t for s in sections for t in s.targets)}\n"

@@ -174,7 +174,7 @@ def covered(faces: Boxes, outcome: Outcome) -> NDArray[np.float64]:
     for box in faces:
         own = np.zeros(size_hw, np.uint8)
         _fill(own, box.tolist())
-        shares.append(np.count_nonzero(own & hidden) / max(1, np.count_nonzero(own)))
+        shares.append(float((own & hidden).sum()) / max(1.0, float(own.sum())))
     return np.array(shares)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -27,7 +29,24 @@ TWO_JOBS_AT_LEAST = 1.8
 WARM_UP_FILES = 10  # of a batch, until every worker has built its interpreters
 BURNT_PER_PROCESS = 25
 
+_PINNED = {False: "", True: ", each kept on a processor of its own"}
+
 Stages = dict[str, Cost]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How two workers are compared with one.
+
+    Attributes:
+        rounds: of all three measurements, in turns.
+        burn: a JPEG for the machine's own limit.
+        pin: keep every worker on a processor of its own; some systems put two busy processes on one.
+    """
+
+    rounds: int
+    burn: bytes
+    pin: bool
 
 
 def opencv_round_trip(data: bytes) -> None:
@@ -110,13 +129,14 @@ def staged(anonymizer: Anonymizer, source: Path, target: Path) -> Stages:
     return stages
 
 
-def two_workers(name: str, folder: Path, mode: Mode, rounds: int, burn: bytes) -> Section:
+def two_workers(name: str, folder: Path, mode: Mode, plan: Plan) -> Section:
     """Measure ``blur_folder`` with two workers against one, and OpenCV in two processes against one, in turns."""
+    rounds, burn, pin = plan.rounds, plan.burn, plan.pin
     one, two, limit = [], [], []
     for _ in range(rounds):
-        limit.append(machine_limit(burn))
-        one.append(batch_cost(folder, mode, 1))
-        two.append(batch_cost(folder, mode, 2))
+        limit.append(machine_limit(burn, pin))
+        one.append(batch_cost(folder, mode, 1, pin))
+        two.append(batch_cost(folder, mode, 2, pin))
     gain = statistics.median(a.wall / b.wall for a, b in zip(one, two, strict=True))
     bound = statistics.median(limit)
     a, b = median(one), median(two)
@@ -129,7 +149,7 @@ def two_workers(name: str, folder: Path, mode: Mode, rounds: int, burn: bytes) -
     count = sum(1 for _ in folder.iterdir())
     return Section(
         f"Two workers against one: {name}",
-        f"`blur_folder`, {count} photos, one thread per worker, {rounds} rounds in turns. Start-up excluded: the wall "
+        f"`blur_folder`, {count} photos, one thread per worker{_PINNED[pin]}, {rounds} rounds in turns. Start-up excluded: the wall "
         f"time runs from the {WARM_UP_FILES}th outcome to the last. CPU time is per photo of the whole run, workers' "
         "start-up included. The last row shows what this machine gave at the same time to two processes that share "
         "nothing but its memory.",
@@ -146,7 +166,7 @@ def two_workers(name: str, folder: Path, mode: Mode, rounds: int, burn: bytes) -
     )
 
 
-def batch_cost(folder: Path, mode: Mode, workers: int) -> Cost:
+def batch_cost(folder: Path, mode: Mode, workers: int, pin: bool) -> Cost:
     """Return what one photo of a folder takes in a batch; wall without start-up, CPU with it.
 
     Raises:
@@ -156,7 +176,7 @@ def batch_cost(folder: Path, mode: Mode, workers: int) -> Cost:
     files = sorted(folder.iterdir())
     before, ticks = now(), []
     with tempfile.TemporaryDirectory() as out:
-        task = FolderTask(folder, Path(out), functools.partial(Anonymizer, Settings(mode=mode)), workers)
+        task = FolderTask(folder, Path(out), functools.partial(_pinned, pin, Settings(mode=mode)), workers)
         for outcome in blur_folder(task, files):
             if outcome.status is not Status.DONE:
                 raise RuntimeError(f"{outcome.source.name}: {outcome.reason}")
@@ -166,9 +186,24 @@ def batch_cost(folder: Path, mode: Mode, workers: int) -> Cost:
     return Cost((ticks[-1] - ticks[warm - 1]) / (len(files) - warm), spent.cpu / len(files))
 
 
-def machine_limit(data: bytes) -> float:
+def _pinned(pin: bool, settings: Settings) -> Anonymizer:
+    """Make a worker's ``Anonymizer``; optionally keep the worker on a processor of its own."""
+    if pin:
+        pin_worker()
+    return Anonymizer(settings)
+
+
+def pin_worker() -> None:
+    """Keep this process on one processor, another one for each process of a pool; not the main process."""
+    number = multiprocessing.current_process().name.rpartition("-")[2]
+    cores = sorted(os.sched_getaffinity(0))
+    if number.isdigit():
+        os.sched_setaffinity(0, {cores[int(number) % len(cores)]})
+
+
+def machine_limit(data: bytes, pin: bool) -> float:
     """Return how many times as much two processes get done as one, on work that shares nothing."""
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with multiprocessing.get_context("spawn").Pool(2, pin_worker if pin else None) as pool:
         run: Callable[[int], object] = lambda count: pool.map(_burn, [data] * count, chunksize=1)  # noqa: E731
         run(4)
         return 2 * cost_of(lambda: run(1)).wall / cost_of(lambda: run(2)).wall

@@ -25,6 +25,7 @@ SUBSETS = {"easy": 1, "medium": 2, "hard": 4}
 BUCKETS = ((0, 10), (10, 20), (20, 40), (40, 80), (80, 1_000_000))  # height of a face, px
 HIDDEN_SHARE = 0.8
 FALSE_IOU = 0.1
+_LAST_PIXEL = np.array([0, 0, 1, 1], np.float32)  # the official protocol counts the last px in: width is x1 - x0 + 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +124,8 @@ def _judged(picture: Labelled, detections: Detections, wanted: NDArray[np.bool_]
         return []
     judged: list[tuple[float, bool]] = []
     taken = np.zeros(len(picture.boxes), np.bool_)
-    for row, score in zip(iou(detections.boxes, picture.boxes), detections.scores, strict=True):
+    overlaps = iou(detections.boxes + _LAST_PIXEL, picture.boxes + _LAST_PIXEL)
+    for row, score in zip(overlaps, detections.scores, strict=True):
         best = int(row.argmax())
         if row[best] < 0.5:
             judged.append((float(score), False))

@@ -1,0 +1,69 @@
+"""Scoring on labelled pictures: by hand, and the whole step on the example crowd."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blurguard.types import Detections
+from calibration.__main__ import main
+from calibration.score import IGNORE, Labelled, average_precision, hidden_at, load_truth
+from tests.conftest import EXAMPLES
+
+EASY, HARD = 1, 4
+
+
+def picture(*faces: tuple[float, float, float, float, int]) -> Labelled:
+    rows = np.array(faces, np.float64).reshape(-1, 5)
+    boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1).astype(np.float32)
+    return Labelled(Path("a.jpg"), 200, 100, boxes, rows[:, 4].astype(np.int64))
+
+
+def found(*boxes: tuple[float, float, float, float, float]) -> Detections:
+    rows = np.array(boxes, np.float32).reshape(-1, 5)
+    return Detections(rows[:, :4], rows[:, 4])
+
+
+def test_ap_is_one_when_all_are_found_and_nothing_else() -> None:
+    truth = [picture((10, 10, 20, 20, EASY)), picture((50, 50, 20, 20, EASY))]
+    right = [found((10, 10, 30, 30, 0.9)), found((50, 50, 70, 70, 0.2))]
+    assert average_precision(truth, right, EASY) == pytest.approx(1)
+
+
+def test_ap_counts_false_boxes_and_second_finds_but_not_faces_of_another_subset() -> None:
+    truth = [picture((10, 10, 20, 20, EASY), (100, 10, 20, 20, HARD))]
+    right, false, second, other = (10, 10, 30, 30), (150, 60, 170, 80), (11, 10, 31, 30), (100, 10, 120, 30)
+    assert average_precision(truth, [found((*right, 0.5), (*other, 0.9))], EASY) == pytest.approx(1)
+    assert average_precision(truth, [found((*false, 0.9), (*right, 0.5))], EASY) == pytest.approx(1 / 2)
+    assert average_precision(truth, [found((*right, 0.9), (*second, 0.5))], EASY) == pytest.approx(1)
+    assert average_precision(truth, [found()], EASY) == 0
+    half = [picture((10, 10, 20, 20, EASY), (50, 50, 20, 20, EASY))]
+    assert average_precision(half, [found((*right, 0.9))], EASY) == pytest.approx(1 / 2)
+
+
+def test_a_face_is_hidden_when_four_fifths_of_its_ellipse_are() -> None:
+    truth = [picture((50, 20, 40, 40, 0))]
+    assert hidden_at(truth, [found((50, 20, 90, 60, 0.9))], 0.5, 0.2).from_10_px == 100
+    assert hidden_at(truth, [found((50, 20, 90, 60, 0.4))], 0.5, 0.2).from_10_px == 0
+    assert hidden_at(truth, [found((50, 20, 70, 60, 0.9))], 0.5, 0.0).from_10_px == 0
+
+
+def test_ignored_faces_count_neither_as_missed_nor_as_false() -> None:
+    truth = [picture((50, 20, 40, 40, IGNORE), (120, 20, 40, 40, 0))]
+    point = hidden_at(truth, [found((50, 20, 90, 60, 0.9), (0, 80, 9, 89, 0.8), (120, 20, 160, 60, 0.7))], 0.5, 0.2)
+    assert (point.from_10_px, point.pictures_all_hidden, point.false_per_picture) == (100, 100, 1)
+    assert point.masked_outside > 0
+
+
+def test_the_step_prints_a_row_for_each_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    crowd = json.loads((EXAMPLES / "crowd.json").read_text())
+    faces = [[x0, y0, x1 - x0, y1 - y0, 7] for x0, y0, x1, y1 in (face["box"] for face in crowd["faces"])]
+    record = {"image": "crowd.jpg", "width": crowd["width"], "height": crowd["height"], "faces": faces}
+    (tmp_path / "faces.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "crowd.jpg").write_bytes((EXAMPLES / "photos" / "crowd.jpg").read_bytes())
+    assert len(load_truth(tmp_path)[0].boxes) == len(faces)
+    assert main(["evaluate", str(tmp_path), "--mode", "fast", "--mode", "accurate"]) == 0
+    fast, accurate = capsys.readouterr().out.splitlines()[-2:]
+    easy = [float(row.split("|")[2].split("/")[0]) for row in (fast, accurate)]
+    assert 20 < easy[0] < easy[1] < 100
