@@ -111,7 +111,8 @@ def blur_folder(task: FolderTask, files: Iterable[Path]) -> Iterator[Outcome]:
         return
     anonymizer = task.factory()
     sweep(task.out)
-    with open_journal(task.out, IN_PLACE_NAME if task.in_place else FILE_NAME) as journal, scratch_in(task.out) as scratch:
+    name = IN_PLACE_NAME if task.in_place else FILE_NAME
+    with open_journal(task.out, name) as journal, scratch_in(task.out) as scratch:
         folder = _Folder(task, journal, anonymizer.recipe, scratch)
         yield from _settled(task.workers, task.factory, files, folder.decide, folder.publish, folder.note)
 
