@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
+import socket
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -30,6 +32,8 @@ WARM_UP_FILES = 10  # of a batch, until every worker has built its interpreters
 BURNT_PER_PROCESS = 25
 
 _PINNED = {False: "", True: ", each kept on a processor of its own"}
+
+_claims: list[socket.socket] = []  # of this process
 
 Stages = dict[str, Cost]
 
@@ -149,10 +153,10 @@ def two_workers(name: str, folder: Path, mode: Mode, plan: Plan) -> Section:
     count = sum(1 for _ in folder.iterdir())
     return Section(
         f"Two workers against one: {name}",
-        f"`blur_folder`, {count} photos, one thread per worker{_PINNED[pin]}, {rounds} rounds in turns. Start-up excluded: the wall "
-        f"time runs from the {WARM_UP_FILES}th outcome to the last. CPU time is per photo of the whole run, workers' "
-        "start-up included. The last row shows what this machine gave at the same time to two processes that share "
-        "nothing but its memory.",
+        f"`blur_folder`, {count} photos, one thread per worker{_PINNED[pin]}, {rounds} rounds in turns. Start-up "
+        f"excluded: the wall time runs from the {WARM_UP_FILES}th outcome to the last. CPU time is per photo of the "
+        "whole run, workers' start-up included. The last row shows what this machine gave at the same time to two "
+        "processes that share nothing but its memory.",
         ("", "photos/s", "wall per photo, ms", "CPU per photo, ms"),
         rows,
         [
@@ -194,11 +198,16 @@ def _pinned(pin: bool, settings: Settings) -> Anonymizer:
 
 
 def pin_worker() -> None:
-    """Keep this process on one processor, another one for each process of a pool; not the main process."""
-    number = multiprocessing.current_process().name.rpartition("-")[2]
-    cores = sorted(os.sched_getaffinity(0))
-    if number.isdigit():
-        os.sched_setaffinity(0, {cores[int(number) % len(cores)]})
+    """Keep this process on a processor that none of its siblings has taken; does nothing in the main process."""
+    if multiprocessing.parent_process() is None:
+        return
+    for core in sorted(os.sched_getaffinity(0)):
+        claim = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError):
+            claim.bind(f"\0blurguard-bench-{os.getppid()}-{core}")  # a name without a file, ours while we live
+            _claims.append(claim)
+            os.sched_setaffinity(0, {core})
+            return
 
 
 def machine_limit(data: bytes, pin: bool) -> float:

@@ -247,7 +247,7 @@ def wrong_after_kill(case: Case, originals: dict[Path, bytes]) -> Iterator[str]:
         if name.parts[:2] == (".blurguard", "scratch"):
             yield from _wrong_draft(case, path, data)
         elif name.parts[0] == ".blurguard":
-            if path.name.partition(".")[0] != "journal" or stat.S_IMODE(path.stat().st_mode) != 0o600:
+            if path.name.partition(".")[0] not in ("journal", "in-place") or stat.S_IMODE(path.stat().st_mode) != 0o600:
                 yield f"{name}: not ours, or not private"
         elif data != case.expected.get(name) and not (case.in_place and data == originals[name]):
             yield f"{name}: neither whole and hidden nor absent ({len(data)} bytes)"
