@@ -1,7 +1,7 @@
 """What takes a face's place: averaged cells with fresh noise, then, for looks, blur.
 
 Blur alone can be undone, or recognised through (arXiv 1609.00408, 2506.12344). Here nothing of the face
-reaches the result but the averages of at most 6 x 6 cells, and those carry noise from the system's random
+reaches the result but the averages of at most 3 x 3 cells, and those carry noise from the system's random
 source; the blur on top only makes them pleasant to look at.
 
 Regions are hidden fully up to their border. What is blended is a band outside of it, ``feather_px`` wide.
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from blurguard.config import Shape, Style
 from blurguard.types import Image, Layout, Pixels, Region
 
-CELLS = 6  # across the longer side, at most
+# Across the longer side of what is hidden. Of faces averaged into 6 cells a good detector (CenterFace) still sees
+# twice as many as of those in 3, and in 3 hardly more than in one flat colour, where it goes by the surroundings.
+CELLS = 3
 SOLID_BELOW_PX = 24.0  # a face narrower than this, or of which no more lies in the picture, is one cell
 # Standard deviation of the noise, as a share of white; clipping at black or white leaves 0.58 of it.
 NOISE_SHARE = 8 / 255
@@ -60,7 +62,7 @@ def draw_boxes_into(image: Image, regions: Iterable[Region], rgb: tuple[int, int
     for r in regions:
         x0, y0 = max(r.x0 - BOX_WIDTH_PX, 0), max(r.y0 - BOX_WIDTH_PX, 0)
         patch = image.pixels[y0 : r.y1 + BOX_WIDTH_PX, x0 : r.x1 + BOX_WIDTH_PX, : image.layout.colors]
-        _blend(patch, color, _outline(patch.shape[:2], (x0, y0), r))
+        _blend(patch, _rounded(color, patch), _outline(patch.shape[:2], (x0, y0), r))
 
 
 def color_in(image: Image, rgb: tuple[int, int, int]) -> NDArray[np.float32]:
@@ -82,32 +84,32 @@ def _hide_one(image: Image, region: Region, style: Style, shape: Shape) -> None:
     # A slice ends at the image's edge by itself.
     patch = image.pixels[y0 : region.y1 + feather, x0 : region.x1 + feather, : image.layout.colors]
     if style is Style.SOLID:
-        cover: NDArray[np.float32] = color_in(image, (0, 0, 0))
+        cover = _rounded(color_in(image, (0, 0, 0)), patch)
     else:
         cover = _veil(patch, region.face_width, image.white, smooth=style is Style.BLUR)
     _blend(patch, cover, _coverage(patch.shape[:2], (x0, y0), region, shape, feather))
 
 
-def _veil(patch: Pixels, face_width: float, white: int, smooth: bool) -> NDArray[np.float32]:
-    """Return what hides the patch: float32 of its shape, or (1, 1, C) for a small face."""
+def _veil(patch: Pixels, face_width: float, white: int, smooth: bool) -> Any:
+    """Return what hides the patch: of its type and shape, or (1, 1, C) for a small face."""
     height, width = patch.shape[:2]
     count = 1 if min(face_width, max(width, height)) < SOLID_BELOW_PX else CELLS
     rows, columns = (max(1, math.ceil(count * side / max(width, height))) for side in (height, width))
     cells = _noisy(_averages(patch, rows, columns), white)
     if rows == columns == 1:
-        return cells
+        return _rounded(cells, patch)
     if not smooth:
-        return _resized(cells, width, height, cv2.INTER_NEAREST)
+        return _resized(_rounded(cells, patch), width, height, cv2.INTER_NEAREST)
     scale = min(1.0, WORK_PX / max(width, height))
     mosaic = _resized(cells, math.ceil(width * scale), math.ceil(height * scale), cv2.INTER_NEAREST)
     sigma = max(MIN_RADIUS_PX, RADIUS_SHARE * face_width) / 2 * scale
     blurred = cv2.GaussianBlur(mosaic, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-    return _resized(blurred, width, height, cv2.INTER_LINEAR)
+    return _resized(_rounded(blurred, patch).reshape(mosaic.shape), width, height, cv2.INTER_LINEAR)
 
 
 def _averages(patch: Pixels, rows: int, columns: int) -> NDArray[np.float32]:
     """(H, W, C) -> means of the cells, float32 (rows, columns, C)."""
-    small = cv2.resize(patch.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(np.ascontiguousarray(patch), (columns, rows), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.float32).reshape(rows, columns, -1)
 
 
@@ -117,16 +119,28 @@ def _noisy(cells: NDArray[np.float32], white: int) -> NDArray[np.float32]:
     return np.asarray(np.clip(cells + np.array(noise, np.float32).reshape(cells.shape), 0, white), np.float32)
 
 
-def _resized(pixels: Any, width: int, height: int, interpolation: int) -> NDArray[np.float32]:
+def _rounded(values: Any, patch: Pixels) -> Any:
+    """Return the values as integers of the patch's type."""
+    return np.rint(values).astype(patch.dtype)
+
+
+def _resized(pixels: Any, width: int, height: int, interpolation: int) -> Any:
     """cv2.resize that keeps (H, W, 1)."""
-    resized = cv2.resize(pixels, (width, height), interpolation=interpolation)
-    return np.asarray(resized, np.float32).reshape(height, width, -1)
+    return cv2.resize(pixels, (width, height), interpolation=interpolation).reshape(height, width, -1)
 
 
-def _blend(patch: Pixels, cover: NDArray[np.float32], share: NDArray[np.float32]) -> None:
+def _blend(patch: Pixels, cover: Pixels, share: NDArray[np.float32]) -> None:
     """Lay ``cover`` over ``patch`` in place; (H, W) ``share`` 1 replaces, 0 leaves the pixel bit for bit."""
-    opacity = share[:, :, None]  # exactly 0 or 1 outside the feather band, and x * 1 + y * 0 is exactly x
-    patch[...] = np.rint(cover * opacity + patch.astype(np.float32) * (1 - opacity)).astype(patch.dtype)
+    rows, columns = np.nonzero((share > 0) & (share < 1))  # the few pixels that need arithmetic
+    opacity = share[rows, columns, None]
+    whole: Any = np.broadcast_to(cover, patch.shape)
+    blended = whole[rows, columns] * opacity + patch[rows, columns] * (1 - opacity)
+    patch[rows, columns] = _rounded(blended, patch)
+    inside = share == 1
+    if cover.shape == patch.shape and patch.strides[1] == patch.shape[2] * patch.itemsize:
+        cv2.copyTo(cover, inside.view(np.uint8), patch)  # a hundred times quicker, where it can write in place
+    else:
+        np.copyto(patch, whole, where=inside[:, :, None])
 
 
 def _coverage(
@@ -164,10 +178,13 @@ def _ellipse_coverage(
     """Fall from 1 on the ellipse to 0 on the one with half-axes ``feather`` px longer."""
     x0, y0, x1, y1 = box
     dx, dy, half_w, half_h = xs - (x0 + x1) / 2, ys - (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
-    inner = _radius(dx / half_w, dy / half_h)
-    outer = _radius(dx / (half_w + feather), dy / (half_h + feather))
-    falling = (1 - outer) / np.maximum((1 - outer) + (inner - 1), 1e-6)
-    return np.where(inner <= 1, np.float32(1), np.clip(falling, 0, 1)).astype(np.float32)
+    inner = _squared_radius(dx / half_w, dy / half_h)
+    outer = _squared_radius(dx / (half_w + feather), dy / (half_h + feather))
+    share = (inner <= 1).astype(np.float32)
+    band = (inner > 1) & (outer < 1)
+    to_inner, to_outer = np.sqrt(inner[band]) - 1, 1 - np.sqrt(outer[band])
+    share[band] = to_outer / np.maximum(to_inner + to_outer, 1e-6)
+    return share
 
 
 def _outline(shape_hw: tuple[int, ...], origin_xy: tuple[int, int], region: Region) -> NDArray[np.float32]:
@@ -181,5 +198,5 @@ def _outline(shape_hw: tuple[int, ...], origin_xy: tuple[int, int], region: Regi
     return np.asarray(np.clip((BOX_WIDTH_PX + 1) / 2 - np.abs(beyond + within), 0, 1), np.float32)
 
 
-def _radius(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(np.sqrt(x[None, :] ** 2 + y[:, None] ** 2), np.float32)
+def _squared_radius(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray((x**2)[None, :] + (y**2)[:, None], np.float32)

@@ -216,7 +216,7 @@ BROKEN: dict[str, tuple[str, Changes]] = {
         "covered",
         {"obscure": [("(x1 - x0) / 2, (y1 - y0) / 2\n", "(x1 - x0) / 2 - feather, (y1 - y0) / 2 - feather\n")]},
     ),
-    "cells as small as pixels": ("covered", {"obscure": [("CELLS = 6 ", "CELLS = 99 ")]}),
+    "cells as small as pixels": ("covered", {"obscure": [("CELLS = 3\n", "CELLS = 99\n")]}),
     "no noise": ("covered", {"obscure": [("_RANDOM.gauss(0, NOISE_SHARE * white)", "0.0")]}),
     "feather too wide": ("untouched", {"obscure": [("round(0.05 * side)", "round(0.2 * side)")]}),
     "boxes that nobody asked for": ("untouched", {"pipeline": [("if self.settings.boxes:", "if True:")]}),
