@@ -151,6 +151,7 @@ def own_process() -> None:
     """Set what belongs to a whole process; for processes that are blurguard's alone, not for libraries."""
     cv2.setNumThreads(1)  # one thread per worker: workers are what uses the processors
     Pillow.MAX_IMAGE_PIXELS = None  # --max-pixels decides, and says so
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our errors name the file, its do not
 
 
 class _Folder:
