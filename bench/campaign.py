@@ -25,9 +25,9 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from bench.measure import machine, table
 from blurguard import Anonymizer, BlurguardError, Settings
-from blurguard.batch import own_process
 from blurguard.images import open_still
 from blurguard.media import kind_of_file
+from blurguard.process import own_process
 from tests.faults import KillResult, kill_once, make_photos
 from tests.samples import ALL, FACE, sample
 from tests.stubs import StubDetector

@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from blurguard import Anonymizer, Mode, Settings, Status
-from blurguard.batch import FolderTask, blur_folder, own_process
+from blurguard.batch import FolderTask, blur_folder
+from blurguard.process import own_process
 
 SAMPLE_EVERY = 10
 

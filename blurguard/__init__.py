@@ -2,7 +2,7 @@
 
 >>> import blurguard
 >>> hidden = blurguard.hide_faces(pixels)                       # an RGB array -> an RGB array
->>> anonymizer = blurguard.Anonymizer(blurguard.Settings(mode="fast"))
+>>> anonymizer = blurguard.Anonymizer(blurguard.Settings(mode=blurguard.Mode.FAST))
 >>> outcome = anonymizer.process(Path("a.jpg"), Path("a_blurred.jpg"))
 """
 

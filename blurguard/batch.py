@@ -10,21 +10,20 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 
-import cv2
 from pebble import ProcessExpired, ProcessPool
-from PIL import Image as Pillow
 
 from blurguard.errors import EXIT_UNFORESEEN, BlurguardError, ConfigError, InputError, OutputError
 from blurguard.journal import FILE_NAME, IN_PLACE_NAME, Entry, Journal, Stamp, State, open_journal
 from blurguard.media import Found, discover, kind_of_file
-from blurguard.output import STATE_FOLDER, publish, scratch_in, sweep
+from blurguard.output import STATE_FOLDER, digest_of, publish, scratch_in, sweep
 from blurguard.pipeline import Anonymizer, Work
+from blurguard.process import worker_process
 from blurguard.types import Outcome, Status
 
 Factory = Callable[[], Anonymizer]
@@ -78,10 +77,9 @@ class FolderTask:
         """
         if self.out.exists() and not self.out.is_dir():
             raise ConfigError(f"{self.out}: is a file; choose a folder for --out")
-        if self.in_place:
-            return discover(self.folder)
-        self._refuse_overlap()
-        return discover(self.folder, own=(self.out,))
+        if not self.in_place:
+            self._refuse_overlap()
+        return discover(self.folder)
 
     def _refuse_overlap(self) -> None:
         """Keep results from mingling with originals: what is left alone as ours must be ours."""
@@ -106,15 +104,17 @@ def blur_folder(task: FolderTask, files: Iterable[Path]) -> Iterator[Outcome]:
         ModelError: the detector cannot run.
         OutputError: the output folder as a whole cannot be used.
     """
-    if task.dry_run:
-        yield from _dry(task.factory, task.workers, files)
+    files = list(files)
+    workers = max(1, min(task.workers, len(files)))
+    if task.dry_run or not files:
+        yield from _dry(task.factory, workers, files)
         return
     anonymizer = task.factory()
     sweep(task.out)
     name = IN_PLACE_NAME if task.in_place else FILE_NAME
     with open_journal(task.out, name) as journal, scratch_in(task.out) as scratch:
         folder = _Folder(task, journal, anonymizer.recipe, scratch)
-        yield from _settled(task.workers, task.factory, files, folder.decide, folder.publish, folder.note)
+        yield from _settled(workers, task.factory, files, folder.decide, folder.publish, folder.note)
 
 
 def blur_files(
@@ -147,13 +147,6 @@ def look_at_files(files: Iterable[Path], factory: Factory, workers: int) -> Iter
     return _settled(workers, factory, files, Job, _publish_nothing, lambda *_: None)
 
 
-def own_process() -> None:
-    """Set what belongs to a whole process; for processes that are blurguard's alone, not for libraries."""
-    cv2.setNumThreads(1)  # one thread per worker: workers are what uses the processors
-    Pillow.MAX_IMAGE_PIXELS = None  # --max-pixels decides, and says so
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our errors name the file, its do not
-
-
 class _Folder:
     """The decisions about one output folder, which its journal informs."""
 
@@ -162,6 +155,8 @@ class _Folder:
         self._journal = journal
         self._recipe = recipe
         self._scratch = scratch
+        self._out = task.out.resolve()
+        self._root = digest_of(os.fsencode(task.folder.resolve()))
 
     def decide(self, source: Path) -> Job | Outcome:
         """Return what is to be done, or that it is done already.
@@ -171,14 +166,19 @@ class _Folder:
         """
         name = source.relative_to(self._task.folder)
         target = self._task.out / name
+        if not target.parent.resolve().is_relative_to(self._out):
+            raise OutputError(f"{target.parent}: leads out of {self._task.out}; remove that link")
         entry = self._journal.get(name)
         if not os.path.lexists(target):
             return Job(source, target, self._scratch)
         ours = _ours_at(target, entry)
         if ours and entry is not None and ours == entry.output_digest and self._up_to_date(entry, source):
             return Outcome(source, Status.SKIPPED, target, reason="done before and unchanged")
-        if not (ours or self._task.overwrite or self._task.in_place):
-            raise OutputError(_why_refused(target, entry))
+        if not (self._task.overwrite or self._task.in_place):
+            if not ours or entry is None:
+                raise OutputError(_why_refused(target, entry))
+            if entry.root != self._root and not entry.came_from(source):
+                raise OutputError(f"{target}: is the result of another folder's picture; choose another --out")
         return Job(source, target, self._scratch, replace=True)
 
     def _up_to_date(self, entry: Entry, source: Path) -> bool:
@@ -202,10 +202,12 @@ class _Folder:
             draft.mtime_ns,
             draft.digest,
             replaced_digest=_ours_at(job.target, self._journal.get(name)),
+            root=self._root,
         )
         self._journal.put(name, entry)
         publish(draft, job.target, job.replace)
-        self._journal.put(name, replace(entry, state=State.DONE))
+        with contextlib.suppress(OutputError):  # a full disk, say; `publishing` tells as much
+            self._journal.put(name, replace(entry, state=State.DONE))
 
     def note(self, job: Job, outcome: Outcome) -> None:
         """Remember a failure."""
@@ -264,7 +266,7 @@ def _settled(
     for job, result in run(workers, factory, decided()):
         if isinstance(result, Outcome):
             if job is not None and result.status is Status.FAILED:
-                note(job, result)
+                _try_to_note(note, job, result)
             yield result
             continue
         assert job is not None  # noqa: S101 - only a job gives work
@@ -272,10 +274,16 @@ def _settled(
             publish_one(job, result)
         except (BlurguardError, OSError) as error:
             outcome = _failure(job, error)
-            note(job, outcome)
+            _try_to_note(note, job, outcome)
             yield outcome
         else:
             yield replace(result.outcome, target=job.target)
+
+
+def _try_to_note(note: Callable[[Job, Outcome], None], job: Job, outcome: Outcome) -> None:
+    """Remember a failure; that it cannot be remembered, on a full disk say, is no failure of the others."""
+    with contextlib.suppress(OutputError):
+        note(job, outcome)
 
 
 Results = Iterator[tuple[Job | None, Work | Outcome]]
@@ -292,6 +300,7 @@ def _parallel(workers: int, factory: Factory, jobs: Iterable[Job | Outcome]) -> 
     """Work in other processes; results come in the order of the jobs."""
     # Forked interpreters have hung: every worker starts afresh.
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # its start would let Ctrl-C through to what starts after it
     pool = ProcessPool(workers, initializer=_start_worker, initargs=(factory,), context=context)
     pending: deque[tuple[Job | None, Callable[[], Work | Outcome]]] = deque()
     try:
@@ -341,11 +350,12 @@ def _attempt(anonymizer: Anonymizer, job: Job) -> Work | Outcome:
 
 def _failure(job: Job, error: Exception) -> Outcome:
     known = isinstance(error, BlurguardError)
+    told = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
     return Outcome(
         job.source,
         Status.FAILED,
         job.target,
-        reason=str(error) if known else f"{job.source}: unforeseen failure: {type(error).__name__}: {error}",
+        reason=told if known else f"{job.source}: unforeseen failure: {type(error).__name__}: {error}",
         error=type(error).__name__,
         exit_code=error.exit_code if isinstance(error, BlurguardError) else EXIT_UNFORESEEN,
     )
@@ -355,19 +365,10 @@ _anonymizer: Anonymizer | None = None  # of this worker process
 
 
 def _start_worker(factory: Factory) -> None:
-    """Set up a worker process, which does not outlive its parent."""
+    """Set up a worker process."""
     global _anonymizer  # noqa: PLW0603 - the pool gives tasks no other place to keep a worker's state
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    own_process()
+    worker_process()
     _anonymizer = factory()
-
-
-def _die_with(parent: multiprocessing.process.BaseProcess) -> None:
-    """End this process as soon as its parent has: nobody is left to publish what it does."""
-    parent.join()
-    os._exit(1)
 
 
 def _attempt_here(job: Job) -> Work | Outcome:

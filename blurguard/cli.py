@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,10 +50,18 @@ class Run:
 
     @property
     def workers(self) -> int:
-        """Worker processes: as asked for, else one per processor."""
-        import os
+        """Worker processes: as asked for, else one per processor that this process may use."""
+        from blurguard.process import processors
 
-        return self.settings.jobs or os.cpu_count() or 1
+        return self.settings.jobs or processors()
+
+    @property
+    def effective_settings(self) -> Settings:
+        """The settings with the model's own threshold where none was chosen, as a report tells them."""
+        from blurguard.models import find
+
+        score = self.settings.min_score or find(self.settings.model).thresholds[self.settings.mode]
+        return replace(self.settings, min_score=score)
 
     @property
     def factory(self) -> Factory:
@@ -88,7 +96,7 @@ def _shared_options(  # noqa: PLR0913 - it is a table of options
         float | None,
         typer.Option(
             help="Share of the face's size hidden beyond it on each side, 0 to 2.",
-            show_default="0.2",
+            show_default="0.3",
             rich_help_panel=_HIDING,
         ),
     ] = None,
@@ -235,10 +243,8 @@ def _dir(
     found = task.discover()
     if not found.media:
         run.console.say(f"no pictures in {photos}")
-        run.console.close(0.0, found.left_alone)
-        return EXIT_OK
-    code = _batch(run, len(found.media), blur_folder(_sized(task, len(found.media)), found.media), found.left_alone)
-    if not run.dry_run:
+    code = _batch(run, len(found.media), blur_folder(task, found.media), found.left_alone)
+    if found.media and not run.dry_run:
         run.console.say(f"results in {target}")
     return EXIT_BATCH_FAILED if code else EXIT_OK
 
@@ -276,6 +282,8 @@ def _detect(
     from blurguard.media import discover
     from blurguard.report import JsonLines, detection_json
 
+    if run.report is not None and run.report == json_file:
+        raise ConfigError(f"{json_file}: --json and --report need a name each")
     left_alone: Counter[str] = Counter()
     files: list[Path] = []
     for path in paths:
@@ -294,24 +302,21 @@ def _detect(
                 yield outcome
 
         code = _batch(run, len(files), written(), left_alone)
-    return EXIT_BATCH_FAILED if code and len(files) > 1 else code
+    return EXIT_BATCH_FAILED if code and paths != files[:1] else code
 
 
 @app.command("models")
 def _models() -> None:
     """List the detectors that can be chosen with --model."""
-    from rich.console import Console
-    from rich.table import Table
-
     from blurguard import models
 
     with _plain_errors():
-        table = Table("name", "thresholds", "licence", "SHA-256", "trained on", title=f"in {models.folder()}")
         for index, spec in enumerate(models.specs()):
             thresholds = ", ".join(f"{mode} {score:g}" for mode, score in spec.thresholds.items())
-            name = spec.name + (" (default)" if not index else "")
-            table.add_row(name, thresholds, spec.licence, spec.sha256, spec.training_data)
-        Console().print(table)
+            typer.echo(f"{spec.name}{'' if index else ' (default)'}")
+            typer.echo(f"  hides from score: {thresholds}\n  licence: {spec.licence}\n  source: {spec.source}")
+            typer.echo(f"  trained on: {spec.training_data}\n  SHA-256: {spec.sha256}")
+            typer.echo(f"  file: {models.folder() / spec.file}")
 
 
 @app.command("doctor")
@@ -364,7 +369,7 @@ def _interrupt(number: int, _: object) -> None:
 
 def _batch(run: Run, total: int, outcomes: Iterator[Outcome], left_alone: Counter[str]) -> int:
     """Drive a batch to its end, telling of it; returns the exit code of the first failure, or 0."""
-    from blurguard.batch import own_process
+    from blurguard.process import own_process
     from blurguard.report import JsonLines, outcome_json
 
     own_process()
@@ -373,19 +378,12 @@ def _batch(run: Run, total: int, outcomes: Iterator[Outcome], left_alone: Counte
         run.console.start(total)
         try:
             for outcome in outcomes:
-                report.write(outcome_json(outcome, run.settings))
+                report.write(outcome_json(outcome, run.effective_settings))
                 run.console.advance(outcome)
         finally:
             run.console.finish()
     run.console.close(time.perf_counter() - started, left_alone)
     return next(iter(run.console.tally.exit_codes), EXIT_OK)
-
-
-def _sized(task: Any, files: int) -> Any:
-    """No more workers than files."""
-    from dataclasses import replace
-
-    return replace(task, workers=max(1, min(task.workers, files)))
 
 
 @contextlib.contextmanager

@@ -34,14 +34,12 @@ class Tally:
     def __init__(self) -> None:
         self.by_status: Counter[Status] = Counter()
         self.faces = 0
-        self.seconds = 0.0
         self.exit_codes: list[int] = []
 
     def add(self, outcome: Outcome) -> None:
         """Count one file."""
         self.by_status[outcome.status] += 1
         self.faces += len(outcome.faces)
-        self.seconds += outcome.seconds
         if outcome.status is Status.FAILED:
             self.exit_codes.append(outcome.exit_code)
 

@@ -44,6 +44,3 @@ class OutputError(BlurguardError):
     """A result cannot be written, or would overwrite something that is not ours."""
 
     exit_code = 6
-
-
-EXIT_CODES = {cls.__name__: cls.exit_code for cls in (ConfigError, ModelError, InputError, OutputError)}

@@ -22,7 +22,7 @@ from blurguard.containers import boxes, gif_blocks, png_chunks, riff_chunks
 from blurguard.convert import from_pillow, to_pillow, upright, with_palette
 from blurguard.errors import InputError
 from blurguard.media import Kind
-from blurguard.metadata import ORIENTATION, allowed_exif, allowed_profile, allowed_resolution
+from blurguard.metadata import allowed_exif, allowed_profile, allowed_resolution, orientation_of
 from blurguard.types import Image, Layout
 
 # For formats that do not tell how they were compressed; on Pillow's scales, visually the same.
@@ -86,7 +86,7 @@ class _PillowSource:
         self.largest = self.size
         self.count = int(getattr(picture, "n_frames", 1)) if kind in (Kind.TIFF, Kind.AVIF) else 1
         exif = picture.getexif()
-        self._orientation = 1 if kind is Kind.TIFF else int(exif.get(ORIENTATION, 1) or 1)  # Pillow turns TIFF
+        self._orientation = 1 if kind is Kind.TIFF else orientation_of(exif)  # Pillow turns TIFF
         self._exif = allowed_exif(exif) if keep_metadata and kind in _WITH_EXIF else b""
         profile = deep.jp2_profile(data) if kind is Kind.JPEG2000 else picture.info.get("icc_profile")
         self._icc = allowed_profile(profile)

@@ -19,6 +19,7 @@ NO_DETECTIONS = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
 # A face box is a guess: however small the face, this many px round it are hidden too.
 MIN_MARGIN_PX = 1.5
 AGREEING_IOU = 0.5
+MOST_BOXES = 4000  # the best ones; more there are only at scores where noise is taken for faces
 
 
 def areas(boxes: Boxes) -> NDArray[np.float32]:
@@ -54,9 +55,9 @@ def suppress(
 
     A box goes when its IoU with a better one is above ``most_iou``, or when one of the two lies in the other
     with more than ``most_contained`` of its area. Equal scores keep their order, so that the same picture
-    gives the same faces.
+    gives the same faces. Boxes beyond the best ``MOST_BOXES`` go as well.
     """
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores, kind="stable")[:MOST_BOXES]
     kept: list[int] = []
     while len(order):
         best, rest = int(order[0]), order[1:]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
 
 from blurguard import deep
 from blurguard.containers import check_whole
@@ -123,6 +124,8 @@ def _damage(name: str, kind: Kind) -> Iterator[None]:
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(name) else f"{name}: {message}") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}: damaged or unsupported {kind}") from error
     except _DAMAGE as error:
         detail = str(error) or type(error).__name__
         raise InputError(f"{name}: damaged or unsupported {kind}: {detail}") from error

@@ -32,7 +32,8 @@ CREATE TABLE IF NOT EXISTS files (
     recipe TEXT NOT NULL,
     output_size INTEGER NOT NULL, output_mtime INTEGER NOT NULL, output_digest TEXT NOT NULL,
     replaced_digest TEXT NOT NULL,
-    error TEXT NOT NULL
+    error TEXT NOT NULL,
+    root TEXT NOT NULL
 ) WITHOUT ROWID
 """
 
@@ -74,6 +75,7 @@ class Entry:
         output_digest: BLAKE2b of our result, "" when there is none.
         replaced_digest: that of our earlier result, while a new one may not have got its name yet.
         error: message of the failure.
+        root: digest of the name of the input folder.
     """
 
     state: State
@@ -85,6 +87,7 @@ class Entry:
     output_digest: str = ""
     replaced_digest: str = ""
     error: str = ""
+    root: str = ""
 
     def result_at(self, target: Path) -> str:
         """Return the digest of the result of ours that lies at ``target`` as we left it, "" if none does.
@@ -122,18 +125,39 @@ class Journal:
         return Entry(State(state), Stamp(size, mtime, ctime), *rest)
 
     def put(self, name: Path, entry: Entry) -> None:
-        """Record it durably before anything else happens."""
+        """Record it durably before anything else happens.
+
+        Raises:
+            OutputError: the disk is full, or the like.
+        """
         stamp = entry.source
         values = (
             os.fsencode(name), entry.state, stamp.size, stamp.mtime_ns, stamp.ctime_ns, entry.source_digest,
             entry.recipe, entry.output_size, entry.output_mtime_ns, entry.output_digest, entry.replaced_digest,
-            entry.error,
+            entry.error, entry.root,
         )  # fmt: skip
-        self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        with _record_errors(name):
+            self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def fail(self, name: Path, message: str) -> None:
         """Record a failure; what is known of an earlier result stays known."""
         self.put(name, replace(self.get(name) or Entry(State.FAILED), state=State.FAILED, error=message))
+
+
+def results_in(folder: Path) -> dict[bytes, tuple[int, int]]:
+    """Return the results that an output folder's journal tells of: name below the folder -> (size, mtime in ns).
+
+    A journal that is not there, or cannot be read, tells of nothing: what lies there is then the user's.
+    """
+    path = folder / STATE_FOLDER / FILE_NAME
+    if not os.access(path, os.R_OK):
+        return {}
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            rows = connection.execute("SELECT name, output_size, output_mtime FROM files").fetchall()
+    except sqlite3.Error:
+        return {}
+    return {bytes(name): (size, mtime) for name, size, mtime in rows}
 
 
 @contextlib.contextmanager
@@ -155,7 +179,18 @@ def open_journal(folder: Path, name: str = FILE_NAME) -> Iterator[Journal]:
             with contextlib.closing(_connect(path)) as connection:
                 yield Journal(connection)
         except sqlite3.Error as error:
-            raise OutputError(f"{path}: the record of this folder cannot be used: {error}") from error
+            raise OutputError(
+                f"{path}: the record of this folder cannot be used: {error}; remove it to start afresh"
+            ) from error
+
+
+@contextlib.contextmanager
+def _record_errors(name: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ``OutputError``."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OutputError(f"{name}: what was done cannot be recorded: {error}") from error
 
 
 class _Lock:

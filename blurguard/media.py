@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from blurguard.errors import ConfigError, InputError
-from blurguard.journal import FILE_NAME
+from blurguard.journal import results_in
 from blurguard.output import STATE_FOLDER
 
 HEAD_BYTES = 400  # two packets of an MPEG transport stream are the longest signature
@@ -59,6 +59,7 @@ _PREFIXES = (
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _AVIF_BRANDS = {b"avif", b"avis"}
 _RAW_BRANDS = {b"crx "}
+_BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)}
 
 _SUFFIXES = {
     Kind.JPEG: "jpg jpeg jpe jfif jif mpo",
@@ -85,7 +86,7 @@ def kind_of(head: bytes) -> Kind:
         return {b"WEBP": Kind.WEBP, b"AVI ": Kind.VIDEO}.get(head[8:12], Kind.UNKNOWN)
     if head[4:8] == b"ftyp":
         return _kind_of_brands(head)
-    if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0" and len(head) > 26:
+    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
         return Kind.BMP
     if head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip"):
         return Kind.VIDEO
@@ -144,15 +145,12 @@ HIDDEN, OWN, LINKS, NOT_MEDIA, SPECIAL = "hidden", "own output", "links", "not m
 _UNLISTED = "cannot be listed"
 
 
-def discover(folder: Path, own: tuple[Path, ...] = ()) -> Found:
+def discover(folder: Path) -> Found:
     """Search a folder and everything under it, in a stable order.
 
     A file is media when its content or its suffix says so: what claims to be media and is not shall fail
-    loudly. Links are not followed: they may lead out of the folder, or round in it.
-
-    Args:
-        folder: to search.
-        own: folders of our output; they, and any folder below ``folder`` with a journal of ours, are left alone.
+    loudly. Links are not followed: they may lead out of the folder, or round in it. Results of ours in
+    folders below, as their journals tell, are left alone; what else lies there is not.
 
     Raises:
         InputError: when ``folder`` is none or cannot be listed.
@@ -161,9 +159,8 @@ def discover(folder: Path, own: tuple[Path, ...] = ()) -> Found:
         raise InputError(f"{folder}: not a folder" if folder.exists() else f"{folder}: no such folder")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InputError(f"{folder}: cannot be listed; its permissions forbid it")
-    ours = {path.resolve() for path in own}
     media, left_alone = [], Counter[str]()
-    for path, reason in _walk(folder, ours):
+    for path, reason in _walk(folder, _Results(folder, {})):
         if reason == _UNLISTED:
             media.append(path)  # nobody knows what is in there: it fails by name, and the others are done
         elif reason := reason or _reason_to_leave(path):
@@ -173,8 +170,23 @@ def discover(folder: Path, own: tuple[Path, ...] = ()) -> Found:
     return Found(tuple(media), left_alone)
 
 
-def _walk(folder: Path, ours: set[Path], within: str = "") -> Iterator[tuple[Path, str]]:
-    """Yield every file below with the reason why its folder is left alone, ``""`` when it is not."""
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """Which files below a folder are ours, as its journal tells; one that has changed since is not."""
+
+    folder: Path
+    stamps: dict[bytes, tuple[int, int]]
+
+    def have(self, path: Path) -> bool:
+        stamp = self.stamps.get(os.fsencode(path.relative_to(self.folder))) if self.stamps else None
+        if stamp is None or path.is_symlink():
+            return False
+        info = path.stat()
+        return stamp == (info.st_size, info.st_mtime_ns)
+
+
+def _walk(folder: Path, results: _Results, within: str = "") -> Iterator[tuple[Path, str]]:
+    """Yield every file below with the reason why it is left alone, ``""`` when that is not known yet."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
@@ -184,13 +196,10 @@ def _walk(folder: Path, ours: set[Path], within: str = "") -> Iterator[tuple[Pat
         path = Path(entry.path)
         reason = within or (HIDDEN if entry.name.startswith(".") else "")
         if not entry.is_dir(follow_symlinks=False):
-            yield path, reason
-        elif entry.name == STATE_FOLDER:
-            continue  # our own record, nobody's pictures
-        elif not reason and (path.resolve() in ours or _has_journal(path)):
-            yield from _walk(path, ours, OWN)
-        else:
-            yield from _walk(path, ours, reason)
+            yield path, reason or (OWN if results.have(path) else "")
+        elif entry.name != STATE_FOLDER:  # our own record is nobody's pictures
+            stamps = results_in(path)
+            yield from _walk(path, _Results(path, stamps) if stamps else results, reason)
 
 
 def _reason_to_leave(path: Path) -> str:
@@ -254,8 +263,3 @@ def folder_beside(photos: Path) -> Path:
     if not named.name:
         raise ConfigError(f"{photos}: has no folder beside it; say where the results go with --out")
     return named.with_name(f"{named.name}_blurred")
-
-
-def _has_journal(folder: Path) -> bool:
-    """Tell whether a folder is output of ours; one that nobody may look into is not."""
-    return os.access(folder / STATE_FOLDER / FILE_NAME, os.F_OK)

@@ -57,6 +57,12 @@ def allowed_exif(exif: Pillow.Exif) -> bytes:
     return kept.tobytes() if len(kept) else b""
 
 
+def orientation_of(exif: Pillow.Exif) -> int:
+    """Return the EXIF orientation, 1 to 8; 1, as viewers take it, for anything else that stands there."""
+    value = exif.get(ORIENTATION)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
 def allowed_profile(profile: Any) -> bytes | None:
     """Return an ICC colour profile cut to its declared length, or None when it is not one (ICC.1:2022, 7.2)."""
     if not isinstance(profile, bytes) or len(profile) < 132 or profile[36:40] != b"acsp":

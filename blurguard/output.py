@@ -125,7 +125,7 @@ def publish(draft: Draft, target: Path, replace: bool) -> None:
     try:
         with output_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            draft.path.chmod(_mode_for(draft.path, target if replace else None))
+            _take_after(draft.path, target if replace else None)
             if replace:
                 draft.path.replace(target)
             else:
@@ -141,6 +141,8 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
+        if error.filename is not None and Path(error.filename) in path.parents:
+            raise OutputError(f"{path}: a file stands where its folder should be; remove it") from error
         raise OutputError(f"{path}: exists already; give --overwrite to replace it") from error
     except OSError as error:
         hints = {
@@ -211,10 +213,19 @@ def _remove_if_empty(scratch: Path) -> None:
             return
 
 
-def _mode_for(draft: Path, replaced: Path | None) -> int:
-    """Return the permission bits of the file to be replaced, or those that the umask gives a new file."""
-    if replaced is not None and replaced.exists():
-        return stat.S_IMODE(replaced.stat().st_mode)
+def _take_after(draft: Path, replaced: Path | None) -> None:
+    """Give a draft owner and permissions of the file it replaces, or the permissions that any new file gets."""
+    if replaced is None or not replaced.exists():
+        draft.chmod(_usual_mode(draft))
+        return
+    info = replaced.stat()
+    with contextlib.suppress(PermissionError):  # only root may give files away
+        os.chown(draft, info.st_uid, info.st_gid)
+    draft.chmod(stat.S_IMODE(info.st_mode))
+
+
+def _usual_mode(draft: Path) -> int:
+    """Return the permission bits that the umask gives a new file in this place."""
     # The umask itself can only be read by setting it, for the whole process. A probe tells as much.
     probe = draft.with_suffix(".mode")
     handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

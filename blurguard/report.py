@@ -98,5 +98,5 @@ def _refuse_other_files(path: Path) -> None:
     """``--report holiday.jpg`` is a slip that must not cost the picture."""
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
-            if file.read(1) != b"{":
+            if file.read(9) != b'{"source"':
                 raise OutputError(f"{path}: exists and is not a report; choose another name")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -56,7 +57,7 @@ class Network:
         self.spec = spec
         self._data = data
         self._threads = threads
-        self._make, self.runtime = interpreter_class()
+        self._make, _ = interpreter_class()
         self._interpreters: OrderedDict[tuple[int, int], Any] = OrderedDict()
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -100,7 +101,7 @@ class Network:
         data = bytearray(self._data)
         for offset, divisor in self.spec.size_constants:
             struct.pack_into("<2i", data, offset, height // divisor, width // divisor)
-        with _quiet_stderr():
+        with _quiet_stderr_once():
             interpreter = self._make(model_content=bytes(data), num_threads=self._threads)
             interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [1, height, width, 3])
             interpreter.allocate_tensors()
@@ -126,9 +127,28 @@ def _output(interpreter: Any, name: str) -> NDArray[np.float32]:
     return np.asarray((raw.astype(np.float32) - np.float32(zero)) * np.float32(scale), np.float32)
 
 
+_first_build = threading.Lock()
+_built = threading.Event()
+
+
 @contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Keep the runtime's C++ chatter ("Created TensorFlow Lite XNNPACK delegate") off the user's terminal."""
+def _quiet_stderr_once() -> Iterator[None]:
+    """Keep what the runtime says at its first interpreter ("Created ... delegate") off the user's terminal.
+
+    It says so once in a process, from C++, so only turning the descriptor away helps. That concerns all
+    threads: it is done once, by one of them.
+    """
+    if _built.is_set():
+        yield
+        return
+    with _first_build, _stderr_away():
+        yield
+        _built.set()
+
+
+@contextlib.contextmanager
+def _stderr_away() -> Iterator[None]:
+    """Turn standard error to nowhere."""
     try:
         kept = os.dup(2)
     except OSError:  # no stderr at all, as in some daemons

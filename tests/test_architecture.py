@@ -11,8 +11,8 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "blurguard"
 # A module imports only from the rows above its own.
 ROWS = (
-    ("errors", "types"),
-    ("geometry", "progress", "output"),
+    ("errors", "process", "types"),
+    ("geometry", "output"),
     ("config", "journal"),
     ("models",),
     ("runtime",),

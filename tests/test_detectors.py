@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,10 +30,10 @@ from blurguard.detectors import (
     load_detector,
 )
 from blurguard.errors import ModelError
-from blurguard.geometry import iou, merged, tile_spans
+from blurguard.geometry import iou, merged, regions_from, tile_spans
 from blurguard.runtime import Network
 from blurguard.types import Detections
-from tests.conftest import EXAMPLES, Crowd
+from tests.conftest import EXAMPLES, Crowd, Starter
 
 SAME_FACE = 0.4
 PHOTOS: dict[str, list[list[int]]] = json.loads((EXAMPLES / "faces.json").read_text("utf-8"))["photos"]
@@ -290,3 +292,50 @@ def test_what_the_edge_of_a_tile_cuts_is_left_to_its_neighbour() -> None:
     found = detector.detect(np.zeros((1000, 2000, 3), np.uint8), 0.5)
     assert len(found) >= 1
     assert (found.boxes[:, 2] > 1990).all()  # only the edge of the picture itself cuts faces
+
+
+def test_threads_leave_standard_error_as_it_was(start_python: Starter) -> None:
+    process = start_python(THREADS)
+    told, wrong = process.communicate()
+    assert (process.returncode, told) == (0, "") and wrong.endswith("heard\n")
+
+
+THREADS = """
+import os, sys, threading
+import numpy as np
+import blurguard
+
+def work(side):
+    blurguard.hide_faces(np.zeros((side, side, 3), np.uint8))
+
+before = os.readlink("/proc/self/fd/2")
+threads = [threading.Thread(target=work, args=(side,)) for side in (64, 96, 128, 200, 300, 330)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert os.readlink("/proc/self/fd/2") == before
+print("heard", file=sys.stderr)
+"""
+
+
+def test_a_face_found_is_covered_from_forehead_to_chin_and_ear_to_ear() -> None:
+    shares = []
+    for name, boxes in PHOTOS.items():
+        with Image.open(EXAMPLES / "photos" / name) as picture:
+            rgb = np.asarray(picture.convert("RGB"))
+        detector = load_detector(Settings())
+        regions = regions_from(detector.detect(rgb, detector.threshold), Settings().margin, rgb.shape[1], rgb.shape[0])
+        mask = np.zeros(rgb.shape[:2], np.uint8)
+        for region in regions:
+            cv2.ellipse(mask, *_axes(region.box), 0, 0, 360, 1, -1)
+        for box in boxes:
+            face = np.zeros_like(mask)
+            cv2.ellipse(face, *_axes(box), 0, 0, 360, 1, -1)
+            shares.append(mask[face > 0].mean())
+    assert len(shares) == 6 and min(shares) > 0.97, shares
+
+
+def _axes(box: Sequence[float]) -> tuple[tuple[int, int], tuple[int, int]]:
+    x0, y0, x1, y1 = box
+    return (round((x0 + x1) / 2), round((y0 + y1) / 2)), (round((x1 - x0) / 2), round((y1 - y0) / 2))

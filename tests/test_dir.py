@@ -48,8 +48,7 @@ def test_a_library_becomes_a_tree_of_the_same_names_and_is_left_as_it_was(tmp_pa
     put(photos / "text.jpg", b"no picture, whatever its name says")
     left_alone = {
         ".hidden.jpg": "hidden", ".thumbnails/a.jpg": "hidden", "notes.txt": "not media", "empty": "not media",
-        "earlier_blurred/a.jpg": "own output", "earlier_blurred/.blurguard/journal.sqlite": "",
-    }  # fmt: skip
+     }  # fmt: skip
     for name in left_alone:
         put(photos / name, b"" if name == "empty" else b"text" if name.endswith("txt") else face())
     (photos / "link.jpg").symlink_to("a.jpg")
@@ -59,7 +58,7 @@ def test_a_library_becomes_a_tree_of_the_same_names_and_is_left_as_it_was(tmp_pa
     before = snapshot(photos)
 
     done = blurguard("dir", photos, "--mode", "fast", "--jobs", 2, code=7)
-    assert "left alone: 2 hidden, 3 links, 2 not media, 1 own output, 1 special" in done.stdout
+    assert "left alone: 2 hidden, 3 links, 2 not media, 1 special" in done.stdout
     assert "text.jpg" in done.stderr and len(done.stderr.splitlines()) == 1
     assert names(out) == sorted(wanted)
     assert [name for name in wanted if shows_face(out / name)] == []
@@ -82,7 +81,7 @@ def test_what_was_done_is_skipped_until_something_changes(photos: Path, out: Pat
     put(photos / "new.jpg", face())
     assert run(photos) == (2, 1, 0)
     assert not shows_face(out / "a.jpg")
-    beside_the_face = np.s_[:, 110:]
+    beside_the_face = np.s_[:, 114:]
     change = pixels(out / "a.jpg")[beside_the_face].astype(int) - pixels(face(turn=9))[beside_the_face]
     assert np.abs(change).max() < 12  # JPEG
     (out / "a.jpg").unlink()
@@ -188,3 +187,31 @@ def test_results_may_lie_among_the_originals_and_are_not_taken_for_them(photos: 
     assert run(photos, "--out", photos / "hidden faces") == (2, 0, 0)
     assert run(photos, "--out", photos / "hidden faces") == (0, 2, 0)
     assert run(photos) == (2, 0, 0)
+
+
+def test_a_link_in_the_output_never_leads_to_an_original(photos: Path, out: Path) -> None:
+    before = snapshot(photos)
+    (out / "sub" / "b.png").unlink()
+    (out / "sub").rmdir()
+    (out / "sub").symlink_to(photos / "sub")
+    assert run(photos, "--overwrite", code=7) == (0, 1, 1)
+    assert snapshot(photos) == before
+
+
+def test_results_of_another_folder_are_not_replaced(photos: Path, out: Path) -> None:
+    other = photos.with_name("other")
+    put(other / "a.jpg", face(turn=9))
+    finished = (out / "a.jpg").read_bytes()
+    for _ in range(2):  # not even the second time
+        assert run(other, "--out", out, code=7) == (0, 0, 1)
+    assert (out / "a.jpg").read_bytes() == finished
+    assert run(photos) == (0, 2, 0)
+    assert run(other, "--out", out, "--overwrite") == (1, 0, 0)
+
+
+def test_a_report_of_nothing_is_empty_and_tells_the_threshold_otherwise(photos: Path, tmp_path: Path) -> None:
+    assert run(photos) == (2, 0, 0)
+    report = lines(tmp_path / "report.jsonl")
+    assert all(isinstance(line["settings"]["min_score"], float) for line in report)
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty") == (0, 0, 0)

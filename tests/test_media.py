@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from blurguard.errors import InputError
-from blurguard.journal import open_journal
+from blurguard.journal import Entry, State, open_journal
 from blurguard.media import HEAD_BYTES, Kind, blurred_name, claimed_kind, discover, kind_of, kind_of_file
 from tests.conftest import EXAMPLES
 
@@ -34,7 +34,7 @@ SIGNATURES = [
     (b"MM\0*\0\0\0\x08", Kind.TIFF),
     (b"II+\0\x08\0\0\0", Kind.TIFF),
     (b"MM\0+\0\x08\0\0", Kind.TIFF),
-    (b"BM" + struct.pack("<IHHI", 70, 0, 0, 54) + bytes(40), Kind.BMP),
+    (b"BM" + struct.pack("<IHHII", 70, 0, 7, 54, 40) + bytes(36), Kind.BMP),
     (b"BM: minutes of the meeting, page 2", Kind.UNKNOWN),
     (b"\0\0\0\x0cjP  \r\n\x87\n", Kind.JPEG2000),
     (b"\xff\x4f\xff\x51\0", Kind.JPEG2000),
@@ -131,8 +131,8 @@ def make(folder: Path, *names: str, content: bytes = JPEG) -> None:
         path.write_bytes(content)
 
 
-def names_found(folder: Path, *own: Path) -> list[str]:
-    return [str(path.relative_to(folder)) for path in discover(folder, own).media]
+def names_found(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in discover(folder).media]
 
 
 def test_media_are_found_at_any_depth_in_a_stable_order(tmp_path: Path) -> None:
@@ -175,20 +175,27 @@ def test_our_own_record_is_nobodys_pictures(tmp_path: Path) -> None:
     assert not found.left_alone
 
 
-def test_our_output_below_the_folder_is_left_alone(tmp_path: Path) -> None:
-    make(tmp_path, "a.jpg", "out/a.jpg", "out/deep/b.jpg", "earlier/c.jpg", "earlier/deep/d.jpg", "other/e.jpg")
-    with open_journal(tmp_path / "earlier"):
-        pass
-    assert names_found(tmp_path, tmp_path / "out") == ["a.jpg", "other/e.jpg"]
-    assert discover(tmp_path, (tmp_path / "out",)).left_alone == {"own output": 4}
-    assert names_found(tmp_path) == ["a.jpg", "other/e.jpg", "out/a.jpg", "out/deep/b.jpg"]
+def record(folder: Path, *names: str) -> None:
+    """Tell the folder's journal that these files are results of ours."""
+    with open_journal(folder) as journal:
+        for name in names:
+            info = (folder / name).stat()
+            made = Entry(State.DONE, output_size=info.st_size, output_mtime_ns=info.st_mtime_ns, output_digest="x")
+            journal.put(Path(name), made)
 
 
-def test_our_output_is_known_by_any_name(tmp_path: Path) -> None:
-    make(tmp_path / "in", "a.jpg", "out/a.jpg")
-    (tmp_path / "alias").symlink_to(tmp_path / "in")
-    assert names_found(tmp_path / "in", tmp_path / "alias" / "out") == ["a.jpg"]
-    assert names_found(tmp_path / "alias", tmp_path / "in" / "out") == ["a.jpg"]
+def test_our_results_below_the_folder_are_left_alone_and_nothing_else_is(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "out/a.jpg", "out/deep/b.jpg", "out/original.jpg", "out/edited.jpg", "other/e.jpg")
+    record(tmp_path / "out", "a.jpg", "deep/b.jpg", "edited.jpg")
+    (tmp_path / "out" / "edited.jpg").write_bytes(JPEG + b"more")
+    found = discover(tmp_path)
+    assert names_found(tmp_path) == ["a.jpg", "other/e.jpg", "out/edited.jpg", "out/original.jpg"]
+    assert found.left_alone == {"own output": 2}
+
+
+def test_a_journal_that_cannot_be_read_makes_nothing_ours(tmp_path: Path) -> None:
+    make(tmp_path, "out/a.jpg", "out/.blurguard/journal.sqlite")
+    assert names_found(tmp_path) == ["out/a.jpg"]
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from PIL import ExifTags, ImageCms
 from PIL import Image as Pillow
 
-from blurguard.metadata import KEPT_BASE, KEPT_EXIF, allowed_exif, allowed_profile, allowed_resolution
+from blurguard.metadata import (
+    KEPT_BASE,
+    KEPT_EXIF,
+    allowed_exif,
+    allowed_profile,
+    allowed_resolution,
+    orientation_of,
+)
 
 B = ExifTags.Base
 IFD = ExifTags.IFD
@@ -231,3 +238,16 @@ NO_RESOLUTIONS = [
 @pytest.mark.parametrize("dpi", NO_RESOLUTIONS)
 def test_implausible_resolutions_are_dropped(dpi: Any) -> None:
     assert allowed_resolution(dpi) is None
+
+
+@pytest.mark.parametrize("junk", ["abc", 0, 9, -3, 2.5, None, (6,), b"\x06"])
+def test_an_orientation_that_is_none_turns_nothing(junk: object) -> None:
+    exif = Pillow.Exif()
+    exif[B.Orientation] = junk
+    assert orientation_of(exif) == 1
+
+
+def test_an_orientation_is_read() -> None:
+    exif = Pillow.Exif()
+    exif[B.Orientation] = 6
+    assert orientation_of(exif) == 6
