@@ -24,9 +24,20 @@ from blurguard.detectors import BlazeFaceDetector, load_detector
 from blurguard.geometry import iou
 from blurguard.runtime import Network
 from blurguard.types import Detections
-from calibration.score import BUCKETS, IGNORE, SUBSETS, Hidden, Labelled, average_precision, hidden_at, load_truth
+from calibration.score import (
+    BUCKETS,
+    IGNORE,
+    SUBSETS,
+    Hidden,
+    Labelled,
+    average_precision,
+    covered_shares,
+    hidden_at,
+    load_truth,
+)
 
 SWEEP = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+MARGINS = (0.1, 0.2, 0.25, 0.3, 0.4)
 MIN_SCORE = 0.02  # for AP; operating points lie far above it
 
 
@@ -38,6 +49,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--mode", choices=[*Mode], action="append", help="only this one (may be repeated)")
     parser.add_argument("--sweep", action="store_true", help="several thresholds instead of the shipped one")
     parser.add_argument("--boxes", action="store_true", help="measure box_scale and box_shift of the manifest instead")
+    parser.add_argument("--margins", action="store_true", help="measure what the default margin is chosen from instead")
     parser.add_argument("--limit", type=int, default=0, help="a random sample of so many pictures")
     parser.add_argument("--seed", type=int, default=0, help="of that sample")
     parser.set_defaults(run=run)
@@ -49,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     truth = load_truth(arguments.data)
     if arguments.limit:
         truth = random.Random(arguments.seed).sample(truth, min(arguments.limit, len(truth)))  # noqa: S311 - a sample
+    if arguments.margins:
+        return _print_margins(load_detector(Settings(model=arguments.model)), truth)
     if arguments.boxes:
         return _print_box_correction(arguments.model, truth)
     print(f"{len(truth)} pictures, one thread, margin {Settings().margin:g}\n")
@@ -117,4 +131,15 @@ def _print_box_correction(model: str, truth: list[Labelled]) -> int:
     scale, offset = np.median(size / raw_size, axis=0), np.median(shift, axis=0)
     told = [f"[{x:.3f}, {y:.3f}]" for x, y in (scale, offset)]
     print(f"{len(pairs)} faces: box_scale = {told[0]}, box_shift = {told[1]}")
+    return 0
+
+
+def _print_margins(detector: BlazeFaceDetector, truth: list[Labelled]) -> int:
+    """Print how many of the faces of 20 px and more that are found each margin covers to 95 % of their ellipse."""
+    found = [detector.detect(_pixels(picture), detector.threshold) for picture in truth]
+    for margin in MARGINS:
+        shares = np.concatenate([covered_shares(*pair, margin, 20) for pair in zip(truth, found, strict=True)])
+        outside = hidden_at(truth, found, detector.threshold, margin).masked_outside
+        well = 100 * float((shares >= 0.95).mean())
+        print(f"margin {margin:g}: {well:.1f} % of {len(shares)} faces; {outside:.2f} % of the pictures masked outside")
     return 0

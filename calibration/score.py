@@ -111,6 +111,21 @@ def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, 
     )
 
 
+def covered_shares(picture: Labelled, found: Detections, margin: float, from_px: float) -> NDArray[np.float64]:
+    """Return how much of its ellipse is hidden, 0 to 1, for each face of that height that was found (IoU 0.4)."""
+    if not len(found) or not len(picture.boxes):
+        return np.zeros(0)
+    mask = _mask(picture, found, margin)
+    matched = iou(picture.boxes, found.boxes).max(axis=1) >= 0.4
+    large = picture.boxes[:, 3] - picture.boxes[:, 1] >= from_px
+    shares = []
+    for box in picture.boxes[matched & large & ((picture.flags & IGNORE) == 0)]:
+        rows, columns, inside = _ellipse(box, (picture.height, picture.width))
+        if inside.any():
+            shares.append(float(mask[rows, columns][inside].mean()))
+    return np.array(shares)
+
+
 def _labelled(folder: Path, record: dict[str, object]) -> Labelled:
     rows = np.array(record["faces"], np.float64).reshape(-1, 5)
     boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1).astype(np.float32)

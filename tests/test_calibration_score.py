@@ -8,7 +8,7 @@ import pytest
 
 from blurguard.types import Detections
 from calibration.__main__ import main
-from calibration.score import IGNORE, Labelled, average_precision, hidden_at, load_truth
+from calibration.score import IGNORE, Labelled, average_precision, covered_shares, hidden_at, load_truth
 from tests.conftest import EXAMPLES
 
 EASY, HARD = 1, 4
@@ -47,6 +47,13 @@ def test_a_face_is_hidden_when_four_fifths_of_its_ellipse_are() -> None:
     assert hidden_at(truth, [found((50, 20, 90, 60, 0.9))], 0.5, 0.2).from_10_px == 100
     assert hidden_at(truth, [found((50, 20, 90, 60, 0.4))], 0.5, 0.2).from_10_px == 0
     assert hidden_at(truth, [found((50, 20, 70, 60, 0.9))], 0.5, 0.0).from_10_px == 0
+
+
+def test_a_wider_margin_covers_more_of_a_face() -> None:
+    (truth,) = [picture((50, 20, 40, 40, 0), (120, 20, 40, 40, 0), (10, 10, 12, 12, 0))]
+    boxes = found((54, 24, 90, 60, 0.9), (10, 10, 22, 22, 0.9))
+    narrow, wide = (covered_shares(truth, boxes, margin, 20) for margin in (0.0, 0.3))
+    assert narrow.shape == wide.shape == (1,) and narrow[0] < wide[0] == 1
 
 
 def test_ignored_faces_count_neither_as_missed_nor_as_false() -> None:
