@@ -130,6 +130,21 @@ def _check_tiff(data: bytes) -> None:
         (at,) = struct.unpack_from(order + pointer, data, at + struct.calcsize(count) + entries * entry)
 
 
+def webp_is_lossless(data: bytes) -> bool:
+    """Tell by the first picture in the file, which may lie in an animation's frame."""
+    for part in riff_chunks(data):
+        if part.type == b"ANMF":
+            return any(inner.type == b"VP8L" for inner in riff_chunks(data, part.start + 16, part.stop))
+        if part.type in (b"VP8 ", b"VP8L"):
+            return part.type == b"VP8L"
+    return False
+
+
+def gif_has_transparency(data: bytes) -> bool:
+    """Tell whether any frame has a transparent colour."""
+    return any(part.type == b"!" and data[part.start] == 0xF9 and data[part.start + 2] & 1 for part in gif_blocks(data))
+
+
 def _check_jpeg2000(data: bytes) -> None:
     """A codestream ends with its EOC marker (ISO/IEC 15444-1, A.4.4)."""
     stream = data

@@ -17,8 +17,8 @@ import simplejpeg
 from PIL import Image as Pillow
 from PIL import JpegImagePlugin, TiffImagePlugin
 
-from blurguard import animation, deep
-from blurguard.containers import boxes, gif_blocks, png_chunks, riff_chunks
+from blurguard import animation, deep, jpeg
+from blurguard.containers import boxes, gif_blocks, gif_has_transparency, png_chunks, webp_is_lossless
 from blurguard.convert import from_pillow, to_pillow, upright, with_palette
 from blurguard.errors import InputError
 from blurguard.media import Kind
@@ -128,7 +128,7 @@ class _PillowSource:
     def _options(self, picture: Any) -> dict[str, Any]:
         """How the page was compressed, as options of Pillow's encoders."""
         if self._kind is Kind.WEBP:
-            lossless = _webp_is_lossless(self._data)
+            lossless = webp_is_lossless(self._data)
             return {"lossless": lossless, "quality": 80 if lossless else QUALITY, "exact": True}
         if self._kind is Kind.AVIF:
             return _avif_options(self._data, grey=picture.mode in ("L", "LA"))
@@ -155,6 +155,16 @@ class _Jpeg(_PillowSource):
             yield from super().read()
             return
         yield Page(upright(Image(pixels, layout), self._orientation), options=self._options(self._picture))
+
+    def write(self, pages: Iterable[Page]) -> bytes:
+        (page,) = pages
+        options = page.options
+        special = self._icc or self._exif or options["progressive"] or options.get("keep_rgb")
+        if not special and page.image.layout in (Layout.GREY, Layout.RGB):
+            usual = jpeg.encode_usual(page.image, options["qtables"], options["subsampling"], self._dpi)
+            if usual is not None:
+                return usual
+        return super().write([page])
 
     def _options(self, picture: Any) -> dict[str, Any]:
         subsampling = JpegImagePlugin.get_sampling(picture)
@@ -283,7 +293,7 @@ class _Animation(_PillowSource):
     @property
     def _any_alpha(self) -> bool:
         """One frame with transparency makes all of them transparent: they are of one kind."""
-        return bool(self._kind is Kind.GIF and _gif_has_transparency(self._data))
+        return bool(self._kind is Kind.GIF and gif_has_transparency(self._data))
 
     def write(self, pages: Iterable[Page]) -> bytes:
         frames = ((page.image, page.duration_ms) for page in pages)
@@ -291,7 +301,7 @@ class _Animation(_PillowSource):
             return animation.gif(frames, self._loop)
         if self._kind is Kind.PNG:
             return animation.png(frames, self._loop or 0, **self._kept())
-        lossless = _webp_is_lossless(self._data)
+        lossless = webp_is_lossless(self._data)
         options = {"lossless": lossless, "quality": 80 if lossless else QUALITY, "exact": True}
         return animation.webp(frames, self._loop or 0, self._icc, self._exif, **options)
 
@@ -334,20 +344,6 @@ def _heic_options(info: dict[str, Any]) -> dict[str, Any]:
     if nclx := info.get("nclx_profile"):
         options["nclx_profile"] = nclx
     return options
-
-
-def _webp_is_lossless(data: bytes) -> bool:
-    """Tell by the first picture in the file, which may lie in an animation's frame."""
-    for part in riff_chunks(data):
-        if part.type == b"ANMF":
-            return any(inner.type == b"VP8L" for inner in riff_chunks(data, part.start + 16, part.stop))
-        if part.type in (b"VP8 ", b"VP8L"):
-            return part.type == b"VP8L"
-    return False
-
-
-def _gif_has_transparency(data: bytes) -> bool:
-    return any(part.type == b"!" and data[part.start] == 0xF9 and data[part.start + 2] & 1 for part in gif_blocks(data))
 
 
 def _gif_extents(data: bytes) -> Iterator[tuple[int, int]]:

@@ -18,7 +18,7 @@ ROWS = (
     ("runtime",),
     ("blazeface", "obscure", "media", "convert", "metadata"),
     ("containers", "report"),
-    ("deep", "animation"),
+    ("deep", "animation", "jpeg"),
     ("formats",),
     ("images",),
     ("detectors",),
