@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
@@ -29,6 +30,7 @@ from blurguard.types import Outcome, Status
 Factory = Callable[[], Anonymizer]
 # Files handed out before the first of them is back: enough that no worker waits, few enough to stay in order.
 _WINDOW_PER_WORKER = 3
+_START_SECONDS = 5.0  # the longest wait for a worker that is still starting when the others are done
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,14 +302,16 @@ def _parallel(workers: int, factory: Factory, jobs: Iterable[Job | Outcome]) -> 
     """Work in other processes; results come in the order of the jobs."""
     # Forked interpreters have hung: every worker starts afresh.
     context = multiprocessing.get_context("spawn")
+    started, starting = context.Semaphore(0), 0
     resource_tracker.ensure_running()  # its start would let Ctrl-C through to what starts after it
-    pool = ProcessPool(workers, initializer=_start_worker, initargs=(factory,), context=context)
+    pool = ProcessPool(workers, initializer=_start_worker, initargs=(factory, started), context=context)
     pending: deque[tuple[Job | None, Callable[[], Work | Outcome]]] = deque()
     try:
         for job in jobs:
             if isinstance(job, Outcome):
                 pending.append((None, lambda outcome=job: outcome))  # type: ignore[misc]
             else:
+                starting = workers  # the pool starts all of them with its first task
                 with _sigint_blocked():
                     pending.append((job, pool.schedule(_attempt_here, args=[job]).result))
             if len(pending) >= workers * _WINDOW_PER_WORKER:
@@ -315,6 +319,8 @@ def _parallel(workers: int, factory: Factory, jobs: Iterable[Job | Outcome]) -> 
         while pending:
             yield _result(*pending.popleft())
     finally:
+        for _ in range(starting):  # a worker that is stopped while it starts complains on standard error
+            started.acquire(timeout=_START_SECONDS)
         pool.stop()  # type: ignore[no-untyped-call]
         pool.join()
 
@@ -364,10 +370,11 @@ def _failure(job: Job, error: Exception) -> Outcome:
 _anonymizer: Anonymizer | None = None  # of this worker process
 
 
-def _start_worker(factory: Factory) -> None:
-    """Set up a worker process."""
+def _start_worker(factory: Factory, started: Semaphore) -> None:
+    """Set up a worker process, and tell that it has started."""
     global _anonymizer  # noqa: PLW0603 - the pool gives tasks no other place to keep a worker's state
     worker_process()
+    started.release()
     _anonymizer = factory()
 
 

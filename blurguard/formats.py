@@ -159,9 +159,10 @@ class _Jpeg(_PillowSource):
     def write(self, pages: Iterable[Page]) -> bytes:
         (page,) = pages
         options = page.options
-        special = self._icc or self._exif or options["progressive"] or options.get("keep_rgb")
-        if not special and page.image.layout in (Layout.GREY, Layout.RGB):
-            usual = jpeg.encode_usual(page.image, options["qtables"], options["subsampling"], self._dpi)
+        special = self._icc or self._exif or options.get("progressive") or options.get("keep_rgb")
+        tables = options.get("qtables")
+        if tables and not special and page.image.layout in (Layout.GREY, Layout.RGB):
+            usual = jpeg.encode_usual(page.image, tables, options["subsampling"], self._dpi)
             if usual is not None:
                 return usual
         return super().write([page])

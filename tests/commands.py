@@ -43,7 +43,7 @@ def blurguard(*arguments: object, code: int = 0, cwd: Path = ROOT, env: dict[str
         check=False,
     )
     assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     return done
 
 
