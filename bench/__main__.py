@@ -1,4 +1,4 @@
-"""``python -m bench [speed|peers|memory|startup ...] [--photos N] [--rounds N] [--pin] [--out FILE]``: markdown.
+"""``python -m bench [speed|peers|memory|startup|video ...] [--photos N] [--rounds N] [--minutes N] ...``: markdown.
 
 Every promise about speed and memory stands beside what was measured. The exit code is 0 also where one is not
 met: a machine that is busy or slow is no fault of the program's.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import memory, peers, speed, startup
+from bench import likeness, memory, peers, speed, stages, startup, video
 from bench.measure import Section, machine, targets_table
 from bench.photos import common_photos, examples, large_photos, repeated, small_photos
 from blurguard import Mode
@@ -25,11 +25,21 @@ LARGE_FOR_DEFACE = 16
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line chose: photos in a batch, rounds of each comparison, workers pinned or not."""
+    """What the command line chose.
+
+    Attributes:
+        photos: in a batch.
+        rounds: of each comparison.
+        pin: whether each worker of a batch stays on a processor of its own.
+        minutes: length of the long video.
+        clips: folder of videos that are compared with their results; None for composed ones.
+    """
 
     photos: int
     rounds: int
     pin: bool
+    minutes: float
+    clips: Path | None
 
 
 def run_speed(work: Path, options: Options) -> Iterator[Section]:
@@ -67,11 +77,22 @@ def run_startup(work: Path, options: Options) -> Iterator[Section]:
     yield startup.help_time()
 
 
+def run_video(work: Path, options: Options) -> Iterator[Section]:
+    """Frames per second against deface, stages, memory over length, size and likeness of the results."""
+    folder = work / "video"
+    folder.mkdir()
+    yield video.against_deface(folder, options.rounds)
+    yield stages.by_stage(folder)
+    yield likeness.against_sources(folder, options.clips)
+    yield video.memory(folder, options.minutes)
+
+
 RUNS: dict[str, Callable[[Path, Options], Iterator[Section]]] = {
     "speed": run_speed,
     "peers": run_peers,
     "memory": run_memory,
     "startup": run_startup,
+    "video": run_video,
 }
 
 
@@ -82,11 +103,13 @@ def main() -> int:
     parser.add_argument("--photos", type=int, default=200, help="in a batch (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of each comparison (default: %(default)s)")
     parser.add_argument("--pin", action="store_true", help="keep each worker of a batch on a processor of its own")
+    parser.add_argument("--minutes", type=float, default=20.0, help="of the long video (default: %(default)s)")
+    parser.add_argument("--clips", type=Path, help="folder of videos to compare with their results")
     parser.add_argument("--out", type=Path, help="write the tables to this file as well")
     args = parser.parse_args()
     if unknown := set(args.what) - set(RUNS):
         parser.error(f"cannot measure {', '.join(sorted(unknown))}")
-    options, about = Options(args.photos, args.rounds, args.pin), machine()
+    options, about = Options(args.photos, args.rounds, args.pin, args.minutes, args.clips), machine()
     sections = []
     with tempfile.TemporaryDirectory(prefix="blurguard-bench-") as folder:
         for name in args.what or RUNS:

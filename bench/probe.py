@@ -15,6 +15,7 @@ from pathlib import Path
 from blurguard import Anonymizer, Mode, Settings, Status
 from blurguard.batch import FolderTask, blur_folder
 from blurguard.process import own_process
+from blurguard.workers import Crew
 
 SAMPLE_EVERY = 10
 
@@ -55,7 +56,7 @@ def flat(mode: str, source: str) -> dict[str, list[int]]:
     samples = []
     with tempfile.TemporaryDirectory() as out:
         factory = functools.partial(Anonymizer, Settings(mode=Mode(mode)))
-        task = FolderTask(Path(source), Path(out), factory)
+        task = FolderTask(Path(source), Path(out), Crew(factory))
         for index, outcome in enumerate(blur_folder(task, task.discover().media), 1):
             if outcome.status is not Status.DONE:
                 raise RuntimeError(outcome.reason)

@@ -25,6 +25,7 @@ from blurguard.media import kind_of_file
 from blurguard.obscure import hide_into
 from blurguard.output import digest_of, publish, scratch_in, write_draft
 from blurguard.types import Image
+from blurguard.workers import Crew
 
 OPENCV_AT_MOST = 2.0
 TWO_JOBS_AT_LEAST = 1.8
@@ -180,7 +181,7 @@ def batch_cost(folder: Path, mode: Mode, workers: int, pin: bool) -> Cost:
     files = sorted(folder.iterdir())
     before, ticks = now(), []
     with tempfile.TemporaryDirectory() as out:
-        task = FolderTask(folder, Path(out), functools.partial(_pinned, pin, Settings(mode=mode)), workers)
+        task = FolderTask(folder, Path(out), Crew(functools.partial(_pinned, pin, Settings(mode=mode)), workers))
         for outcome in blur_folder(task, files):
             if outcome.status is not Status.DONE:
                 raise RuntimeError(f"{outcome.source.name}: {outcome.reason}")

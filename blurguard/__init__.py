@@ -1,4 +1,4 @@
-"""blurguard hides every face in pictures, for good, on this computer.
+"""blurguard hides every face in pictures and videos, for good, on this computer.
 
 >>> import blurguard
 >>> hidden = blurguard.hide_faces(pixels)                       # an RGB array -> an RGB array

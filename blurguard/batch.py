@@ -7,47 +7,18 @@ the journal. A worker that dies costs its own file.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import signal
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import resource_tracker
-from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
-from pebble import ProcessExpired, ProcessPool
-
-from blurguard.errors import EXIT_UNFORESEEN, BlurguardError, ConfigError, InputError, OutputError
+from blurguard.errors import BlurguardError, ConfigError, InputError, OutputError
 from blurguard.journal import FILE_NAME, IN_PLACE_NAME, Entry, Journal, Stamp, State, open_journal
-from blurguard.media import Found, discover, kind_of_file
+from blurguard.media import Found, Kind, claimed_kind, discover, kind_of_file
 from blurguard.output import STATE_FOLDER, digest_of, publish, scratch_in, sweep
-from blurguard.pipeline import Anonymizer, Work
-from blurguard.process import worker_process
+from blurguard.pipeline import Work
 from blurguard.types import Outcome, Status
-
-Factory = Callable[[], Anonymizer]
-# Files handed out before the first of them is back: enough that no worker waits, few enough to stay in order.
-_WINDOW_PER_WORKER = 3
-_START_SECONDS = 5.0  # the longest wait for a worker that is still starting when the others are done
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One file on its way.
-
-    Attributes:
-        source: to read.
-        target: name of the result; None when files are only looked at.
-        scratch: where a worker leaves the result; None when nothing is to be written.
-        replace: whether ``target`` may be replaced.
-    """
-
-    source: Path
-    target: Path | None = None
-    scratch: Path | None = None
-    replace: bool = False
+from blurguard.workers import Crew, Job, failure, worked
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +28,14 @@ class FolderTask:
     Attributes:
         folder: searched with everything below it.
         out: the mirrored tree; ``folder`` itself replaces the originals.
-        factory: makes a worker's ``Anonymizer``; is sent to other processes.
-        workers: processes; 1 works in the caller's.
+        crew: who works.
         overwrite: replace files of ``out`` that are not known to be ours.
         dry_run: find faces and tell, write nothing.
     """
 
     folder: Path
     out: Path
-    factory: Factory
-    workers: int = 1
+    crew: Crew
     overwrite: bool = False
     dry_run: bool = False
 
@@ -102,32 +71,35 @@ class FolderTask:
 def blur_folder(task: FolderTask, files: Iterable[Path]) -> Iterator[Outcome]:
     """Hide the faces in files of a folder and yield what became of each, in their order.
 
+    Videos come last, for a long one holds up what comes after it.
+
     Raises:
         ModelError: the detector cannot run.
         OutputError: the output folder as a whole cannot be used.
     """
-    files = list(files)
-    workers = max(1, min(task.workers, len(files)))
+    files = sorted(files, key=lambda file: claimed_kind(file) is Kind.VIDEO)
+    crew = task.crew.sized(len(files))
     if task.dry_run or not files:
-        yield from _dry(task.factory, workers, files)
+        yield from _dry(files, crew)
         return
-    anonymizer = task.factory()
+    anonymizer = crew.factory()
     sweep(task.out)
     name = IN_PLACE_NAME if task.in_place else FILE_NAME
     with open_journal(task.out, name) as journal, scratch_in(task.out) as scratch:
         folder = _Folder(task, journal, anonymizer.recipe, scratch)
-        yield from _settled(workers, task.factory, files, folder.decide, folder.publish, folder.note)
+        yield from _settled(crew, files, folder.decide, folder.publish, folder.note)
 
 
 def blur_files(
-    pairs: Iterable[tuple[Path, Path]], factory: Factory, workers: int, overwrite: bool, dry_run: bool
+    pairs: Iterable[tuple[Path, Path]], crew: Crew, *, overwrite: bool = False, dry_run: bool = False
 ) -> Iterator[Outcome]:
     """Hide the faces in single files, given with the names of their results; yields what became of each."""
     targets = dict(pairs)
+    crew = crew.sized(len(targets))
     if dry_run:
-        yield from _dry(factory, workers, targets)
+        yield from _dry(targets, crew)
         return
-    factory()  # a detector that cannot run is no file's failure
+    crew.factory()  # a detector that cannot run is no file's failure
     with contextlib.ExitStack() as stack:
         scratches: dict[Path, Path] = {}
 
@@ -141,12 +113,12 @@ def blur_files(
                 scratches[folder] = stack.enter_context(scratch_in(folder))
             return Job(source, target, scratches[folder], overwrite)
 
-        yield from _settled(workers, factory, targets, decide, _publish_alone, lambda *_: None)
+        yield from _settled(crew, targets, decide, _publish_alone, lambda *_: None)
 
 
-def look_at_files(files: Iterable[Path], factory: Factory, workers: int) -> Iterator[Outcome]:
+def look_at_files(files: Iterable[Path], crew: Crew) -> Iterator[Outcome]:
     """Find the faces in files, hide nothing; yields what was found in each, in their order."""
-    return _settled(workers, factory, files, Job, _publish_nothing, lambda *_: None)
+    return _settled(crew, files, Job, _publish_nothing, lambda *_: None)
 
 
 class _Folder:
@@ -238,21 +210,23 @@ def _publish_nothing(job: Job, work: Work) -> None:
     """Files that are only looked at have no result."""
 
 
-def _dry(factory: Factory, workers: int, files: Iterable[Path]) -> Iterator[Outcome]:
-    for outcome in look_at_files(files, factory, workers):
+def _dry(files: Iterable[Path], crew: Crew) -> Iterator[Outcome]:
+    for outcome in look_at_files(files, crew):
         done = outcome.status is Status.DONE
         yield replace(outcome, status=Status.SKIPPED, reason="dry run") if done else outcome
 
 
 def _settled(
-    workers: int,
-    factory: Factory,
+    crew: Crew,
     files: Iterable[Path],
     decide: Callable[[Path], Job | Outcome],
     publish_one: Callable[[Job, Work], None],
     note: Callable[[Job, Outcome], None],
 ) -> Iterator[Outcome]:
-    """Decide on each file, have it worked on, publish it; failures become outcomes."""
+    """Decide on each file, have it worked on, publish it; failures become outcomes.
+
+    Results get their names as soon as they are there; what became of the files is told in their order.
+    """
 
     def decided() -> Iterator[Job | Outcome]:
         for source in files:
@@ -260,124 +234,41 @@ def _settled(
             try:
                 yield decide(source)
             except BlurguardError as error:
-                yield _failure(job, error)
+                yield failure(job, error)
             except OSError as error:
-                yield _failure(job, InputError(f"{source}: cannot be read: {error.strerror}"))
+                yield failure(job, InputError(f"{source}: cannot be read: {error.strerror}"))
 
-    run = _serial if workers == 1 else _parallel
-    for job, result in run(workers, factory, decided()):
-        if isinstance(result, Outcome):
-            if job is not None and result.status is Status.FAILED:
-                _try_to_note(note, job, result)
-            yield result
-            continue
-        assert job is not None  # noqa: S101 - only a job gives work
-        try:
-            publish_one(job, result)
-        except (BlurguardError, OSError) as error:
-            outcome = _failure(job, error)
-            _try_to_note(note, job, outcome)
-            yield outcome
-        else:
-            yield replace(result.outcome, target=job.target)
+    waiting: dict[int, Outcome] = {}
+    told = 0
+    for ended, job, result in worked(crew, decided()):
+        waiting[ended] = _settle(job, result, publish_one, note)
+        while told in waiting:
+            yield waiting.pop(told)
+            told += 1
+
+
+def _settle(
+    job: Job | None,
+    result: Work | Outcome,
+    publish_one: Callable[[Job, Work], None],
+    note: Callable[[Job, Outcome], None],
+) -> Outcome:
+    """Publish a result, or remember a failure; return what became of the file."""
+    if isinstance(result, Outcome):
+        if job is not None and result.status is Status.FAILED:
+            _try_to_note(note, job, result)
+        return result
+    assert job is not None  # noqa: S101 - only a job gives work
+    try:
+        publish_one(job, result)
+    except (BlurguardError, OSError) as error:
+        outcome = failure(job, error)
+        _try_to_note(note, job, outcome)
+        return outcome
+    return replace(result.outcome, target=job.target)
 
 
 def _try_to_note(note: Callable[[Job, Outcome], None], job: Job, outcome: Outcome) -> None:
     """Remember a failure; that it cannot be remembered, on a full disk say, is no failure of the others."""
     with contextlib.suppress(OutputError):
         note(job, outcome)
-
-
-Results = Iterator[tuple[Job | None, Work | Outcome]]
-
-
-def _serial(workers: int, factory: Factory, jobs: Iterable[Job | Outcome]) -> Results:
-    """Work in this process."""
-    anonymizer = factory()
-    for job in jobs:
-        yield (None, job) if isinstance(job, Outcome) else (job, _attempt(anonymizer, job))
-
-
-def _parallel(workers: int, factory: Factory, jobs: Iterable[Job | Outcome]) -> Results:
-    """Work in other processes; results come in the order of the jobs."""
-    # Forked interpreters have hung: every worker starts afresh.
-    context = multiprocessing.get_context("spawn")
-    started, starting = context.Semaphore(0), 0
-    resource_tracker.ensure_running()  # its start would let Ctrl-C through to what starts after it
-    pool = ProcessPool(workers, initializer=_start_worker, initargs=(factory, started), context=context)
-    pending: deque[tuple[Job | None, Callable[[], Work | Outcome]]] = deque()
-    try:
-        for job in jobs:
-            if isinstance(job, Outcome):
-                pending.append((None, lambda outcome=job: outcome))  # type: ignore[misc]
-            else:
-                starting = workers  # the pool starts all of them with its first task
-                with _sigint_blocked():
-                    pending.append((job, pool.schedule(_attempt_here, args=[job]).result))
-            if len(pending) >= workers * _WINDOW_PER_WORKER:
-                yield _result(*pending.popleft())
-        while pending:
-            yield _result(*pending.popleft())
-    finally:
-        for _ in range(starting):  # a worker that is stopped while it starts complains on standard error
-            started.acquire(timeout=_START_SECONDS)
-        pool.stop()  # type: ignore[no-untyped-call]
-        pool.join()
-
-
-@contextlib.contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Have threads and processes that start meanwhile never see Ctrl-C, which is this thread's business."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _result(job: Job | None, result: Callable[[], Work | Outcome]) -> tuple[Job | None, Work | Outcome]:
-    """Wait for a result; a worker that died is the failure of its file."""
-    try:
-        return job, result()
-    except ProcessExpired as error:
-        assert job is not None  # noqa: S101 - an outcome needs no worker
-        return job, _failure(job, RuntimeError(f"the process that worked on it died (exit code {error.exitcode})"))
-
-
-def _attempt(anonymizer: Anonymizer, job: Job) -> Work | Outcome:
-    """Work on one file; whatever goes wrong with it is its outcome and nobody else's."""
-    try:
-        if job.scratch is None:
-            return anonymizer.look(job.source)
-        return anonymizer.work(job.source, job.scratch)
-    except Exception as error:
-        return _failure(job, error)
-
-
-def _failure(job: Job, error: Exception) -> Outcome:
-    known = isinstance(error, BlurguardError)
-    told = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
-    return Outcome(
-        job.source,
-        Status.FAILED,
-        job.target,
-        reason=told if known else f"{job.source}: unforeseen failure: {type(error).__name__}: {error}",
-        error=type(error).__name__,
-        exit_code=error.exit_code if isinstance(error, BlurguardError) else EXIT_UNFORESEEN,
-    )
-
-
-_anonymizer: Anonymizer | None = None  # of this worker process
-
-
-def _start_worker(factory: Factory, started: Semaphore) -> None:
-    """Set up a worker process, and tell that it has started."""
-    global _anonymizer  # noqa: PLW0603 - the pool gives tasks no other place to keep a worker's state
-    worker_process()
-    started.release()
-    _anonymizer = factory()
-
-
-def _attempt_here(job: Job) -> Work | Outcome:
-    assert _anonymizer is not None  # noqa: S101 - _start_worker has run
-    return _attempt(_anonymizer, job)

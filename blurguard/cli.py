@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blurguard import __version__
-from blurguard.config import Mode, Settings, Shape, Style, from_environment, from_file
+from blurguard.config import Settings, from_environment, from_file
 from blurguard.errors import EXIT_BATCH_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFORESEEN, BlurguardError, ConfigError
+from blurguard.options import shared_options
 
 if TYPE_CHECKING:
-    from blurguard.batch import Factory
     from blurguard.console import ConsoleProgress
     from blurguard.types import Outcome
+    from blurguard.workers import Crew
 
 app = typer.Typer(
     name="blurguard",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Hides every face in your photos, for good, on this computer. Nothing is sent anywhere.",
+    help="Hides every face in your photos and videos, for good, on this computer. Nothing is sent anywhere.",
     epilog="Exit codes: 0 all done or skipped, 1 unforeseen, 2 usage, 3 settings, 4 model, 5 input, 6 output, "
     "7 a batch with at least one failure, 130 interrupted.",
 )
-_HIDING, _LOOKING, _TELLING = "How faces are hidden", "How faces are found", "What is told"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,6 @@ class Run:
     overwrite: bool
 
     @property
-    def workers(self) -> int:
-        """Worker processes: as asked for, else one per processor that this process may use."""
-        from blurguard.process import processors
-
-        return self.settings.jobs or processors()
-
-    @property
     def effective_settings(self) -> Settings:
         """The settings with the model's own threshold where none was chosen, as a report tells them."""
         from blurguard.models import find
@@ -64,94 +57,14 @@ class Run:
         return replace(self.settings, min_score=score)
 
     @property
-    def factory(self) -> Factory:
-        """What makes an ``Anonymizer`` in each worker."""
+    def crew(self) -> Crew:
+        """Who works: as many processes as asked for, else one per processor that this process may use."""
         from blurguard.pipeline import Anonymizer
+        from blurguard.process import processors
+        from blurguard.workers import Crew
 
-        return functools.partial(Anonymizer, self.settings)
-
-
-def _shared_options(  # noqa: PLR0913 - it is a table of options
-    mode: Annotated[
-        Mode | None,
-        typer.Option(
-            help="How hard to look: accurate finds more, fast is quick.",
-            show_default="accurate",
-            rich_help_panel=_LOOKING,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Detector; see `blurguard models`.", show_default="the first", rich_help_panel=_LOOKING),
-    ] = None,
-    min_score: Annotated[
-        float | None,
-        typer.Option(
-            help="Hide faces from this score, 0.01 to 0.99; lower hides more.",
-            show_default="the model's",
-            rich_help_panel=_LOOKING,
-        ),
-    ] = None,
-    margin: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the face's size hidden beyond it on each side, 0 to 2.",
-            show_default="0.3",
-            rich_help_panel=_HIDING,
-        ),
-    ] = None,
-    style: Annotated[
-        Style | None, typer.Option(help="What takes a face's place.", show_default="blur", rich_help_panel=_HIDING)
-    ] = None,
-    shape: Annotated[
-        Shape | None,
-        typer.Option(help="Which part of a region is hidden.", show_default="ellipse", rich_help_panel=_HIDING),
-    ] = None,
-    boxes: Annotated[
-        bool | None,
-        typer.Option("--boxes/--no-boxes", help="Draw a box round each hidden face.", rich_help_panel=_HIDING),
-    ] = None,
-    box_color: Annotated[
-        str | None, typer.Option(help="Colour of the boxes.", show_default="#00ff00", rich_help_panel=_HIDING)
-    ] = None,
-    keep_metadata: Annotated[
-        bool | None,
-        typer.Option(
-            "--keep-metadata/--drop-metadata",
-            help="Keep capture time, camera, lens and exposure; never thumbnails, GPS, serial numbers, names.",
-        ),
-    ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Refuse larger pictures unseen.", show_default="200000000")
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Worker processes.", show_default="one per processor")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing files that blurguard did not make.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Find and tell, write nothing.")] = False,
-    report: Annotated[
-        Path | None, typer.Option(help="Write a JSON line per file here.", rich_help_panel=_TELLING)
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Tell of failures only.", rich_help_panel=_TELLING)
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="A line per file.", rich_help_panel=_TELLING)
-    ] = False,
-    log_json: Annotated[
-        bool, typer.Option("--log-json", help="JSON lines on standard error.", rich_help_panel=_TELLING)
-    ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="BLURGUARD_CONFIG",
-            help="TOML file of settings. Variables BLURGUARD_* override it, options override both.",
-        ),
-    ] = None,
-) -> None:
-    """Hold the signature that ``_command`` gives to every command."""
+        factory = functools.partial(Anonymizer, self.settings)
+        return Crew(factory, self.settings.jobs or processors(), progress=self.console.frames)
 
 
 def _command(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -159,7 +72,7 @@ def _command(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
 
     def register(function: Callable[..., int]) -> Callable[..., int]:
         own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "run"]
-        shared = list(inspect.signature(_shared_options, eval_str=True).parameters.values())
+        shared = list(inspect.signature(shared_options, eval_str=True).parameters.values())
 
         def command(**values: Any) -> None:
             chosen = {p.name: values.pop(p.name) for p in shared}
@@ -227,7 +140,7 @@ def _dir(
     ] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace the originals themselves.")] = False,
 ) -> int:
-    """Hide the faces in all pictures of a folder; the results stand in a tree of the same names.
+    """Hide the faces in all pictures and videos of a folder; the results stand in a tree of the same names.
 
     What is done and unchanged is skipped. Originals are not touched unless --in-place is given.
     """
@@ -237,12 +150,12 @@ def _dir(
     if in_place and out is not None:
         raise typer.BadParameter("--in-place and --out exclude each other")
     target = photos if in_place else out or folder_beside(photos)
-    task = FolderTask(photos, target, run.factory, run.workers, run.overwrite, run.dry_run)
+    task = FolderTask(photos, target, run.crew, run.overwrite, run.dry_run)
     if task.in_place and not in_place:
         raise ConfigError(f"{target}: the results would replace the originals; choose another --out or give --in-place")
     found = task.discover()
     if not found.media:
-        run.console.say(f"no pictures in {photos}")
+        run.console.say(f"no pictures or videos in {photos}")
     code = _batch(run, len(found.media), blur_folder(task, found.media), found.left_alone)
     if found.media and not run.dry_run:
         run.console.say(f"results in {target}")
@@ -252,19 +165,18 @@ def _dir(
 @_command("file")
 def _file(
     run: Run,
-    files: Annotated[list[Path], typer.Argument(help="One or more pictures.")],
+    files: Annotated[list[Path], typer.Argument(help="One or more pictures or videos.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Name of the result, or a folder.", show_default="NAME_blurred beside it"),
     ] = None,
 ) -> int:
-    """Hide the faces in single pictures."""
+    """Hide the faces in single pictures and videos."""
     from blurguard.batch import blur_files
     from blurguard.media import targets_for
 
     pairs = targets_for(list(dict.fromkeys(files)), out)
-    workers = min(run.workers, len(pairs))
-    outcomes = blur_files(pairs, run.factory, workers, run.overwrite, run.dry_run)
+    outcomes = blur_files(pairs, run.crew, overwrite=run.overwrite, dry_run=run.dry_run)
     code = _batch(run, len(pairs), outcomes, Counter())
     return EXIT_BATCH_FAILED if code and len(pairs) > 1 else code
 
@@ -272,12 +184,12 @@ def _file(
 @_command("detect")
 def _detect(
     run: Run,
-    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(help="Pictures and videos, or folders of them.")],
     json_file: Annotated[
-        Path, typer.Option("--json", help="A JSON line per picture goes here; - is standard output.")
+        Path, typer.Option("--json", help="A JSON line per file goes here; - is standard output.")
     ] = Path("-"),
 ) -> int:
-    """Find the faces in pictures and write where they are; hides nothing."""
+    """Find the faces in pictures and videos and write where they are; hides nothing."""
     from blurguard.batch import look_at_files
     from blurguard.media import discover
     from blurguard.report import JsonLines, detection_json
@@ -293,11 +205,12 @@ def _detect(
             left_alone += found.left_alone
         else:
             files.append(path)
-    run.factory()  # a detector that cannot run is no picture's failure
+    crew = run.crew.sized(len(files))
+    crew.factory()  # a detector that cannot run is no picture's failure
     with JsonLines(json_file) as lines:
 
         def written() -> Iterator[Outcome]:
-            for outcome in look_at_files(files, run.factory, max(1, min(run.workers, len(files)))):
+            for outcome in look_at_files(files, crew):
                 lines.write(detection_json(outcome))
                 yield outcome
 

@@ -45,10 +45,18 @@ class Shape(StrEnum):
     BOX = "box"
 
 
+class Audio(StrEnum):
+    """What becomes of a video's sound."""
+
+    KEEP = "keep"
+    DROP = "drop"
+
+
 # name: (lowest, highest) accepted value
 RANGES: dict[str, tuple[float, float]] = {
     "min_score": (0.01, 0.99),
     "margin": (0.0, 2.0),
+    "hold": (0.0, 5.0),
     "jobs": (1, 256),
     "max_pixels": (1, 20_000 * MEGAPIXEL),
 }
@@ -68,6 +76,10 @@ class Settings:
         boxes: draw a box round each hidden face.
         box_color: of these, ``#rrggbb``.
         keep_metadata: keep capture time, camera, lens and exposure tags.
+        hold: seconds for which a face in a video or animation stays hidden before it is first seen and after it
+            was last seen, 0 to 5.
+        audio: ``keep`` or ``drop`` a video's sound.
+        salvage: handle as much of a damaged or cut-off video as can be decoded, instead of failing.
         max_pixels: pictures of more px are refused before they are decoded; in a program of your own, Pillow's
             ``Image.MAX_IMAGE_PIXELS`` holds besides.
         jobs: worker processes; None is one per processor.
@@ -82,6 +94,9 @@ class Settings:
     boxes: bool = False
     box_color: str = "#00ff00"
     keep_metadata: bool = False
+    hold: float = 0.4
+    audio: Audio = Audio.KEEP
+    salvage: bool = False
     max_pixels: int = 200 * MEGAPIXEL
     jobs: int | None = None
 
@@ -126,6 +141,9 @@ _TYPES: dict[str, type] = {
     "boxes": bool,
     "box_color": str,
     "keep_metadata": bool,
+    "hold": float,
+    "audio": Audio,
+    "salvage": bool,
     "max_pixels": int,
     "jobs": int,
 }

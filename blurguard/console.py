@@ -6,14 +6,25 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from time import monotonic
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from blurguard.types import Outcome, Status
 
+_JSON_EVERY_SECONDS = 5.0  # of each video
 _STYLES = {Status.DONE: "green", Status.SKIPPED: "dim", Status.FAILED: "bold red"}
 
 
@@ -45,13 +56,13 @@ class Tally:
 
 
 class _Rate(ProgressColumn):
-    """Files per second, or seconds per file where that is the handier number."""
+    """Files or frames per second, or seconds for each where that is the handier number."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
+        speed, unit = task.finished_speed or task.speed, task.fields["unit"]
         if not speed:
-            return Text("-- files/s", style="progress.data.speed")
-        text = f"{speed:.1f} files/s" if speed >= 1 else f"{1 / speed:.1f} s/file"
+            return Text(f"-- {unit}s/s", style="progress.data.speed")
+        text = f"{speed:.1f} {unit}s/s" if speed >= 1 else f"{1 / speed:.1f} s/{unit}"
         return Text(text, style="progress.data.speed")
 
 
@@ -69,16 +80,30 @@ class ConsoleProgress:
         self._quiet = quiet
         self._as_json = as_json
         self._bar: Progress | None = None
+        self._films: dict[Path, TaskID] = {}
+        self._told: dict[Path, float] = {}
         self._lines = not quiet and not as_json and (verbose or not self.errors.is_terminal)
 
     def start(self, total: int) -> None:
         """Show the bar where there is a terminal."""
         if self._quiet or self._as_json or not self.errors.is_terminal:
             return
-        columns = TextColumn("hiding faces"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+        what = TextColumn("{task.description}", markup=False)
+        columns = what, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
         self._bar = Progress(*columns, console=self.errors, transient=True)
         self._bar.start()
-        self._bar.add_task("", total=total)
+        self._bar.add_task("hiding faces", total=total, unit="file")
+
+    def frames(self, source: Path, done: int, total: int | None) -> None:
+        """Tell how far a video is; may be called from any thread."""
+        if self._as_json and monotonic() - self._told.get(source, 0.0) >= _JSON_EVERY_SECONDS:
+            self._told[source] = monotonic()
+            self._json("frames", source=str(source), done=done, total=total)
+        if self._bar is None:
+            return
+        if source not in self._films:
+            self._films[source] = self._bar.add_task(shown(source.name), total=total, unit="frame")
+        self._bar.update(self._films[source], completed=done, total=total)
 
     def advance(self, outcome: Outcome) -> None:
         """Tell of one file."""
@@ -92,6 +117,8 @@ class ConsoleProgress:
             self.out.print(_line(outcome))
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0])
+            if (film := self._films.pop(outcome.source, None)) is not None:
+                self._bar.remove_task(film)
 
     def finish(self) -> None:
         """Take the bar away."""

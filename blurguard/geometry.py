@@ -133,3 +133,20 @@ def _region(box: NDArray[np.float64], face_width: float, width: int, height: int
     if left >= right or top >= bottom:
         return None
     return Region(left, top, right, bottom, face_width, (float(x0), float(y0), float(x1), float(y1)))
+
+
+def in_samples(region: Region, step_xy: tuple[int, int], beyond: int = 1) -> Region:
+    """Return a region in samples of a plane that has one for each ``step_xy`` px, as chroma has.
+
+    The result is ``beyond`` samples larger on each side, unless samples are px, and may leave the plane by as
+    many: an ellipse goes by their centres, and each that tells of a px in the region is to be inside.
+    """
+    if step_xy == (1, 1):
+        return region
+    steps = np.array(step_xy * 2)
+    grow = np.array([-beyond, -beyond, beyond, beyond])
+    box, ellipse = np.array(region.box) / steps + grow, np.array(region.ellipse) / steps + grow
+    left, top, right, bottom = box.tolist()
+    whole = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+    x0, y0, x1, y1 = (float(v) for v in whole) if region.box == region.ellipse else ellipse.tolist()
+    return Region(*whole, region.face_width / step_xy[0], (x0, y0, x1, y1))

@@ -51,6 +51,11 @@ class Still:
     _source: Source
     _name: str
 
+    @property
+    def animated(self) -> bool:
+        """Whether its pages are the frames of one scene, shown one after the other."""
+        return self.count > 1 and self.kind in (Kind.GIF, Kind.PNG, Kind.WEBP, Kind.AVIF)
+
     def pages(self) -> Iterator[Page]:
         """Decode one page after the other.
 
@@ -108,7 +113,7 @@ def template(kind: Kind) -> Still:
 
 
 _WHY_NOT = {
-    Kind.VIDEO: "is a video; this version hides faces in still pictures only",
+    Kind.VIDEO: "is a video, no picture",
     Kind.RAW: "is a camera raw file; develop it to JPEG or TIFF first",
     Kind.UNKNOWN: "is not a picture that blurguard knows, whatever its name says",
 }

@@ -10,10 +10,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from blurguard.errors import ConfigError, InputError
+from blurguard.families import family_of
 from blurguard.journal import results_in
 from blurguard.output import STATE_FOLDER
 
-HEAD_BYTES = 400  # two packets of an MPEG transport stream are the longest signature
+HEAD_BYTES = 600  # three packets of an MPEG transport stream are the longest signature
 
 
 class Kind(StrEnum):
@@ -88,11 +89,7 @@ def kind_of(head: bytes) -> Kind:
         return _kind_of_brands(head)
     if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
         return Kind.BMP
-    if head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return Kind.VIDEO
-    if len(head) > 376 and head[0] == head[188] == head[376] == 0x47:  # MPEG transport stream
-        return Kind.VIDEO
-    return Kind.UNKNOWN
+    return Kind.VIDEO if family_of(head) else Kind.UNKNOWN
 
 
 def _kind_of_brands(head: bytes) -> Kind:

@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,19 +93,37 @@ def write_draft(scratch: Path, data: bytes | memoryview) -> Draft:
     Raises:
         OutputError: disk full or not writable; nothing is left then.
     """
+
+    def write(path: Path) -> str:
+        path.write_bytes(data)
+        return digest_of(data)
+
+    return make_draft(scratch, write)
+
+
+def make_draft(scratch: Path, write: Callable[[Path], str | None]) -> Draft:
+    """Have a new file in scratch, 0600, written by ``write``, and bring it through to the disk.
+
+    ``write`` may return the digest of what it wrote, which is else read back.
+
+    Raises:
+        OutputError: disk full or not writable; nothing is left then, nor after any other error.
+    """
     path = scratch / secrets.token_hex(12)
     try:
         with output_errors(path):
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
+        try:
+            with output_errors(path):
+                digest = write(path) or digest_of_file(path)
                 os.fsync(handle)
                 info = os.fstat(handle)
+        finally:
+            os.close(handle)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return Draft(path, digest_of(data), info.st_size, info.st_mtime_ns)
+    return Draft(path, digest, info.st_size, info.st_mtime_ns)
 
 
 def publish(draft: Draft, target: Path, replace: bool) -> None:

@@ -5,28 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blurguard.cloak import WEAK_SHARE, Plane, Roll, cloaked
 from blurguard.config import Settings
 from blurguard.detectors import Detector, load_detector
 from blurguard.errors import InputError
 from blurguard.geometry import paired_regions
 from blurguard.images import Page, Still, open_still
 from blurguard.journal import Stamp
-from blurguard.media import kind_of_file
-from blurguard.obscure import draw_boxes_into, hide_into
-from blurguard.output import Draft, digest_of, publish, scratch_in, sweep, write_draft
+from blurguard.media import Kind, kind_of_file
+from blurguard.obscure import canvas_of, color_in, draw_boxes_into, hide_into
+from blurguard.output import Draft, digest_of, digest_of_file, make_draft, publish, scratch_in, sweep, write_draft
+from blurguard.scenes import CutFinder
+from blurguard.tracks import Rules, Sighting
 from blurguard.types import Detections, Face, Image, Layout, Outcome, Pixels, Region, Status
 
+if TYPE_CHECKING:
+    from blurguard.footage import Film, Look
+
+# Called with a video, the frames that are done, and how many there are if that is known.
+Progress = Callable[[Path, int, int | None], None]
+
 # Changes whenever the same settings and model would give another result: results of before are redone then.
-RECIPE_VERSION = 1
-# Files are read whole: larger ones would only exhaust the memory.
+RECIPE_VERSION = 2
+_WINDOW_BYTES = 640 << 20  # of an animation's frames in the window in which faces are followed
+_LEAST_FRAMES = 25  # in it, however large they are
+_SHORTEST_MS, _USUAL_MS = 20.0, 100.0  # browsers show frames of less than the first for the second
+# Pictures are read whole: larger ones would only exhaust the memory.
 MOST_BYTES = 4 << 30
 # What settings do not change the result.
 _NEUTRAL = ("jobs", "max_pixels")
@@ -50,7 +62,14 @@ class Work:
 
 
 class Anonymizer:
-    """Finds faces and hides them, in arrays, images and files. Not thread-safe: one per thread."""
+    """Finds faces and hides them, in arrays, images and files. Not thread-safe: one per thread.
+
+    Attributes:
+        settings: what was asked for.
+        detector: what looks.
+        threads: how many look at the frames of a video.
+        progress: is told of the frames of videos.
+    """
 
     def __init__(self, settings: Settings | None = None, detector: Detector | None = None) -> None:
         """Load the detector that the settings ask for, or take another one.
@@ -60,6 +79,9 @@ class Anonymizer:
         """
         self.settings = settings or Settings()
         self.detector = detector or load_detector(self.settings)
+        self.threads = 1
+        self.progress: Progress = lambda *_: None
+        self._spare: list[Detector] | None = None if detector else []
 
     @property
     def min_score(self) -> float:
@@ -105,10 +127,19 @@ class Anonymizer:
         """Return the faces of a file; writes nothing.
 
         Raises:
-            InputError: the file cannot be read as a picture.
+            InputError: the file cannot be read as a picture or video.
         """
         started = time.perf_counter()
+        if kind_of_file(source) is Kind.VIDEO:
+            from blurguard.footage import look_at_video
+
+            return self._of_film(source, look_at_video(source, self._look(source)), started)
         still, _, _ = self._open(source)
+        if still.animated:
+            roll = Roll(with_paths=True)
+            for _ in self._cloaked(still, roll, paint=False):
+                pass
+            return self._outcome(source, still, roll.faces(), started)
         faces = [face for index, page in enumerate(still.pages()) for face, _ in self.faces(page.image, index)]
         return self._outcome(source, still, tuple(faces), started)
 
@@ -116,11 +147,17 @@ class Anonymizer:
         """Read a file, hide its faces and leave the result in scratch.
 
         Raises:
-            InputError: the file cannot be read as a picture.
+            InputError: the file cannot be read as a picture or video.
             OutputError: scratch cannot be written to.
         """
         started = time.perf_counter()
+        if kind_of_file(source) is Kind.VIDEO:
+            return self._film(source, scratch, started)
         still, stamp, digest = self._open(source)
+        if still.animated:
+            roll = Roll()
+            draft = write_draft(scratch, still.encode(self._cloaked(still, roll, paint=True)))
+            return Work(self._outcome(source, still, roll.faces(), started), draft, stamp, digest)
         faces: list[Face] = []
         draft = write_draft(scratch, still.encode(self._hidden(still, faces)))
         return Work(self._outcome(source, still, tuple(faces), started), draft, stamp, digest)
@@ -150,6 +187,67 @@ class Anonymizer:
             image = _writable(page.image)
             faces.extend(self.hide_into(image, index))
             yield replace(page, image=image)
+
+    def _cloaked(self, still: Still, roll: Roll, paint: bool) -> Iterator[Page]:
+        """Yield the frames of an animation with their faces followed and hidden; tells of them on the roll."""
+        settings = self.settings
+
+        def seen() -> Iterator[tuple[Page, Sighting]]:
+            cuts, seconds = CutFinder(), 0.0
+            for page in still.pages():
+                rgb = page.image.rgb8()
+                found = self.detector.detect(rgb, self.min_score * WEAK_SHARE)
+                yield replace(page, image=_writable(page.image)), Sighting(seconds, found, cuts.cut(rgb))
+                seconds += (page.duration_ms if page.duration_ms >= _SHORTEST_MS else _USUAL_MS) / 1000
+
+        def planes(page: Page) -> list[Plane]:
+            return [Plane(canvas_of(page.image), 1, 1, color_in(page.image, settings.box_rgb))]
+
+        most_frames = max(_LEAST_FRAMES, _WINDOW_BYTES // (4 * still.width * still.height))
+        rules = Rules(self.min_score, settings.hold, most_frames)
+        yield from cloaked(seen(), planes if paint else None, (still.width, still.height), settings, rules, roll)
+
+    def _film(self, source: Path, scratch: Path, started: float) -> Work:
+        from blurguard.footage import hide_video
+
+        try:
+            stamp, digest = Stamp.of(source), digest_of_file(source)
+        except OSError as error:
+            raise InputError(f"{source}: cannot be read: {error.strerror}") from error
+        films: list[Film] = []
+
+        def write(path: Path) -> None:
+            films.append(hide_video(source, path, self._look(source)))
+
+        draft = make_draft(scratch, write)
+        return Work(self._of_film(source, films[0], started), draft, stamp, digest)
+
+    def _look(self, source: Path) -> Look:
+        """Return how a video is looked at: by a detector for each thread, unless we were given one."""
+        from blurguard.footage import Look
+
+        def told(done: int, total: int | None) -> None:
+            self.progress(source, done, total)
+
+        spare = self._spare
+        while spare is not None and len(spare) < self.threads - 1:
+            spare.append(load_detector(self.settings))
+        detectors = [self.detector, *(spare or [])[: self.threads - 1]]
+        return Look(detectors, self.min_score, self.settings, told)
+
+    def _of_film(self, source: Path, film: Film, started: float) -> Outcome:
+        return Outcome(
+            source,
+            Status.DONE,
+            kind=film.kind,
+            reason=film.lost,
+            faces=film.faces,
+            frames=film.frames,
+            width=film.width,
+            height=film.height,
+            seconds=time.perf_counter() - started,
+            model=self.detector.identity,
+        )
 
     def _open(self, source: Path) -> tuple[Still, Stamp, str]:
         kind = kind_of_file(source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,12 +161,23 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """One hidden face as a report tells it: ``box`` as detected, ``region`` as hidden, px of the upright image."""
+    """One hidden face as a report tells it: ``box`` as detected, ``region`` as hidden, px of the upright image.
+
+    Attributes:
+        box: in a video or animation, where it was seen best.
+        score: there.
+        region: there.
+        frame: the number of that page or frame.
+        span: first and last frame in which the face is hidden, in a video or animation.
+        path: float32 (N, 4), where the face is taken to be in each frame of the span, when that was asked for.
+    """
 
     box: tuple[float, float, float, float]
     score: float
     region: tuple[int, int, int, int]
     frame: int = 0
+    span: tuple[int, int] | None = None
+    path: NDArray[np.float32] | None = field(default=None, compare=False)
 
     def as_json(self) -> dict[str, Any]:
         """Return the face as JSON types; ``frame`` only where there can be several."""
@@ -175,7 +186,13 @@ class Face:
             "score": round(self.score, 4),
             "region": list(self.region),
         }
-        return record | ({"frame": self.frame} if self.frame else {})
+        if self.frame or self.span:
+            record["frame"] = self.frame
+        if self.span is not None:
+            record["frames"] = list(self.span)
+        if self.path is not None:
+            record["boxes"] = [[round(v, 2) for v in box] for box in self.path.tolist()]
+        return record
 
 
 class Status(StrEnum):
@@ -194,10 +211,10 @@ class Outcome:
         source: the file as it was named.
         target: where the result is, or would be; None when nothing was to be written.
         kind: the format by content, e.g. ``"JPEG"``; ``""`` when it could not be told.
-        reason: why it was skipped, or what failed and what to do about it.
         error: class name of the failure, ``""`` otherwise.
         exit_code: 0, or that of the failure.
-        frames: pictures inside the file (pages, animation frames).
+        reason: why it was skipped, what failed and what to do about it, or what of a done one was lost.
+        frames: pictures inside the file (pages, frames).
         seconds: wall time spent on this file.
         model: name and SHA-256 of the weights that looked.
     """

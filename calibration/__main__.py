@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from calibration import CalibrationError, base, evaluate
+from calibration import CalibrationError, base, evaluate, film
 
-STEPS = (base, evaluate)  # modules with add_parser(subparsers), which sets `run`
+STEPS = (base, evaluate, film)  # modules with add_parser(subparsers), which sets `run`
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blurguard.batch import Factory, FolderTask, blur_files, blur_folder, look_at_files
+from blurguard.batch import FolderTask, blur_files, blur_folder, look_at_files
 from blurguard.errors import ConfigError, OutputError
 from blurguard.journal import Entry, State, open_journal
 from blurguard.media import folder_beside, targets_for
 from blurguard.types import Outcome, Status
+from blurguard.workers import Crew, Factory
 from tests.commands import names, pixels, put
 from tests.workers import TROUBLE, dying, editing, raising, steady
 
@@ -32,7 +33,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def run(photos: Path, factory: Factory = steady, workers: int = 1, **options: bool) -> list[Outcome]:
-    task = FolderTask(photos, photos.with_name("out"), factory, workers, **options)
+    task = FolderTask(photos, photos.with_name("out"), Crew(factory, workers), **options)
     return list(blur_folder(task, task.discover().media))
 
 
@@ -66,7 +67,7 @@ def test_what_nobody_foresaw_costs_its_own_file_and_is_1(photos: Path, workers: 
 
 @WORKERS
 def test_a_source_that_vanishes_costs_its_own_file(photos: Path, workers: int) -> None:
-    task = FolderTask(photos, photos.with_name("out"), steady, workers)
+    task = FolderTask(photos, photos.with_name("out"), Crew(steady, workers))
     files = task.discover().media
     (photos / "2.png").unlink()
     failed = only_the_third_failed(photos, list(blur_folder(task, files)))
@@ -84,7 +85,7 @@ def test_outcomes_come_in_order_and_while_the_rest_is_still_to_be_done(photos: P
             handed_out.append(path)
             yield path
 
-    outcomes = look_at_files(told(), steady, workers)
+    outcomes = look_at_files(told(), Crew(steady, workers))
     first = next(outcomes)
     assert first.source == files[0] and len(handed_out) < 12
     assert [first.source, *(outcome.source for outcome in outcomes)] == files
@@ -92,7 +93,7 @@ def test_outcomes_come_in_order_and_while_the_rest_is_still_to_be_done(photos: P
 
 @WORKERS
 def test_a_batch_that_is_given_up_leaves_what_was_finished_and_no_scratch(photos: Path, workers: int) -> None:
-    task = FolderTask(photos, photos.with_name("out"), steady, workers)
+    task = FolderTask(photos, photos.with_name("out"), Crew(steady, workers))
     outcomes = blur_folder(task, task.discover().media)
     assert next(outcomes).status is Status.DONE
     assert isinstance(outcomes, Generator)
@@ -138,7 +139,7 @@ def test_a_result_that_a_kill_left_unnamed_in_the_record_is_not_done_again(photo
 
 
 def test_in_place_an_original_that_is_edited_meanwhile_keeps_the_edit(photos: Path) -> None:
-    task = FolderTask(photos, photos, functools.partial(editing, photos / "2.png"))
+    task = FolderTask(photos, photos, Crew(functools.partial(editing, photos / "2.png")))
     outcomes = list(blur_folder(task, task.discover().media))
     assert statuses(outcomes) == ["done"] * 2 + ["failed"] + ["done"] * 3
     assert "changed while it was worked on" in outcomes[2].reason
@@ -182,7 +183,7 @@ def test_the_folder_of_results_is_named_after_the_photos(tmp_path: Path, monkeyp
 def test_several_files_share_scratch_and_leave_none(photos: Path, tmp_path: Path) -> None:
     pairs = targets_for(sorted(photos.iterdir()), tmp_path / "out")
     put(tmp_path / "out" / "1.png", b"somebody's")
-    outcomes = list(blur_files(pairs, steady, 2, overwrite=False, dry_run=False))
+    outcomes = list(blur_files(pairs, Crew(steady, 2)))
     assert statuses(outcomes) == ["done", "failed", "done", "done", "done", "done"]
     assert outcomes[1].error == OutputError.__name__
     assert (tmp_path / "out" / "1.png").read_bytes() == b"somebody's"

@@ -187,7 +187,7 @@ def test_a_variable_that_cannot_be_is_an_error(home: Path, name: str, value: str
 
 
 def test_an_empty_folder_says_so(home: Path) -> None:
-    assert "no pictures in nothing" in blurguard("dir", "nothing", cwd=home).stdout
+    assert "no pictures or videos in nothing" in blurguard("dir", "nothing", cwd=home).stdout
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "no manifest"])

@@ -208,7 +208,7 @@ def test_animations_keep_frames_durations_loop_and_looks(name: str, tmp_path: Pa
     data, outcome = processed(tmp_path, source)
     before, after = seen(source), seen(data)
     assert outcome.frames == len(before) == len(after) == len(DURATIONS)
-    assert {face.frame for face in outcome.faces} == set(range(len(DURATIONS)))
+    assert {face.span for face in outcome.faces} == {(0, len(DURATIONS) - 1)}
     assert [frame.info.get("duration") for frame in after] == DURATIONS
     assert [frame.info.get("loop") for frame in after] == [frame.info.get("loop") for frame in before]
     for a, b in zip(before, after, strict=True):
@@ -478,7 +478,7 @@ def test_kind_is_told_by_content_and_names_are_kept(
         (b"not a picture", "not a picture"),
         (b"\xff\xd8\xff", "damaged"),
         (b"\x89PNG\r\n\x1a\n", "truncated"),
-        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "is a video"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "ends before its index"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "camera raw"),
         (png(texture(2, np.uint16)), "16-bit RGBA"),
         (png(texture(3, np.uint16), chunk(b"tRNS", bytes(6))), "16-bit RGBA"),

@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import Case, kill_once, make_photos, references, wrong_after_kill
+from tests.faults import Case, kill_once, make_films, make_photos, references, wrong_after_kill
 
+FILM_SEEDS = (1, 2, 6)
 SEEDS = (0, 2, 6, 8, 11)  # both ways to kill, in place and not, with drafts in scratch
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photos(tmp_path_factory.mktemp("kill") / "photos")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_films(tmp_path_factory.mktemp("kill") / "films")
 
 
 @pytest.fixture
@@ -43,6 +49,19 @@ def test_closed_whatever_moment_a_batch_is_killed_at(seed: int, photos: Path, tm
     result = kill_once(seed, photos, tmp_path / "work")
     assert result.faults == (), result
     assert result.photos == 12
+
+
+@pytest.mark.parametrize("seed", FILM_SEEDS)
+def test_closed_whatever_moment_videos_are_killed_at(seed: int, films: Path, tmp_path: Path) -> None:
+    result = kill_once(seed, films, tmp_path / "work")
+    assert result.faults == (), result
+    assert result.photos == 4
+
+
+def test_a_part_of_the_source_video_in_scratch_would_be_seen(films: Path, tmp_path: Path) -> None:
+    case = Case(films, tmp_path / "out", dict(references(films)))
+    draft(case, (films / "00.mp4").read_bytes())
+    assert len(list(wrong_after_kill(case, case.originals))) == 1
 
 
 def test_a_partial_result_would_be_seen(case: Case) -> None:

@@ -217,7 +217,7 @@ BROKEN: dict[str, tuple[str, Changes]] = {
         {"obscure": [("(x1 - x0) / 2, (y1 - y0) / 2\n", "(x1 - x0) / 2 - feather, (y1 - y0) / 2 - feather\n")]},
     ),
     "cells as small as pixels": ("covered", {"obscure": [("CELLS = 3\n", "CELLS = 99\n")]}),
-    "no noise": ("covered", {"obscure": [("_RANDOM.gauss(0, NOISE_SHARE * white)", "0.0")]}),
+    "no noise": ("covered", {"obscure": [("_RANDOM.gauss(0, canvas.noise)", "0.0")]}),
     "feather too wide": ("untouched", {"obscure": [("round(0.05 * side)", "round(0.2 * side)")]}),
     "boxes that nobody asked for": ("untouched", {"pipeline": [("if self.settings.boxes:", "if True:")]}),
     "the target is opened first": (
@@ -321,7 +321,9 @@ STAGES: dict[str, Changes] = {
     "encode": {
         "images": [("        return self._source.write(pages)", "        self._source.write(pages)\n        FAULT")]
     },
-    "write": {"output": [("                file.flush()\n", "                file.flush()\n                FAULT\n")]},
+    "write": {
+        "output": [("                os.fsync(handle)\n", "                FAULT\n                os.fsync(handle)\n")]
+    },
     "rename": {
         "output": [
             ("        with output_errors(target):\n", "        with output_errors(target):\n            FAULT\n")

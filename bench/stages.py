@@ -1,0 +1,140 @@
+"""Where the time goes in a video: CPU time of the threads, by stage."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import cv2
+
+from bench.measure import Section, ms, now
+from bench.video import CLIP_SECONDS, full_hd
+from blurguard import Anonymizer, Mode, Settings
+from blurguard.cloak import Cloak
+from blurguard.planes import Viewer, planes_of
+from blurguard.remux import Recorder
+from blurguard.tracks import Rules, follow
+from blurguard.video import Video, open_video
+from examples.compose_clip import write_clip
+
+Item = TypeVar("Item")
+
+
+class Laps:
+    """CPU time by name, in all threads; what is measured within something else is not counted there."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._mine = threading.local()
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Count what this thread does meanwhile."""
+        stack = self._mine.__dict__.setdefault("stack", [])
+        self._turn(stack)
+        stack.append(name)
+        try:
+            yield
+        finally:
+            self._turn(stack)
+            stack.pop()
+
+    def _turn(self, stack: list[str]) -> None:
+        """Give the time since the last turn to what it was spent in."""
+        clock = time.thread_time()
+        if stack:
+            with self._lock:
+                self.seconds[stack[-1]] += clock - self._mine.clock
+        self._mine.clock = clock
+
+    def call(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, counted."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            with self.of(name):
+                return function(*args, **kwargs)
+
+        return counted
+
+    def each(self, name: str, items: Iterable[Item]) -> Generator[Item, None, None]:
+        """Yield the items of an iterator; what it takes to get them is counted."""
+        source = iter(items)
+        try:
+            while True:
+                with self.of(name):
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        return
+                yield item
+        finally:
+            getattr(source, "close", lambda: None)()
+
+
+DECODE, SCALE, DETECT, FOLLOW, HIDE, ENCODE = STAGES = (
+    "decode", "scale for the detector", "detect", "follow", "hide", "encode, copy sound, mux",
+)  # fmt: skip
+_BETWEEN = "between"
+
+
+@contextmanager
+def counted_stages(laps: Laps, anonymizer: Anonymizer) -> Iterator[None]:
+    """Count the stages of videos; decoder and encoder work in one thread each, which is the one that calls them."""
+    video_frames = Video.frames
+
+    def followed(items: Iterable[Any], rules: Rules) -> Generator[Any, None, None]:
+        return laps.each(FOLLOW, follow(laps.each(_BETWEEN, items), rules))
+
+    changes: list[Any] = [
+        patch("blurguard.footage.open_video", functools.partial(open_video, threads=1)),
+        patch("blurguard.footage.Recorder", functools.partial(Recorder, threads=1)),
+        patch.object(Video, "frames", lambda video: laps.each(DECODE, video_frames(video))),
+        patch.object(Viewer, "rgb", laps.call(SCALE, Viewer.rgb)),
+        patch.object(anonymizer.detector, "detect", laps.call(DETECT, anonymizer.detector.detect)),
+        patch("blurguard.cloak.follow", followed),
+        patch("blurguard.footage.planes_of", laps.call(HIDE, planes_of)),
+        patch.object(Cloak, "hide_into", laps.call(HIDE, Cloak.hide_into)),
+        patch.object(Recorder, "write", laps.call(ENCODE, Recorder.write)),
+        patch.object(Recorder, "close", laps.call(ENCODE, Recorder.close)),
+    ]
+    with ExitStack() as stack:
+        for change in changes:
+            stack.enter_context(change)
+        yield
+
+
+def by_stage(work: Path) -> Section:
+    """Measure where the time goes, in one process."""
+    cv2.setNumThreads(1)
+    plan = full_hd(CLIP_SECONDS)
+    clip = work / "stages.mp4"
+    write_clip(plan, clip)
+    columns, totals = [], []
+    for mode in Mode:
+        anonymizer, laps = Anonymizer(Settings(mode=mode)), Laps()
+        with counted_stages(laps, anonymizer):
+            before = now()
+            anonymizer.process(clip, work / f"stages_{mode}.mp4")
+            spent = (now() - before).per(plan.count)
+        own = [laps.seconds[stage] / plan.count for stage in STAGES]
+        columns.append([*own, spent.cpu - sum(own), spent.cpu])
+        totals.append(f"{1 / spent.wall:.1f} frames/s ({mode})")
+    names = (*STAGES, "everything else, start-up too", "all")
+    shares = [[ms(value), f"{100 * value / column[-1]:.0f} %"] for column in columns for value in column]
+    half = len(names)
+    rows = [(name, *shares[index], *shares[half + index]) for index, name in enumerate(names)]
+    return Section(
+        "Where the time goes in a video: 1080p H.264",
+        f"CPU time of the threads in each stage, per frame, over {plan.count} frames in one process with one detector; "
+        f"decoder and encoder were kept to one thread each. In that run: {', '.join(totals)}.",
+        ("", *(cell for mode in Mode for cell in (f"{mode}, ms", "share"))),
+        rows,
+    )
