@@ -3,21 +3,39 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from calibration import CalibrationError, base, evaluate, film
+from calibration import CalibrationError
 
-STEPS = (base, evaluate, film)  # modules with add_parser(subparsers), which sets `run`
+# Modules of this package with add_parser(subparsers), which sets `run`. Only the one that is asked for is
+# imported: a step's own libraries are no concern of the others.
+STEPS = {
+    "base": "free the published network of its size",
+    "evaluate": "recall, false boxes and AP on labelled pictures",
+    "film": "share of faces hidden in a video with known faces",
+    "train": "retrain it on labelled pictures",
+}
+DEVELOPER_LIBRARIES = ("torch",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0 done, 1 the step failed, 2 wrong usage (argparse's)."""
+    given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="python -m calibration", description=__doc__)
     steps = parser.add_subparsers(required=True, metavar="STEP")
-    for step in STEPS:
-        step.add_parser(steps)
-    args = parser.parse_args(argv)
     try:
+        for name, told in STEPS.items():
+            if name in given[:1]:
+                import_module(f"calibration.{name}").add_parser(steps)
+            else:
+                steps.add_parser(name, help=told)
+        args = parser.parse_args(given)
         args.run(args)
+    except ModuleNotFoundError as error:
+        if error.name not in DEVELOPER_LIBRARIES:
+            raise
+        print(f"calibration: error: {error}; pip install --group {given[0]} has it", file=sys.stderr)
+        return 1
     except CalibrationError as error:
         print(f"calibration: error: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,353 @@
+"""Retrains the detector on labelled pictures: ``python -m calibration train DATA --out FOLDER ...``.
+
+DATA is a folder with ``faces.jsonl``. FOLDER gets, every few minutes:
+
+- ``ema.npz``: the moving average of the weights, which is what a model is made of; ``weights.npz``: the last ones;
+- ``state.pt``: all that ``--resume`` needs to go on as if nothing had happened;
+- ``log.jsonl``: losses, learning rate and speed, and the losses of the moving average on pictures kept back.
+
+``graph.tflite`` there is the network that the weights belong to. A file FOLDER/finish ends the run early: from
+the next checkpoint on the learning rate falls to zero, as it does at the end of all steps. Ctrl-C or a kill
+loses what came after the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own habit
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from calibration import CalibrationError, network
+from calibration.crops import Batch, Blocks, Plan, load_pictures, split
+from calibration.network import Graph, Weights
+
+__all__ = ["Losses", "Recipe", "Trainer", "add_parser", "losses_of", "run"]
+
+ALPHA, BETA = 2, 4  # CenterNet (arXiv 1904.07850), equation 1
+OVERLAP_WEIGHT, DISTANCE_WEIGHT = 2.0, 0.5
+LOG_SIZE_RANGE = (0.0, 7.0)  # 1 to 1100 px: keeps the areas of wild guesses finite
+MOST_GRADIENT = 5.0  # norm
+WEIGHT_DECAY = 1e-3
+LOG_EVERY = 50  # steps
+HELD_BLOCKS = 2  # of crops, for validation
+MALLOC = {-1: 2**31 - 1, -2: 2**28, -4: 0}  # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
+
+
+def _type_of(part: dataclasses.Field[Any]) -> type:
+    return int if part.default is dataclasses.MISSING else type(part.default)
+
+
+def _described(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": f"{text} (default: {default})"})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a run is defined by; the same recipe, data and machine give the same weights."""
+
+    steps: int = field(metadata={"help": "of the whole run"})
+    batch: int = _described(16, "crops a step; a GPU has room for 64 and more")
+    side: int = _described(384, "px of a crop, a multiple of 32")
+    rate: float = _described(8e-4, "learning rate between warm-up and decay")
+    warmup: int = _described(200, "steps over which the rate rises")
+    decay: int = _described(1200, "steps at the end over which it falls to zero")
+    average: float = _described(0.999, "of the moving average, how much each step keeps")
+    held: int = _described(100, "pictures kept back for validation")
+    quality: bool = _described(False, "let the score learn the IoU of its box")
+    seed: int = _described(0, "of pictures and crops")
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The loss and its parts, scalars."""
+
+    loss: Tensor
+    heat: Tensor
+    overlap: Tensor
+    distance: Tensor
+
+    def stacked(self) -> Tensor:
+        """Return the four values, cut off from what they were computed from."""
+        return torch.stack([self.loss, self.heat, self.overlap, self.distance]).detach()
+
+
+PARTS = tuple(part.name for part in dataclasses.fields(Losses))
+
+
+@dataclass(slots=True)
+class State:
+    """All that changes while training."""
+
+    weights: Weights
+    average: Weights
+    optimiser: torch.optim.AdamW
+    step: int
+    last_step: int
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add this step to ``python -m calibration``."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = steps.add_parser("train", help="retrain it on labelled pictures", description=__doc__, formatter_class=raw)
+    parser.add_argument("data", type=Path, help="folder with faces.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--graph", type=Path, help="float .tflite to start from")
+    parser.add_argument("--init", type=Path, help=".npz of weights to start from instead of the graph's own")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in FOLDER by its recipe")
+    recipe = parser.add_argument_group("recipe", "with --resume, what is given here replaces what the run had")
+    for part in dataclasses.fields(Recipe):
+        kind = {"action": argparse.BooleanOptionalAction} if part.default is False else {"type": _type_of(part)}
+        recipe.add_argument(f"--{part.name}", help=part.metadata["help"], **kind)
+    parser.add_argument("--every", type=float, default=300, help="seconds between checkpoints (default: 300)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make crops (default: 1)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, from the start or from the last checkpoint.
+
+    Raises:
+        CalibrationError: wrong files or folders, or the loss is no number any more.
+    """
+    out: Path = arguments.out
+    _keep_memory()
+    given = {part.name: getattr(arguments, part.name) for part in dataclasses.fields(Recipe)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.resume:
+        stored = _stored(out / "state.pt")
+        recipe = Recipe(**stored["recipe"] | given)
+        stored["last_step"] = given.get("steps", stored["last_step"])
+    else:
+        _refuse_unfit(arguments)
+        stored, recipe = {}, Recipe(**given)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "graph.tflite").write_bytes(arguments.graph.read_bytes())
+    graph, weights = network.parse((out / "graph.tflite").read_bytes())
+    if arguments.init and not stored:
+        weights = network.load_npz(arguments.init)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    state = _state(graph, weights, recipe, stored, device)
+    Trainer(graph, recipe, state, arguments.data, out).train(arguments.every, arguments.workers)
+    return 0
+
+
+class Trainer:
+    """Takes a run from where it is to its last step."""
+
+    def __init__(self, graph: Graph, recipe: Recipe, state: State, data: Path, out: Path) -> None:
+        self.graph, self.recipe, self.state, self.out = graph, recipe, state, out
+        self.device = next(iter(state.weights.values())).device
+        self.plan = Plan(side=recipe.side)
+        self.pictures, self.held = split(load_pictures(data), recipe.held)
+        # Elsewhere the CPU only emulates bfloat16, slower than float32.
+        self.half_precision = self.device.type == "cuda" or "avx512_bf16" in _cpu_flags()
+
+    def train(self, every_seconds: float, workers: int = 0) -> None:
+        """Train, with a checkpoint every so many seconds and at the end; ``workers`` 0 makes crops in this process."""
+        state, parts = self.state, []
+        began = saved = time.monotonic()
+        self._log(recipe=dataclasses.asdict(self.recipe), pictures=len(self.pictures), held=len(self.held))
+        for batch in self._batches(workers):
+            if state.step >= state.last_step:
+                return
+            losses, gradient = self._step(batch)
+            parts.append(torch.cat([losses.stacked(), gradient[None]]))
+            done = state.step == state.last_step
+            if len(parts) == LOG_EVERY or done:
+                mean, worst = torch.stack(parts).mean(dim=0).tolist(), torch.stack(parts).amax(dim=0).tolist()
+                told = dict(zip((*PARTS, "gradient"), mean, strict=True))
+                told |= {"worst_loss": worst[0], "worst_gradient": worst[-1]}
+                self._log(**told, rate=self._rate(), per_second=len(parts) / (time.monotonic() - began))
+                parts, began = [], time.monotonic()
+                if not math.isfinite(mean[0]):
+                    raise CalibrationError("the loss is no number any more: --resume from the last checkpoint")
+            if done or time.monotonic() - saved >= every_seconds:
+                self._checkpoint()
+                saved = time.monotonic()
+
+    def validate(self) -> dict[str, float]:
+        """Return the losses of the averaged weights on crops of the pictures kept back, the same crops every time."""
+        blocks = Blocks(self.held, self.plan, min(self.recipe.batch, len(self.held)), self.recipe.seed)
+        with torch.no_grad():
+            parts = [self._losses(self.state.average, batch) for block in range(HELD_BLOCKS) for batch in blocks[block]]
+        means = torch.stack([losses.stacked() for losses in parts]).mean(dim=0).tolist()
+        return {f"held_{name}": mean for name, mean in zip(PARTS, means, strict=True)}
+
+    def _step(self, batch: Batch) -> tuple[Losses, Tensor]:
+        """Change the weights once; return the losses before and the norm of their gradient."""
+        state = self.state
+        losses = self._losses(state.weights, batch)
+        for group in state.optimiser.param_groups:
+            group["lr"] = self._rate()
+        state.optimiser.zero_grad()
+        torch.autograd.backward(losses.loss)
+        gradient = torch.nn.utils.clip_grad_norm_(state.weights.values(), MOST_GRADIENT)
+        state.optimiser.step()
+        state.step += 1
+        keep = min(self.recipe.average, (1 + state.step) / (4 + state.step))  # early on, the last third of the steps
+        with torch.no_grad():
+            for key, value in state.weights.items():
+                state.average[key].lerp_(value, 1 - keep)
+        return losses, gradient
+
+    def _losses(self, weights: Mapping[str, Tensor], batch: Batch) -> Losses:
+        pixels, *targets = (torch.as_tensor(values).to(self.device) for values in batch)
+        image = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)  # NHWC in memory, which the CPU prefers
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
+            boxes, logits = self.graph(weights, image)
+        return losses_of(boxes, logits[:, 0], targets, quality=self.recipe.quality)
+
+    def _rate(self) -> float:
+        """Return the learning rate of the next step: up, level, down to zero."""
+        recipe, step = self.recipe, self.state.step
+        up = (step + 1) / max(recipe.warmup, 1)
+        down = (self.state.last_step - step) / max(recipe.decay, 1)
+        return recipe.rate * min(1.0, up, down)
+
+    def _batches(self, workers: int) -> Iterator[Batch]:
+        """Yield the batches from the present step on, without end."""
+        blocks: Any = Blocks(self.pictures, self.plan, self.recipe.batch, self.recipe.seed)
+        first, done = divmod(self.state.step, self.plan.per_picture)
+        numbers = range(first, sys.maxsize)
+        loader: Any = DataLoader(
+            blocks,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            worker_init_fn=_one_thread,
+            multiprocessing_context="spawn" if workers else None,  # OpenCV's threads do not survive a fork: it hung
+        )
+        for index, batches in zip(numbers, loader, strict=False):
+            yield from (Batch(*batch) for batch in batches[done if index == first else 0 :])
+
+    def _checkpoint(self) -> None:
+        state, part = self.state, self.out / "state.pt.part"
+        if (self.out / "finish").exists():
+            state.last_step = min(state.last_step, state.step + self.recipe.decay)
+        network.save_npz(self.out / "ema.npz", state.average)
+        network.save_npz(self.out / "weights.npz", state.weights)
+        stored = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+        stored |= {"optimiser": state.optimiser.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
+        torch.save(stored, part)
+        part.replace(self.out / "state.pt")
+        if self.held:
+            self._log(**self.validate())
+
+    def _log(self, **values: Any) -> None:
+        rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+        line = json.dumps({"step": self.state.step, "time": round(time.time()), **rounded})
+        print(line, flush=True)
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def losses_of(boxes: Tensor, logits: Tensor, targets: list[Tensor], *, quality: bool = False) -> Losses:
+    """Return the losses of boxes (B, 4, s, s) and logits (B, s, s) against the targets of a `Batch`."""
+    heat, counted, wanted, share = targets
+    mine = share > 0
+    weight, found, truth = share[mine], boxes.float().movedim(1, -1)[mine], wanted.movedim(1, -1)[mine]  # (N,), (N, 4)
+    iou, generalised = _overlaps(_corners(found), _corners(truth))
+    total = weight.sum().clamp(min=1e-6)
+    sizes = truth[:, 2:].mean(dim=1, keepdim=True).exp()  # the geometric mean, px
+    errors = torch.cat([(found[:, :2] - truth[:, :2]) / sizes, found[:, 2:] - truth[:, 2:]], dim=1)
+    overlap = ((1 - generalised) * weight).sum() / total
+    distance = (errors.abs().sum(dim=1) * weight).sum() / total
+    reached = torch.ones_like(heat)
+    if quality:
+        reached[mine] = iou.detach()
+    focal = _focal(logits.float(), heat, counted, reached)
+    return Losses(focal + OVERLAP_WEIGHT * overlap + DISTANCE_WEIGHT * distance, focal, overlap, distance)
+
+
+def _focal(logits: Tensor, heat: Tensor, counted: Tensor, reached: Tensor) -> Tensor:
+    """Return CenterNet's focal loss per face; ``reached`` is the score that the cell of a face shall have.
+
+    Below 1 it is the quality focal loss (arXiv 2006.04388): cross entropy times the squared distance.
+    """
+    score, centre = logits.sigmoid(), heat == 1
+    entropy = F.binary_cross_entropy_with_logits(logits, reached, reduction="none")
+    hit = entropy * (reached - score).abs() ** ALPHA
+    miss = (1 - heat) ** BETA * score**ALPHA * F.softplus(logits)
+    return (torch.where(centre, hit, miss) * counted).sum() / centre.sum().clamp(min=1)
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """Return (N, 4) x0 y0 x1 y1 of centre and log size."""
+    half = boxes[:, 2:].clamp(*LOG_SIZE_RANGE).exp() / 2
+    return torch.cat([boxes[:, :2] - half, boxes[:, :2] + half], dim=1)
+
+
+def _overlaps(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return IoU and generalised IoU (arXiv 1902.09630) of boxes (N, 4), row by row."""
+    far, near = torch.minimum(one[:, 2:], other[:, 2:]), torch.maximum(one[:, :2], other[:, :2])
+    shared = (far - near).clamp(min=0).prod(dim=1)
+    union = (one[:, 2:] - one[:, :2]).prod(dim=1) + (other[:, 2:] - other[:, :2]).prod(dim=1) - shared
+    hull = (torch.maximum(one[:, 2:], other[:, 2:]) - torch.minimum(one[:, :2], other[:, :2])).prod(dim=1)
+    iou = shared / union
+    return iou, iou - (hull - union) / hull
+
+
+def _refuse_unfit(arguments: argparse.Namespace) -> None:
+    """Raise if the arguments are not enough for a new run, or there is one already."""
+    if not arguments.steps or not arguments.graph:
+        raise CalibrationError("give --graph and --steps, or --resume")
+    if (arguments.out / "state.pt").exists():
+        raise CalibrationError(f"{arguments.out} holds a run already: --resume it, or choose another folder")
+
+
+def _state(graph: Graph, weights: Weights, recipe: Recipe, stored: Mapping[str, Any], device: torch.device) -> State:
+    """Return a run at its beginning, or where it was stored."""
+    if stored:
+        weights = stored["weights"]
+    elif network.box_channels(graph, weights) == network.STOCK_CHANNELS:
+        weights = network.with_log_sizes(graph, weights)
+    average = {key: value.detach().to(device, copy=True) for key, value in stored.get("average", weights).items()}
+    weights = {key: value.detach().to(device, copy=True).requires_grad_() for key, value in weights.items()}
+    groups = [
+        {"params": [value for value in weights.values() if value.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [value for value in weights.values() if value.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.rate)
+    if stored:
+        optimiser.load_state_dict(stored["optimiser"])
+    return State(weights, average, optimiser, stored.get("step", 0), stored.get("last_step", recipe.steps))
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CalibrationError(f"no run to resume: {error}") from error
+    return stored
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed memory: each activation in fresh pages cost a third of the processor time (measured)."""
+    if sys.platform == "linux":
+        allocator = ctypes.CDLL(None)
+        if hasattr(allocator, "mallopt"):
+            for option, value in MALLOC.items():
+                allocator.mallopt(option, value)
+
+
+def _cpu_flags() -> str:
+    info = Path("/proc/cpuinfo")
+    return info.read_text("utf-8") if info.exists() else ""
+
+
+def _one_thread(_worker: int) -> None:
+    cv2.setNumThreads(1)
