@@ -1,4 +1,4 @@
-"""The long fault runs: ``python -m bench.campaign [--kills N] [--mutations N] [--out FILE]``.
+"""The long fault runs: ``python -m bench.campaign [--kills N] [--films N] [--mutations N] [--out FILE]``.
 
 Kills: a batch is ended with SIGKILL at a seeded moment, what is left is looked at, and it is run again
 (``tests.faults.kill_once``). Mutations: files of every kind with seeded damage go through ``Anonymizer.process``
@@ -28,11 +28,10 @@ from blurguard import Anonymizer, BlurguardError, Settings
 from blurguard.images import open_still
 from blurguard.media import kind_of_file
 from blurguard.process import own_process
-from tests.faults import KillResult, kill_once, make_photos
+from tests.faults import KillResult, kill_once, make_films, make_photos
 from tests.samples import ALL, FACE, sample
 from tests.stubs import StubDetector
 
-PHOTOS = 12
 LIMIT_SECONDS = 30.0  # for one damaged file of 64 x 48 px; whole ones take 10 ms
 WORKERS = 2
 AHEAD = 200  # files handed out before the first of them is back
@@ -56,11 +55,11 @@ WHOLE, CLEAN = "whole", "failed cleanly"
 VERDICTS = (WHOLE, CLEAN, "crashed", "hung", "unforeseen error", "output not whole", "left something behind")
 
 
-def kills(count: int, first_seed: int) -> tuple[list[KillResult], str]:
-    """Kill ``count`` batches; return what was found, and the markdown of it."""
+def kills(count: int, first_seed: int, make: Callable[[Path], Path]) -> tuple[list[KillResult], str]:
+    """Kill ``count`` batches of the files that ``make`` writes; return what was found, and the markdown of it."""
     results = []
     with tempfile.TemporaryDirectory(prefix="blurguard-kills-") as folder:
-        photos = make_photos(Path(folder) / "photos", PHOTOS)
+        photos = make(Path(folder) / "photos")
         for seed in range(first_seed, first_seed + count):
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 results.append(kill_once(seed, photos, Path(work)))
@@ -196,15 +195,17 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.campaign", description="The long fault runs.")
     parser.add_argument("--kills", type=int, default=100, help="batches to kill (default: %(default)s)")
+    parser.add_argument("--films", type=int, default=50, help="batches of videos to kill (default: %(default)s)")
     parser.add_argument("--mutations", type=int, default=200, help="damaged files per kind (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the first kill, and of all mutations")
     parser.add_argument("--out", type=Path, help="write the tables to this file as well")
     args = parser.parse_args()
     parts, faults, started = [f"{machine()}\n"], 0, time.monotonic()
-    if args.kills:
-        results, told = kills(args.kills, args.seed)
-        faults += sum(len(result.faults) for result in results)
-        parts.append(f"## Batches killed at random moments\n\nSeeds {args.seed} and following.\n\n{told}\n")
+    for count, make, what in ((args.kills, make_photos, "Batches"), (args.films, make_films, "Batches of videos")):
+        if count:
+            results, told = kills(count, args.seed, make)
+            faults += sum(len(result.faults) for result in results)
+            parts.append(f"## {what} killed at random moments\n\nSeeds {args.seed} and following.\n\n{told}\n")
     if args.mutations:
         verdicts, bad = mutations(args.mutations, args.seed)
         faults += bad

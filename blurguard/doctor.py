@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from blurguard import models
+from blurguard.encoders import ENCODERS, missing_encoders
 from blurguard.errors import BlurguardError, ModelError, OutputError
 from blurguard.images import Page, open_still, template
 from blurguard.media import Kind
@@ -33,6 +34,7 @@ def examine(folders: list[Path]) -> Iterator[Finding]:
     for kind in Kind:
         if kind.is_still:
             yield _finding(f"codec {kind}", lambda kind=kind: _round_trip(kind))  # type: ignore[misc]
+    yield _finding("video", _video)
     for folder in folders:
         yield _finding(f"folder {folder}", lambda folder=folder: _writable(folder))  # type: ignore[misc]
 
@@ -66,6 +68,14 @@ def _round_trip(kind: Kind) -> str:
     data = template(kind).encode([Page(Image(pixels, Layout.RGB))])
     (page,) = open_still(data, kind, "test picture", 256).pages()
     return f"reads and writes, {page.image.width} x {page.image.height} px"
+
+
+def _video() -> str:
+    """Name the encoders; one that this FFmpeg was built without is a failure."""
+    missing = missing_encoders()
+    if missing:
+        raise OutputError(f"this FFmpeg cannot write {', '.join(missing)}; install PyAV's own wheel (pip install av)")
+    return f"reads and writes {', '.join(ENCODERS)}"
 
 
 def _writable(folder: Path) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+import av
+
 from blurguard.errors import InputError
 from blurguard.families import AVI, FLV, M2TS, MPEG_TS
 from blurguard.light import Mastering
@@ -97,6 +99,11 @@ def encoder_for(video: Video, threads: int, quick: bool) -> Encoder:
     elif video.codec == "prores":
         more["profile"] = _PRORES_PROFILES.get(video.profile or "", "hq")
     return Encoder(encoder.name, encoder.options | more, encoder.counts, encoder.interlaces)
+
+
+def missing_encoders() -> list[str]:
+    """Return the codecs that cannot be written here."""
+    return [codec for codec, encoder in ENCODERS.items() if encoder.name not in av.codecs_available]
 
 
 def clock_for(encoder: Encoder, video: Video) -> Fraction:

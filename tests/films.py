@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from blurguard.config import Settings
 from blurguard.pipeline import Anonymizer
 from blurguard.types import Detections
+from tests.commands import face, pixels
 
 SEEN, WEAK, MISSED = (255, 0, 255), (0, 255, 255), (255, 255, 0)
 SCORES = {SEEN: 0.9, WEAK: 0.3, MISSED: 0.0}
 BACKGROUND = 110
 CHECK_PX = 3  # faces are checked: a mosaic may come near their colour, but it has no checks
 FPS = 25
+FACE_FILM_FRAMES, FACE_FILM_SIDE = 30, 128
 SIZE = (160, 96)
 
 
@@ -87,6 +89,27 @@ def write_film(
             seed = seeds[number] if seeds else 0
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(squares, size_wh, seed), "rgb24")))
         out.mux(stream.encode())
+    return path
+
+
+def write_face_film(path: Path, frames: int = FACE_FILM_FRAMES) -> Path:
+    """Write a video of one face that hardly moves, with a tone; returns its name."""
+    picture = pixels(face(side=FACE_FILM_SIDE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as out:
+        film, sound = out.add_stream("libx264", FPS), out.add_stream("aac", 44100)
+        film.width = film.height = FACE_FILM_SIDE
+        film.pix_fmt = "yuv420p"
+        for number in range(frames):
+            moved = np.roll(picture, number % 3, axis=1)
+            out.mux(film.encode(av.VideoFrame.from_ndarray(moved, "rgb24")))
+        out.mux(film.encode())
+        for number in range(frames * 44100 // FPS // 1024):
+            tone = np.sin(np.arange(1024, dtype=np.float32) / 10)[None]
+            heard = av.AudioFrame.from_ndarray(tone, "fltp", "mono")
+            heard.sample_rate, heard.pts = 44100, number * 1024
+            out.mux(sound.encode(heard))
+        out.mux(sound.encode())
     return path
 
 

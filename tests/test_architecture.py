@@ -39,7 +39,7 @@ NETWORK = {
     "aiohttp", "asyncio", "ftplib", "http", "httpx", "imaplib", "poplib", "requests", "smtplib", "socket",
     "socketserver", "ssl", "urllib", "urllib3", "webbrowser", "xmlrpc",
 }  # fmt: skip
-FFMPEG = {"copies", "footage", "planes", "remux", "video"}  # footage names a type only
+FFMPEG = {"copies", "encoders", "footage", "planes", "remux", "video"}  # footage names a type only
 RUNTIMES = ("ai_edge_litert", "tflite_runtime")
 LONGEST_FUNCTION, LONGEST_MODULE = 60, 400
 

@@ -476,7 +476,8 @@ def test_models_and_doctor_and_version(tmp_path: Path) -> None:
     told = blurguard("doctor", tmp_path, tmp_path / "absent", code=6).stdout
     assert len(re.findall(r"^ok ", told, re.MULTILINE)) >= 12 and told.count("FAIL") == 1
     assert list(tmp_path.iterdir()) == []
-    assert "FAIL" not in blurguard("doctor", cwd=tmp_path).stdout
+    fine = blurguard("doctor", cwd=tmp_path).stdout
+    assert "FAIL" not in fine and re.search(r"^ok +video: reads and writes h264, hevc", fine, re.MULTILINE)
     assert blurguard("--version").stdout == f"blurguard {__version__}\n"
 
 

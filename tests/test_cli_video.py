@@ -12,40 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands import blurguard, environment, face, lines, names, pixels, put, shows_face, small_disk, snapshot
+from tests.commands import blurguard, environment, face, lines, names, put, shows_face, small_disk, snapshot
 from tests.conftest import ROOT
+from tests.films import FACE_FILM_FRAMES, FACE_FILM_SIDE, write_face_film
 
-FRAMES, FPS, SIDE = 30, 25, 128
-
-
-def write_film(path: Path, frames: int = FRAMES) -> Path:
-    """Write a video of one face that hardly moves, with a tone; returns its name."""
-    picture = pixels(face(side=SIDE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as out:
-        film, sound = out.add_stream("libx264", FPS), out.add_stream("aac", 44100)
-        film.width = film.height = SIDE
-        film.pix_fmt = "yuv420p"
-        for number in range(frames):
-            moved = np.roll(picture, number % 3, axis=1)
-            out.mux(film.encode(av.VideoFrame.from_ndarray(moved, "rgb24")))
-        out.mux(film.encode())
-        for number in range(frames * 44100 // FPS // 1024):
-            tone = np.sin(np.arange(1024, dtype=np.float32) / 10)[None]
-            heard = av.AudioFrame.from_ndarray(tone, "fltp", "mono")
-            heard.sample_rate, heard.pts = 44100, number * 1024
-            out.mux(sound.encode(heard))
-        out.mux(sound.encode())
-    return path
+FRAMES, SIDE = FACE_FILM_FRAMES, FACE_FILM_SIDE
 
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return write_film(tmp_path_factory.mktemp("film") / "film.mp4").read_bytes()
+    return write_face_film(tmp_path_factory.mktemp("film") / "film.mp4").read_bytes()
 
 
 @pytest.fixture
@@ -122,7 +101,7 @@ def test_dry_run_writes_nothing(mixed: Path, tmp_path: Path) -> None:
 
 def test_cut_off_video_fails_alone_and_salvage_says_so(mixed: Path, tmp_path: Path, film: bytes) -> None:
     source = put(mixed / "cut.mkv", b"")
-    write_film(source, 60)
+    write_face_film(source, 60)
     whole = source.read_bytes()
     source.write_bytes(whole[: len(whole) * 2 // 3])
     out = tmp_path / "out"
@@ -176,7 +155,7 @@ def on_a_terminal(*arguments: object) -> Iterator[str]:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_terminal_shows_frames_and_rate(mixed: Path, jobs: int) -> None:
-    write_film(mixed / "long.mp4", 150)
+    write_face_film(mixed / "long.mp4", 150)
     shown = "".join(on_a_terminal("dir", mixed, "--jobs", jobs))
     assert "long.mp4" in shown
     assert "/150" in shown
