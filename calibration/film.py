@@ -137,6 +137,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("clip", type=Path)
     parser.add_argument("truth", type=Path, help="its faces, JSON")
     parser.add_argument("--model", default="", help="name in the manifest (default: the default one)")
+    parser.add_argument("--min-score", type=float, help="hide faces from this score (default: the model's)")
     parser.add_argument("--mode", choices=[*Mode], action="append", help="only this one (may be repeated)")
     parser.add_argument("--check", action="store_true", help="hide the faces and look at the file that comes out, too")
     parser.set_defaults(run=run)
@@ -146,7 +147,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the tables."""
     cv2.setNumThreads(1)
     labels = load_labels(arguments.truth)
-    settings = [Settings(mode=Mode(mode), model=arguments.model) for mode in arguments.mode or [*Mode]]
+    score, model = arguments.min_score, arguments.model
+    settings = [Settings(mode=Mode(mode), model=model, min_score=score) for mode in arguments.mode or [*Mode]]
     count = sum(len(list(frame.counted())) for frame in labels)
     print(f"{arguments.clip.name}: {len(labels)} frames, {count} faces in frames, margin {Settings().margin:g}\n")
     rows = []
@@ -211,11 +213,12 @@ def watch(clip: Path, settings: Settings, stride: int) -> Watched:
     with open_video(clip, max_pixels=settings.max_pixels) as video:
         size = upright_size(video)
     notes, witness = Notes(), Witness(load_detector(settings), size)
-    film = look_at_video(clip, Look([witness], witness.threshold, settings, lambda *_: None, stride), notes)
+    threshold = witness.threshold if settings.min_score is None else settings.min_score
+    film = look_at_video(clip, Look([witness], threshold, settings, lambda *_: None, stride), notes)
     hidden = [notes.frames.get(frame, []) for frame in range(film.frames)]
     alone: list[list[Region]] = [[] for _ in range(film.frames)]
     for frame, found in zip(range(0, film.frames, stride), witness.said, strict=True):
-        strong = found.scores >= witness.threshold
+        strong = found.scores >= threshold
         chosen = Detections(found.boxes[strong], found.scores[strong])
         alone[frame] = regions_from(chosen, settings.margin, *size)
     return Watched(hidden, alone)
