@@ -23,6 +23,7 @@ from blurguard.types import Detections, Face, Region
 T = TypeVar("T")
 # A detection that scores this share of the threshold counts where a face was seen before or is seen later.
 WEAK_SHARE = 0.5
+_VEILS_KEPT = 250  # frames, for a face that leaves the picture and comes back
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,14 +49,17 @@ class Cloak:
     def __init__(self, settings: Settings) -> None:
         """Take how faces are hidden."""
         self._settings = settings
-        self._veils: dict[int, list[Veil]] = {}  # by track; those of the last frame with faces
+        self._veils: dict[int, tuple[int, list[Veil]]] = {}  # by track, with the call that used them last
+        self._calls = 0
 
     def hide_into(self, planes: Sequence[Plane], hidden: Sequence[tuple[int, Region]]) -> None:
         """Hide the regions, each with the track that it belongs to, in the planes themselves."""
-        before = self._veils
-        self._veils = {track: before.get(track) or [Veil() for _ in planes] for track, _ in hidden}
+        self._calls += 1
+        self._veils = {track: kept for track, kept in self._veils.items() if self._calls - kept[0] <= _VEILS_KEPT}
         for track, region in hidden:
-            for veil, plane in zip(self._veils[track], planes, strict=True):
+            _, veils = self._veils.get(track) or (0, [Veil() for _ in planes])
+            self._veils[track] = self._calls, veils
+            for veil, plane in zip(veils, planes, strict=True):
                 inside = in_samples(region, (plane.step_x, plane.step_y))
                 veil_into(plane.canvas, inside, veil, self._settings.style, self._settings.shape)
         for _, region in hidden if self._settings.boxes else ():

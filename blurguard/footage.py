@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import TYPE_CHECKING
 
 import cv2
@@ -22,8 +23,9 @@ from numpy.typing import NDArray
 from blurguard.cloak import WEAK_SHARE, Plane, Roll, cloaked
 from blurguard.config import Audio, Mode, Settings
 from blurguard.detectors import FAST_SIDE_PX, Detector
+from blurguard.errors import InputError
 from blurguard.geometry import NO_DETECTIONS
-from blurguard.planes import Viewer, planes_of
+from blurguard.planes import Viewer, can_paint, planes_of
 from blurguard.remux import Recorder
 from blurguard.scenes import CutFinder
 from blurguard.stages import ahead, mapped
@@ -38,6 +40,7 @@ Told = Callable[[int, int | None], None]
 
 WINDOW_BYTES = 640 << 20  # of frames in the window in which faces are followed, unless `hold` needs more
 _READ_AHEAD = 2
+_FASTEST_RATE = 240  # frames per second of what cameras call slow motion
 _THUMB_WH = (64, 36)  # enough to see that a scene ends
 
 
@@ -96,6 +99,8 @@ def hide_video(source: Path, target: Path, look: Look) -> Film:
     """
     settings, roll = look.settings, Roll()
     with _opened(source, look) as video:
+        if not can_paint(video.pixel_format):
+            raise InputError(f"{source}: pixels of {video.pixel_format} are not supported; convert it to yuv420p")
         recorder = Recorder(video, target, keep_audio=settings.audio is Audio.KEEP, quick=settings.mode is Mode.FAST,
                             keep_metadata=settings.keep_metadata, threads=look.threads)  # fmt: skip
         with recorder, closing(_hidden(video, look, roll, paint=True)) as frames:
@@ -146,17 +151,20 @@ def _hidden(video: Video, look: Look, roll: Roll, paint: bool) -> Generator[Vide
     def planes(frame: VideoFrame) -> list[Plane]:
         return planes_of(frame, rotation, box_rgb)
 
-    frames = ahead(video.frames(), _READ_AHEAD)
-    seen = _Lookout(video, look).seen(frames)
+    stop = Event()
+    frames = ahead(video.frames(), _READ_AHEAD, stop)
+    seen = _Lookout(video, look, stop).seen(frames)
     rules = Rules(look.min_score, look.settings.hold, _most_frames(video, look.settings.hold))
     painter = planes if paint else None
-    return ahead(cloaked(seen, painter, upright_size(video), look.settings, rules, roll), _READ_AHEAD)
+    return ahead(cloaked(seen, painter, upright_size(video), look.settings, rules, roll), _READ_AHEAD, stop)
 
 
 def _most_frames(video: Video, hold: float) -> int:
-    """Return how many frames the window may hold: what its bytes allow, but never less than ``hold`` needs."""
-    held = math.ceil(hold * video.rate) + 2
-    return max(held, WINDOW_BYTES // max(1, video.frame_bytes))
+    """Return how many frames the window may hold: what its bytes allow, but never less than ``hold`` needs.
+
+    Not by the video's rate, which is an average: the part where a face appears may be a slow-motion burst.
+    """
+    return max(math.ceil(hold * _FASTEST_RATE) + 2, WINDOW_BYTES // max(1, video.frame_bytes))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,7 +179,7 @@ class _Seen:
 class _Lookout:
     """Looks at frames in several threads, each with its own detector."""
 
-    def __init__(self, video: Video, look: Look) -> None:
+    def __init__(self, video: Video, look: Look, stop: Event) -> None:
         self._time_base = video.time_base
         self._size = upright_size(video)
         self._weakest = look.min_score * WEAK_SHARE
@@ -183,11 +191,12 @@ class _Lookout:
             thumbs = Viewer(video.rotation, aspect, max(_THUMB_WH))
             self._free.put((detector, Viewer(video.rotation, aspect, longest), thumbs))
         self._workers = len(look.detectors)
+        self._stop = stop
 
     def seen(self, frames: Generator[VideoFrame, None, None]) -> Iterator[tuple[VideoFrame, Sighting]]:
         """Yield every frame with what was found in it."""
         cuts = CutFinder()
-        looked = mapped(self._look, enumerate(frames), self._workers, self._workers + 1)
+        looked = mapped(self._look, enumerate(frames), self._workers, self._workers + 1, self._stop)
         with closing(frames), closing(looked):
             for seen in looked:
                 seconds = float((seen.frame.pts or 0) * self._time_base)

@@ -115,7 +115,7 @@ def template(kind: Kind) -> Still:
 _WHY_NOT = {
     Kind.VIDEO: "is a video, no picture",
     Kind.RAW: "is a camera raw file; develop it to JPEG or TIFF first",
-    Kind.UNKNOWN: "is not a picture that blurguard knows, whatever its name says",
+    Kind.UNKNOWN: "is neither a picture nor a video that blurguard knows, whatever its name says",
 }
 
 

@@ -1,7 +1,8 @@
 """Stages that overlap: each runs in threads of its own, and their order is that of the source.
 
 What goes wrong in a stage surfaces where its results are taken, as it was raised. Closing the last stage stops
-all of them: no thread is left behind, and every source is closed in the thread that ran it.
+all of them: no thread is left behind, and every source is closed in the thread that ran it. Stages that share a
+``stop`` need not wait until something reaches the last of them: each ends after what it has in hand.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ class _End:
     error: BaseException | None
 
 
-def ahead(source: Iterable[T], depth: int) -> Generator[T, None, None]:
+class Stopped(Exception):  # noqa: N818 - it is no error, and nobody gets to see it
+    """Ends a stage whose results nobody waits for any more."""
+
+
+def ahead(source: Iterable[T], depth: int, stop: Event | None = None) -> Generator[T, None, None]:
     """Yield the items of a source that runs in another thread, at most ``depth`` items ahead."""
     queue: Queue[T | _End] = Queue(depth)
-    stop = Event()
+    stop = stop or Event()
     thread = Thread(target=_fill, args=(source, queue, stop), daemon=True)
     thread.start()
     item: T | _End | None = None
@@ -38,7 +43,8 @@ def ahead(source: Iterable[T], depth: int) -> Generator[T, None, None]:
         if item.error is not None:
             raise item.error
     finally:
-        stop.set()
+        if not isinstance(item, _End):  # given up; at its natural end the other stages still have work
+            stop.set()
         while not isinstance(item, _End):  # it may be waiting for room in the queue
             item = queue.get()
         thread.join()
@@ -57,12 +63,16 @@ def _fill(source: Iterable[T], queue: Queue[T | _End], stop: Event) -> None:
     queue.put(_End(error))
 
 
-def mapped(function: Callable[[T], R], source: Iterable[T], workers: int, depth: int) -> Generator[R, None, None]:
+def mapped(
+    function: Callable[[T], R], source: Iterable[T], workers: int, depth: int, stop: Event | None = None
+) -> Generator[R, None, None]:
     """Yield ``function`` of each item, in order, worked out by several threads; at most ``depth`` are held."""
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in source:
+                if stop is not None and stop.is_set():
+                    raise Stopped
                 pending.append(pool.submit(function, item))
                 if len(pending) >= depth:
                     yield pending.popleft().result()

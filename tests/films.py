@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from tests.commands import face, pixels
 SEEN, WEAK, MISSED = (255, 0, 255), (0, 255, 255), (255, 255, 0)
 SCORES = {SEEN: 0.9, WEAK: 0.3, MISSED: 0.0}
 BACKGROUND = 110
+OTHER_SCENE = 100  # backgrounds from this seed on look all different
 CHECK_PX = 3  # faces are checked: a mosaic may come near their colour, but it has no checks
 FPS = 25
 FACE_FILM_FRAMES, FACE_FILM_SIDE = 30, 128
@@ -68,8 +70,9 @@ def sees_colors(**settings: Any) -> Anonymizer:
 
 def picture(squares: Sequence[Square], size_wh: tuple[int, int] = SIZE, seed: int = 0) -> NDArray[np.uint8]:
     """Return a frame: a still, faintly textured background, and the squares."""
-    texture = np.random.default_rng(seed).integers(-12, 12, (size_wh[1] // 8 + 1, size_wh[0] // 8 + 1, 3))
-    rgb = (BACKGROUND + texture.repeat(8, 0).repeat(8, 1))[: size_wh[1], : size_wh[0]].astype(np.uint8)
+    strength = 12 if seed < OTHER_SCENE else 100
+    texture = np.random.default_rng(seed).integers(-strength, strength, (size_wh[1] // 8 + 1, size_wh[0] // 8 + 1, 1))
+    rgb = (BACKGROUND + np.repeat(texture.repeat(8, 0).repeat(8, 1), 3, 2))[: size_wh[1], : size_wh[0]].astype(np.uint8)
     checks = (np.indices(rgb.shape[:2]) // CHECK_PX).sum(axis=0) % 2 == 1
     for square in squares:
         x0, y0, x1, y1 = (max(v, 0) for v in square.box)
@@ -79,12 +82,17 @@ def picture(squares: Sequence[Square], size_wh: tuple[int, int] = SIZE, seed: in
 
 
 def write_film(
-    path: Path, frames: Sequence[Sequence[Square]], size_wh: tuple[int, int] = SIZE, seeds: Sequence[int] = ()
+    path: Path,
+    frames: Sequence[Sequence[Square]],
+    size_wh: tuple[int, int] = SIZE,
+    seeds: Sequence[int] = (),
+    aspect: Fraction = Fraction(1),
 ) -> Path:
-    """Write an H.264 film; ``seeds`` choose the background of each frame."""
+    """Write an H.264 film; ``seeds`` choose the background of each frame, ``aspect`` is that of a px."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", FPS, options={"crf": "12", "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = *size_wh, "yuv444p"
+        stream.codec_context.sample_aspect_ratio = aspect
         for number, squares in enumerate(frames):
             seed = seeds[number] if seeds else 0
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(squares, size_wh, seed), "rgb24")))

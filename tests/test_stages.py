@@ -85,6 +85,42 @@ def test_failure_of_function_stops_the_source() -> None:
     assert threading.active_count() == before
 
 
+def test_stages_that_share_a_stop_do_not_wait_for_one_another() -> None:
+    """The last stage would take a thousand items before it gives one: closing it must not wait for them."""
+    stop, begun, gate, source = threading.Event(), threading.Event(), threading.Event(), _Source(1000)
+
+    def open_gate() -> None:
+        stop.wait()
+        gate.set()
+
+    opener = threading.Thread(target=open_gate)
+    opener.start()
+
+    def slowly(n: int) -> int:
+        begun.set()
+        gate.wait()  # until the stages are being closed
+        return n
+
+    def hoard(items: Iterator[int]) -> Iterator[int]:
+        yield -1
+        yield sum(1 for _ in items)
+
+    stages = ahead(hoard(mapped(slowly, ahead(iter(source), 1, stop), 1, 2, stop)), 1, stop)
+    assert next(stages) == -1
+    begun.wait()
+    stages.close()
+    opener.join()
+    assert source.taken < 20
+    assert source.closed
+
+
+def test_a_stage_that_ends_by_itself_stops_no_other() -> None:
+    stop = threading.Event()
+    stages = ahead(mapped(lambda n: n, ahead(range(50), 60, stop), 2, 4, stop), 1, stop)
+    assert list(stages) == list(range(50))
+    assert not stop.is_set()
+
+
 def test_failure_of_consumer_stops_everything() -> None:
     before, source = threading.active_count(), _Source(1000)
     stages = ahead(mapped(lambda n: n, ahead(iter(source), 2), 2, 4), 2)
