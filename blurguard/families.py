@@ -28,6 +28,14 @@ class Family:
     rotates: bool = False
 
 
+# What a box at the outermost level of an MP4 or QuickTime file can be, unlike bytes that someone has put after it.
+_BOXES = frozenset(
+    {
+        b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"ssix", b"styp", b"emsg", b"prft", b"pdin", b"meta",
+        b"meco", b"uuid", b"udta", b"free", b"skip", b"wide", b"junk", b"pnot", b"PICT", b"imda",
+    }
+)  # fmt: skip
+
 MP4, MOV = Family("MP4", "mov", "mp4", rotates=True), Family("QuickTime", "mov", "mov", rotates=True)
 THREE_GP, THREE_G2 = Family("3GP", "mov", "3gp", rotates=True), Family("3G2", "mov", "3g2", rotates=True)
 MATROSKA = Family("Matroska", "matroska", "matroska", rotates=True)
@@ -86,6 +94,7 @@ def structure(path: Path, family: Family) -> tuple[str, bool]:
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
     """Yield type and end of the boxes of an MP4 (ISO/IEC 14496-12, 4.2); bytes after them that are none end it."""
     at = 0
+    seen: set[bytes] = set()
     while at + 8 <= size:
         file.seek(at)
         head = file.read(16)
@@ -93,6 +102,9 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
         length = int.from_bytes(head[8:], "big") if length == 1 else size - at if length == 0 else length
         if length < 8 or not (kind.isascii() and kind.decode("ascii").isprintable()):
             break
+        if at + length > size and kind not in _BOXES and {b"moov", b"mdat"} <= seen:
+            break
+        seen.add(kind)
         yield kind, at + length
         at += length
     yield b"", min(at, size)

@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,8 @@ import av
 from av.codec.context import Flags as CodecFlags
 from av.container import OutputContainer
 from av.container.core import Flags as ContainerFlags
+from av.filter import Graph
+from av.sidedata.sidedata import Type as SideData
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
@@ -30,6 +33,17 @@ from blurguard.video import Video
 os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 prints its settings to the terminal otherwise
 _BITEXACT = int(ContainerFlags.bitexact.value)  # type: ignore[call-overload]  # no versions, no random numbers
 _BUFFER_BYTES = 1 << 18
+# What may come with a frame: captions, how it is shown, and what no encoder of ours writes. The rest goes, above all
+# colour profiles and Exif data.
+_MAY_STAY = frozenset(
+    {
+        SideData.A53_CC, SideData.AFD, SideData.PANSCAN, SideData.STEREO3D, SideData.DISPLAYMATRIX,
+        SideData.MASTERING_DISPLAY_METADATA, SideData.CONTENT_LIGHT_LEVEL, SideData.DYNAMIC_HDR_PLUS,
+        SideData.MOTION_VECTORS, SideData.REGIONS_OF_INTEREST, SideData.SEI_UNREGISTERED, SideData.GOP_TIMECODE,
+        SideData.S12M_TIMECODE,
+    }
+)  # fmt: skip
+_MOST_KINDS = 128  # of side data; FFmpeg 8 has 32
 
 
 class Recorder:
@@ -66,7 +80,7 @@ class Recorder:
         self._waiting: av.VideoFrame | None = None
         self._held: av.Packet[VideoStream] | None = None
         self._first_dts: int | None = None
-        self._copies = Copies(video, keep_audio)
+        self._copies, self._strip = Copies(video, keep_audio), _Stripper()
         try:
             with output_errors(path):
                 self._file = _WholeWrites(path)
@@ -104,6 +118,7 @@ class Recorder:
     def _write(self, frame: av.VideoFrame, duration: int) -> None:
         """Encode a frame that is shown for ``duration`` ticks."""
         pts = frame.pts or 0
+        frame = self._strip.bare(frame)
         frame.pict_type = PictureType.NONE  # the encoder's to choose, not to take over
         frame.pts = self._written if self._encoder.counts else pts
         frame.time_base = self._clock
@@ -246,6 +261,47 @@ class Recorder:
                 yield
         except (av.FFmpegError, KeyError, ValueError) as error:
             raise OutputError(f"{self._path}: cannot write: {error}") from error
+
+
+class _Stripper:
+    """Takes from frames what comes with them besides their pixels; the pixels are not copied."""
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+
+    def bare(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """Return the frame itself, or another on its pixels when something must go."""
+        if _is_bare(frame):
+            return frame
+        if self._graph is None:
+            self._graph = self._build(frame)
+        self._graph.vpush(frame)
+        return self._graph.vpull()
+
+    def _build(self, frame: av.VideoFrame) -> Graph:
+        """Return the filters, one for each kind that goes, known to PyAV or not."""
+        graph = Graph()
+        stays: set[Any] = {kind.value for kind in _MAY_STAY}
+        goes = [kind for kind in range(_MOST_KINDS) if kind not in stays]
+        chain = [
+            graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
+            ),
+            *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in goes),
+            graph.add("metadata", "mode=delete"),
+            graph.add("buffersink"),
+        ]
+        graph.link_nodes(*chain).configure()
+        return graph
+
+
+def _is_bare(frame: av.VideoFrame) -> bool:
+    """Whether nothing comes with a frame but what may stay."""
+    try:
+        every: Any = frame.side_data
+        return all(data.type in _MAY_STAY for data in every)
+    except ValueError:  # one of a kind that PyAV does not know
+        return False
 
 
 class _WholeWrites(io.FileIO):

@@ -73,6 +73,7 @@ class Video:
         self.family, self.lost, self.end = family, "", 0
         self._damaged = self._duration = self._read = 0
         self._due: set[int] = set()  # pts of packets whose frames have not come out yet
+        self._shown: tuple[int, int, bool] | None = None  # the last frame's pts, the gap before it, if interlaced
         self._begin: int | None = None
         self._last: int | None = None
         missing, self.index_first = structure(path, family)
@@ -166,6 +167,7 @@ class Video:
         self.kind = f"{self.family.label} {_CODEC_LABELS.get(self.codec, self.codec)}"
         self.time_base = Fraction(stream.time_base or Fraction(1, 1000))
         self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+        self._usual = max(1, round(1 / (self.rate * self.time_base)))  # ticks from frame to frame
         length = self._container.duration
         ticks = stream.duration
         self.seconds_expected = float(ticks * self.time_base) if ticks else length / av.time_base if length else None
@@ -196,6 +198,7 @@ class Video:
             for packet in packets:
                 yield from self._checked(packet, stream)
         yield from self._checked(None, stream)
+        self._pair(None, False)
         begin = self._begin
         missing = sum(pts > begin for pts in self._due) if begin is not None else 0
         if self.family.demuxer == "mov":  # whose index says how many there are
@@ -251,11 +254,22 @@ class Video:
             if frame.pts is not None:
                 self._due.discard(frame.pts)
                 self._begin = frame.pts if self._begin is None else self._begin
-            if frame.interlaced_frame:  # the second field may be a packet of its own
-                self._due.clear()
+                self._pair(frame.pts, frame.interlaced_frame)
             self._check_same(frame)
             self._set_time(frame)
             yield frame
+
+    def _pair(self, pts: int | None, interlaced: bool) -> None:
+        """Take the last frame's second field for received: it may be a packet of its own, half a frame later."""
+        gap = 0
+        if self._shown is not None:
+            last, before, fields = self._shown
+            gap = pts - last if pts is not None else 0
+            step = before if before > 0 else gap if gap > 0 else self._usual
+            if fields:
+                self._due -= {due for due in self._due if 0 < 4 * (due - last) <= 3 * step}
+        if pts is not None:
+            self._shown = pts, gap, interlaced
 
     def _is_shown(self, packet: VideoPacket) -> bool:
         """Whether a packet has a frame to show: VP8 says so in its fourth bit (RFC 6386, 9.1)."""
@@ -274,8 +288,13 @@ class Video:
             (self.width, self.height, self.pixel_format),
             (frame.width, frame.height, frame.format.name),
         )
+        second = float((frame.pts or self._last) * self.time_base)
+        if frame.interlaced_frame and not self.interlaced:  # the other way round nothing is lost
+            raise InputError(
+                f"{self.path}: changes from progressive to interlaced at {second:.2f} s; "
+                "cut it there into two files, or deinterlace it first"
+            )
         if was != now:
-            second = float((frame.pts or self._last) * self.time_base)
             raise InputError(
                 f"{self.path}: changes from {was[0]} x {was[1]} {was[2]} to {now[0]} x {now[1]} {now[2]} "
                 f"at {second:.2f} s; cut it there into two files"
@@ -287,7 +306,7 @@ class Video:
         Raises:
             InputError: the times run backwards by more than a frame.
         """
-        usual = max(1, round(1 / (self.rate * self.time_base)))
+        usual = self._usual
         frame.duration = self._duration = frame.duration if frame.duration > 0 else usual
         pts = frame.pts if frame.pts is not None else frame.dts
         if self._last is not None:

@@ -280,8 +280,9 @@ def _pictures(stream: Any, clip: Clip) -> list[Any]:
 
 
 def _audio(output: Any, track: Track) -> Any:
-    stream = output.add_stream(track.codec, rate=track.rate)
-    stream.codec_context.layout = "mono"
+    vorbis = track.codec == "vorbis"  # FFmpeg's own encoder, which is not finished
+    stream = output.add_stream(track.codec, rate=track.rate, options={"strict": "experimental"} if vorbis else {})
+    stream.codec_context.layout = "stereo" if vorbis else "mono"
     stream.metadata.update({"language": track.language} | ({"title": track.title} if track.title else {}))
     stream.disposition = track.disposition
     return stream
@@ -304,7 +305,8 @@ def _sound(stream: Any, track: Track, seconds: float) -> list[Any]:
         wave = np.sin(np.arange(at, at + size) / (10 + stream.index)) * 0.3
         dtype = formats[context.format.name]
         samples = (wave * (1 if dtype is np.float32 else np.iinfo(dtype).max)).astype(dtype)[np.newaxis]
-        frame = av.AudioFrame.from_ndarray(samples, context.format.name, "mono")
+        samples = np.repeat(samples, context.layout.nb_channels, axis=0)  # in planes, where there are two
+        frame = av.AudioFrame.from_ndarray(samples, context.format.name, context.layout.name)
         frame.sample_rate, frame.time_base, frame.pts = track.rate, Fraction(1, track.rate), at + first
         packets += stream.encode(frame)
     return [*packets, *stream.encode(None)]

@@ -1,8 +1,11 @@
 """What comes out of a video that is read and written again: everything as it was, but for what must not travel."""
 
+import base64
 import hashlib
+import io
 import os
 import stat
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -12,13 +15,16 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
+from PIL import Image
 
+from blurguard.copies import bare_header
 from blurguard.encoders import ENCODERS
 from blurguard.errors import InputError, OutputError
-from blurguard.remux import Recorder
+from blurguard.remux import Recorder, _Stripper
 from blurguard.video import open_video
-from tests.clips import CLIPS, GPS, SECRET, Clip, every, made, make
+from tests.clips import BRANDS, CLIPS, GPS, SECRET, Clip, Track, every, made, make
 from tests.conftest import Starter
 
 MOST_PIXELS = 10_000_000
@@ -213,10 +219,11 @@ def test_metadata_stays_behind(tmp_path: Path) -> None:
     assert SECRET in survey(source).metadata.values()
     target = rewrite(source, tmp_path)
     own = {"major_brand", "minor_version", "compatible_brands"}
-    assert {key for key in survey(target).metadata if key.split()[-1] not in {"language", "handler_name"}} <= own | {
-        "0 vendor_id",
-        "1 vendor_id",
-    }
+    now = survey(target).metadata
+    # Every QuickTime track has a handler, which FFmpeg calls so when it is told nothing.
+    handlers = {key: now.pop(key) for key in list(now) if key.endswith("handler_name")}
+    assert set(handlers.values()) <= {"VideoHandler", "SoundHandler"}
+    assert {key for key in now if key.split()[-1] != "language"} <= own | {"0 vendor_id", "1 vendor_id"}
     data = target.read_bytes()
     assert not any(text in data for text in (SECRET.encode(), GPS.encode(), b"Maker", b"Mobile", b"Lavf"))
 
@@ -355,20 +362,19 @@ def test_painted_frames_are_what_is_written(tmp_path: Path) -> None:
     assert max(int(picture.max()) for picture in survey(target).pictures) < 20
 
 
-def test_jpeg_frames_keep_no_exif(tmp_path: Path) -> None:
-    import io
-
-    from PIL import Image
-
+@pytest.mark.parametrize("muxer", ["avi", "mov", "matroska"])
+def test_jpeg_frames_keep_nothing_but_pixels(muxer: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010F] = SECRET
-    path = tmp_path / "clip.avi"
-    with av.open(str(path), "w", format="avi") as output:
+    path = tmp_path / f"clip{BRANDS[muxer]}"
+    with av.open(str(path), "w", format=muxer) as output:
         stream = output.add_mux_stream("mjpeg", rate=25, width=64, height=48)
         stream.time_base = Fraction(1, 25)
         for number in range(5):
             file = io.BytesIO()
-            Image.effect_mandelbrot((64, 48), (-2, -2, 1, 2), 50 + number).convert("RGB").save(file, "JPEG", exif=exif)
+            Image.effect_mandelbrot((64, 48), (-2, -2, 1, 2), 50 + number).convert("RGB").save(
+                file, "JPEG", exif=exif, icc_profile=b"ICC-" + SECRET.encode() * 20, comment=SECRET.encode()
+            )
             packet = av.Packet(file.getvalue())
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 25)
             packet.is_keyframe = True
@@ -377,3 +383,231 @@ def test_jpeg_frames_keep_no_exif(tmp_path: Path) -> None:
     target = rewrite(path, tmp_path)
     assert len(survey(target).pts) == 5
     assert SECRET.encode() not in target.read_bytes()
+
+
+def test_bare_frames_are_not_copied_and_others_keep_their_pixels(tmp_path: Path) -> None:
+    with open_video(made("hdr10", tmp_path), max_pixels=MOST_PIXELS) as video:
+        for frame in video.frames():
+            assert _Stripper().bare(frame) is frame
+    strip = _Stripper()
+    with av.open(str(_with_profiles(tmp_path))) as file:
+        for number, frame in enumerate(file.decode(video=0)):
+            before: Any = frame.side_data
+            assert [data.type for data in before] == [SideData.ICC_PROFILE]
+            bare = strip.bare(frame)
+            assert len(bare.side_data) == 0
+            assert bare.planes[0].buffer_ptr == frame.planes[0].buffer_ptr
+            assert (bare.pts, bare.color_range, bare.format.name) == (number, frame.color_range, frame.format.name)
+
+
+def _with_profiles(tmp_path: Path) -> Path:
+    path = tmp_path / "profiles.avi"
+    with av.open(str(path), "w", format="avi") as output:
+        stream = output.add_mux_stream("mjpeg", rate=25, width=64, height=48)
+        stream.time_base = Fraction(1, 25)
+        for number in range(3):
+            file = io.BytesIO()
+            Image.new("RGB", (64, 48), (number, 90, 90)).save(file, "JPEG", icc_profile=SECRET.encode() * 9)
+            packet = av.Packet(file.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 25)
+            packet.is_keyframe = True
+            output.mux(packet)
+    return path
+
+
+def _with_header(source: Path, target: Path, change: Callable[[bytes], bytes]) -> Path:
+    """Copy a video, with another header for its sound."""
+    with av.open(str(source)) as file, av.open(str(target), "w") as output:
+        tracks: dict[int, Any] = {s.index: output.add_stream_from_template(s) for s in file.streams}
+        for track in tracks.values():
+            if track.type == "audio":
+                track.codec_context.extradata = change(bytes(track.codec_context.extradata))
+        for packet in file.demux():
+            if packet.size:
+                packet.stream = tracks[packet.stream_index]
+                output.mux(packet)
+    return target
+
+
+def _laced(first: bytes, comment: bytes, setup: bytes) -> bytes:
+    lace = bytes([2])
+    for packet in (first, comment):
+        lace += b"\xff" * (len(packet) // 255) + bytes([len(packet) % 255])
+    return lace + first + comment + setup
+
+
+def _talking_vorbis(header: bytes) -> bytes:
+    at = header.index(b"\x03vorbis")
+    entries = [f"TITLE={SECRET}", f"LOCATION={GPS}",
+               "METADATA_BLOCK_PICTURE=" + base64.b64encode(SECRET.encode() * 200).decode()]  # fmt: skip
+    comment = b"\x03vorbis" + (4).to_bytes(4, "little") + b"test" + len(entries).to_bytes(4, "little")
+    for entry in entries:
+        comment += len(entry).to_bytes(4, "little") + entry.encode()
+    first = header.index(b"\x01vorbis")
+    return _laced(header[first : first + 30], comment + b"\1", header[header.index(b"\x05vorbis", at) :])
+
+
+def test_vorbis_comments_stay_behind(tmp_path: Path) -> None:
+    clip = Clip("matroska", time_base=Fraction(1, 1000), times=every(40), last=40, audio=(Track("vorbis"),))
+    source = _with_header(make(clip, tmp_path), tmp_path / "source.mkv", _talking_vorbis)
+    assert SECRET.encode() in source.read_bytes()
+    target = rewrite(source, tmp_path)
+    data = target.read_bytes()
+    pictures = base64.b64encode(SECRET.encode() * 3)
+    assert not any(text in data for text in (SECRET.encode(), GPS.encode(), pictures))
+    was, now = survey(source), survey(target)
+    assert now.tracks[0]["packets"] == was.tracks[0]["packets"]
+    with av.open(str(source)) as before, av.open(str(target)) as after:
+        heard = [[bytes(frame.planes[0]) for frame in file.decode(audio=0)] for file in (before, after)]
+    assert heard[0]
+    assert heard[0] == heard[1]
+
+
+def test_a_track_whose_header_is_not_understood_is_left_out_by_name(tmp_path: Path) -> None:
+    clip = Clip("matroska", time_base=Fraction(1, 1000), times=every(40), last=40, audio=(Track("vorbis"),))
+    source = make(clip, tmp_path)
+    source.write_bytes(source.read_bytes().replace(b"\x05vorbis", b"\x05SERIAL"))
+    target = tmp_path / "out.mkv"
+    with open_video(source, max_pixels=MOST_PIXELS) as video, Recorder(video, target) as recorder:
+        for frame in video.frames():
+            recorder.write(frame)
+    assert recorder.left_out == ("audio track 2 (vorbis)",)
+    assert survey(target).tracks == []
+
+
+def test_headers_keep_what_decoders_need() -> None:
+    info = bytes(range(34))
+    assert bare_header("flac", b"fLaC\0\0\0\x22" + info + b"\x84\0\0\x04text") == info
+    assert bare_header("flac", info) == info
+    simple, many = b"OpusHead\1\2" + bytes(9), b"OpusHead\1\6" + bytes(8) + b"\1\4\2" + bytes(range(6))
+    for head in (simple, many):
+        assert bare_header("opus", head + SECRET.encode()) == head
+    first, setup = b"\x01vorbis" + bytes(23), b"\x05vorbis" + bytes(9)
+    comment = b"\x03vorbis" + SECRET.encode() * 60
+    doubled = b"".join(len(packet).to_bytes(2, "big") + packet for packet in (first, comment, setup))
+    empty = b"\x03vorbis" + bytes(8) + b"\1"
+    assert bare_header("vorbis", _laced(first, comment, setup)) == _laced(first, empty, setup)
+    assert bare_header("vorbis", doubled) == _laced(first, empty, setup)
+    index = b"# %s\nsize: 720x576\nid: de\npalette: 000000, ffffff\n" % SECRET.encode()
+    assert bare_header("dvd_subtitle", index) == b"size: 720x576\npalette: 000000, ffffff\n"
+    assert bare_header("webvtt", b"WEBVTT\n\nNOTE " + SECRET.encode()) is None
+    assert bare_header("aac", b"\x12\x08") == b"\x12\x08"
+    assert bare_header("aac", None) is None
+    for damaged in (b"\2", b"\2\xff", b"\0\1", b"\2\x1e\x05" + bytes(60)):
+        with pytest.raises(ValueError, match="Vorbis"):
+            bare_header("vorbis", damaged)
+
+
+ASS = """\ufeff[Script Info]
+; Script by SERIAL-0815
+Title: SERIAL-0815
+ScriptType: v4.00+
+Original Script: SERIAL-0815
+PlayResX: 640
+PlayResY: SERIAL-0815 and where it was
+YCbCr Matrix: TV.601
+[Aegisub Project Garbage]
+Audio File: /home/SERIAL-0815/raw.mp4
+Format: SERIAL-0815
+[V4+ Styles]
+; SERIAL-0815
+Format: Name, Fontname, Fontsize
+Style: Default,Arial,20
+[Fonts]
+fontname: SERIAL-0815.ttf
+[Graphics]
+filename: SERIAL-0815.png
+[Events]
+Format: Layer, Start, End, Style, Text
+Comment: 0,0:00:00.00,0:00:01.00,Default,SERIAL-0815
+"""
+BARE_ASS = b"""[Script Info]
+ScriptType: v4.00+
+PlayResX: 640
+YCbCr Matrix: TV.601
+[V4+ Styles]
+Format: Name, Fontname, Fontsize
+Style: Default,Arial,20
+[Events]
+Format: Layer, Start, End, Style, Text
+"""
+
+
+def _ass(tmp_path: Path) -> Any:
+    path = tmp_path / "clip.ass"
+    path.write_bytes(BARE_ASS + b"Dialogue: 0,0:00:00.00,0:00:00.10,Default,Guten Tag\n")
+    return av.open(str(path)).streams[0]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_subtitles_tell_how_they_look_and_no_more(end: str, tmp_path: Path) -> None:
+    assert ASS.count(SECRET) == 10
+    source = tmp_path / "source.mkv"
+    video = made("vfr-mkv", tmp_path)
+    with av.open(str(video)) as file, av.open(str(source), "w") as output:
+        tracks: dict[int, Any] = {s.index: output.add_stream_from_template(s) for s in file.streams}
+        text: Any = output.add_stream_from_template(_ass(tmp_path))
+        text.codec_context.extradata = ASS.replace("\n", end).encode()
+        for packet in file.demux():
+            if packet.size:
+                packet.stream = tracks[packet.stream_index]
+                output.mux(packet)
+        line = av.Packet(b"0,0,Default,,0,0,0,,Guten Tag")
+        line.stream, line.time_base, line.pts, line.dts, line.duration = text, Fraction(1, 1000), 20, 20, 100
+        output.mux(line)
+    assert SECRET.encode() in source.read_bytes()
+    target = rewrite(source, tmp_path)
+    assert SECRET.encode() not in target.read_bytes()
+    was, now = survey(source), survey(target)
+    assert now.tracks[1]["header"] == BARE_ASS
+    assert now.tracks[1]["packets"] == was.tracks[1]["packets"]
+    assert len(now.tracks[1]["packets"]) == 1
+
+
+def test_handlers_are_no_names(tmp_path: Path) -> None:
+    source = made("plain", tmp_path)
+    data = source.read_bytes()
+    assert data.count(b"SoundHandler") == 1
+    source.write_bytes(data.replace(b"SoundHandler", b"GoPro AAC 12"))
+    target = rewrite(source, tmp_path)
+    assert b"GoPro" not in target.read_bytes()
+    source.write_bytes(data.replace(b"SoundHandler", b"STEREO\0\0\0\0\0\0"))
+    assert survey(rewrite(source, tmp_path)).metadata["1 handler_name"] == "STEREO"
+
+
+def _inside(data: bytes, start: int = 0) -> dict[bytes, list[tuple[int, int]]]:
+    """Return where an MP4's boxes of each kind lie, from ``start`` on."""
+    found: dict[bytes, list[tuple[int, int]]] = {}
+    while start + 8 <= len(data):
+        length = int.from_bytes(data[start : start + 4], "big")
+        found.setdefault(data[start + 4 : start + 8], []).append((start, start + length))
+        start += length
+    return found
+
+
+def _sound_locked(tmp_path: Path) -> Path:
+    """Put the encrypted sound of one file beside the plain pictures of another."""
+    locking = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
+               "encryption_kid": "a7e61c373e219033c21091fa607bf3b8"}  # fmt: skip
+    plain, locked = (make(Clip(muxing=how), tmp_path).read_bytes() for how in ({}, locking))
+    ((start, stop),) = _inside(plain)[b"moov"]
+    ((from_, to),) = _inside(locked)[b"mdat"]
+    ((index, end),) = _inside(locked)[b"moov"]
+    moov, other = plain[start:stop], locked[index:end]
+    (_, video_end), (sound, sound_end) = _inside(moov, 8)[b"trak"][0], _inside(other, 8)[b"trak"][1]
+    track = bytearray(other[sound:sound_end].replace(b"saio", b"free").replace(b"saiz", b"free"))
+    at = track.index(b"stco") + 12
+    for number in range(int.from_bytes(track[at - 4 : at], "big")):
+        where = slice(at + 4 * number, at + 4 * number + 4)
+        track[where] = (int.from_bytes(track[where], "big") + start - from_).to_bytes(4, "big")
+    body = moov[8:video_end] + track
+    path = tmp_path / "locked.mp4"
+    path.write_bytes(plain[:start] + locked[from_:to] + (len(body) + 8).to_bytes(4, "big") + b"moov" + body)
+    return path
+
+
+def test_encrypted_sound_is_refused(tmp_path: Path) -> None:
+    source = _sound_locked(tmp_path)
+    with pytest.raises(InputError, match="its sound is encrypted; decrypt it first, or give --audio drop"):
+        rewrite(source, tmp_path)
+    assert len(survey(rewrite(source, tmp_path, keep_audio=False)).pts) == 12

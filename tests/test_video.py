@@ -13,7 +13,7 @@ import pytest
 
 from blurguard.errors import InputError
 from blurguard.video import open_video
-from tests.clips import CLIPS, STEP, Clip, Track, every, made, make
+from tests.clips import CLIPS, GPS, RATE, STEP, Clip, Track, every, made, make
 from tests.conftest import Starter
 from tests.test_remux import pixels
 
@@ -406,3 +406,75 @@ def test_a_gap_in_a_transport_stream_fails(tmp_path: Path) -> None:
     path.write_bytes(data[:at] + data[at + 188 :])
     with pytest.raises(InputError, match="damaged"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [GPS.encode(), b"\0\0" + GPS.encode() * 9, b"text at the end " * 9, bytes(100), b"\0\0\1\0abcd", b"\xff" * 50],
+)
+@pytest.mark.parametrize("name", ["plain", "index-first", "timecode"])
+def test_bytes_after_the_end_are_no_part_of_it(name: str, after: bytes, tmp_path: Path) -> None:
+    path = made(name, tmp_path)
+    count = len(read(path)[0])
+    path.write_bytes(path.read_bytes() + after)
+    times, _, lost = read(path)
+    assert (len(times), lost) == (count, "")
+
+
+@pytest.mark.parametrize("kind", [b"moof", b"mdat", b"free", b"uuid"])
+def test_a_box_that_is_not_all_there_is_an_early_end(kind: bytes, tmp_path: Path) -> None:
+    path = made("plain", tmp_path)
+    path.write_bytes(path.read_bytes() + (1000).to_bytes(4, "big") + kind + bytes(500))
+    with pytest.raises(InputError, match="ends early: 492 bytes are missing"):
+        read(path)
+
+
+def test_a_packet_that_was_received_with_an_error_fails(tmp_path: Path) -> None:
+    path = _annexb(tmp_path)
+    data = bytearray(path.read_bytes())
+    video = [at for at in range(0, len(data), 188) if int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF == 0x100]
+    data[video[len(video) // 2] + 1] |= 0x80  # the transport error indicator
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"is damaged or ends early at \d"):
+        read(path)
+    assert "damaged" in read(path, salvage=True)[2]
+
+
+def _joined(tmp_path: Path, first: bool, second: bool) -> Path:
+    """Join two transport streams, each interlaced or not."""
+    parts = [
+        make(
+            Clip(
+                "mpegts", "mpeg2video", size=(96, 96), audio=(), interlaced=fields, options={"g": "6"},
+                time_base=Fraction(1, RATE), times=every(1, 12, start=35 + 12 * number), last=1,
+            ),
+            tmp_path,
+        ).read_bytes()
+        for number, fields in enumerate((first, second))
+    ]  # fmt: skip
+    path = tmp_path / "joined.ts"
+    path.write_bytes(_counted(b"".join(parts)))
+    return path
+
+
+def test_a_change_to_interlaced_is_refused_and_the_other_way_round_is_fine(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"changes from progressive to interlaced at \d\.\d\d s; cut it there"):
+        read(_joined(tmp_path, first=False, second=True))
+    for second in (False, True):
+        assert len(read(_joined(tmp_path, first=True, second=second))[0]) == 24
+
+
+def test_a_frame_that_is_missing_from_interlaced_video_is_noticed(tmp_path: Path) -> None:
+    with open_video(made("interlaced", tmp_path), max_pixels=MOST_PIXELS, threads=1) as video:
+        frames = video.frames()
+        for _ in range(3):
+            assert next(frames).interlaced_frame
+        video._due.add(100 * STEP)  # a packet whose frame the decoder keeps to itself
+        with pytest.raises(InputError, match="1 frames could not be decoded"):
+            list(frames)
+
+
+def test_second_fields_are_not_missing(tmp_path: Path) -> None:
+    with open_video(made("interlaced", tmp_path), max_pixels=MOST_PIXELS, threads=1) as video:
+        for frame in video.frames():
+            video._due.add((frame.pts or 0) + STEP // 2)
