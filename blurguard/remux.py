@@ -43,6 +43,9 @@ _MAY_STAY = frozenset(
         SideData.S12M_TIMECODE,
     }
 )  # fmt: skip
+# These write nothing of it but captions. To look at a frame's side data ties the frame to it in a circle, and keeps
+# megabytes alive until Python happens to look for circles: so nobody looks, and the others' frames are all stripped.
+_WRITE_PIXELS_ONLY = frozenset({"libx264", "libx265", "libvpx", "libvpx-vp9", "libsvtav1"})
 _MOST_KINDS = 128  # of side data; FFmpeg 8 has 32
 
 
@@ -118,7 +121,8 @@ class Recorder:
     def _write(self, frame: av.VideoFrame, duration: int) -> None:
         """Encode a frame that is shown for ``duration`` ticks."""
         pts = frame.pts or 0
-        frame = self._strip.bare(frame)
+        if self._encoder.name not in _WRITE_PIXELS_ONLY:
+            frame = self._strip.bare(frame)
         frame.pict_type = PictureType.NONE  # the encoder's to choose, not to take over
         frame.pts = self._written if self._encoder.counts else pts
         frame.time_base = self._clock
@@ -270,9 +274,7 @@ class _Stripper:
         self._graph: Graph | None = None
 
     def bare(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Return the frame itself, or another on its pixels when something must go."""
-        if _is_bare(frame):
-            return frame
+        """Return another frame on the same pixels, with nothing but what may stay."""
         if self._graph is None:
             self._graph = self._build(frame)
         self._graph.vpush(frame)
@@ -293,15 +295,6 @@ class _Stripper:
         ]
         graph.link_nodes(*chain).configure()
         return graph
-
-
-def _is_bare(frame: av.VideoFrame) -> bool:
-    """Whether nothing comes with a frame but what may stay."""
-    try:
-        every: Any = frame.side_data
-        return all(data.type in _MAY_STAY for data in every)
-    except ValueError:  # one of a kind that PyAV does not know
-        return False
 
 
 class _WholeWrites(io.FileIO):
