@@ -474,8 +474,8 @@ def test_kind_is_told_by_content_and_names_are_kept(
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "not a picture"),
-        (b"not a picture", "not a picture"),
+        (b"", "neither a picture nor a video"),
+        (b"not a picture", "neither a picture nor a video"),
         (b"\xff\xd8\xff", "damaged"),
         (b"\x89PNG\r\n\x1a\n", "truncated"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "ends before its index"),
