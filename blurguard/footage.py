@@ -75,7 +75,7 @@ class Look:
         settings: the rest.
         told: is called with the frames that are done, and with how many there are if that is known.
         stride: every how many frames are looked at. The program looks at all of them: every second one saves a
-            quarter of the time in fast mode, and costs 3 % of the small faces (docs/accuracy.md).
+            quarter of the time in fast mode, and leaves more of the small faces bare (docs/accuracy.md).
     """
 
     detectors: Sequence[Detector]

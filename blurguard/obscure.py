@@ -183,8 +183,8 @@ def _resized(pixels: Any, width: int, height: int, interpolation: int) -> Any:
 class _Coverage:
     """How much of each pixel of a patch is covered: (H, W) ``inside`` wholly, and a band of which part.
 
-    ``rows``, ``columns`` and ``share`` (N,) are those of the band. Few pixels need arithmetic, and what is done to
-    all of them is done to small numbers: a face of 400 px takes a third of the time that one float per pixel takes.
+    ``rows``, ``columns`` and ``share`` (N,) are those of the band. Only the few pixels of the band need
+    arithmetic, so no array of floats is made for all of them.
     """
 
     inside: NDArray[np.bool_]

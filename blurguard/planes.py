@@ -82,7 +82,12 @@ def _pixels(frame: VideoFrame, index: int) -> tuple[Pixels, int, int]:
         channels = form.padded_bits_per_pixel // (8 * samples.itemsize)
     rows = samples.reshape(plane.height, -1)[:, : plane.width * channels]
     pixels = rows.reshape(plane.height, plane.width, channels)
-    return pixels, -(-frame.width // plane.width), -(-frame.height // plane.height)
+    return pixels, _step(frame.width, plane.width), _step(frame.height, plane.height)
+
+
+def _step(px: int, samples: int) -> int:
+    """Return how many px a sample stands for: a power of two, also where the last one stands for fewer."""
+    return 1 << (-(-px // samples) - 1).bit_length()
 
 
 def _in_frame(frame: VideoFrame, rgb: tuple[int, int, int]) -> NDArray[np.float32]:

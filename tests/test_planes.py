@@ -100,6 +100,12 @@ def test_outside_nothing_changes(pixel_format: str) -> None:
     assert np.array_equal(alpha_of(frame), alpha)
 
 
+@pytest.mark.parametrize("width", [1, 4, 5, 6, 9, 97])
+def test_samples_stand_for_as_many_px_as_the_format_says(width: int) -> None:
+    _, chroma, _ = planes_of(av.VideoFrame(width, 8, "yuv411p"), 0, (0, 0, 0))
+    assert chroma.step_x == min(4, width) and chroma.step_y == 1
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.tuples(*[st.floats(-30, 130)] * 2), st.tuples(*[st.floats(2, 90)] * 2),
