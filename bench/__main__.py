@@ -1,4 +1,4 @@
-"""``python -m bench [speed|peers|memory|startup|video ...] [--photos N] [--rounds N] [--minutes N] ...``: markdown.
+"""``python -m bench [speed|peers|memory|startup|video|drop ...] [--photos N] [--rounds N] ...``: markdown.
 
 Every promise about speed and memory stands beside what was measured. The exit code is 0 also where one is not
 met: a machine that is busy or slow is no fault of the program's.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import likeness, memory, peers, speed, stages, startup, video
+from bench import drop, likeness, memory, peers, speed, stages, startup, video
 from bench.measure import Section, machine, targets_table
 from bench.photos import common_photos, examples, large_photos, repeated, small_photos
 from blurguard import Mode
@@ -87,12 +87,22 @@ def run_video(work: Path, options: Options) -> Iterator[Section]:
     yield video.memory(folder, options.minutes)
 
 
+def run_drop(work: Path, options: Options) -> Iterator[Section]:
+    """The drop folder: memory over thousands of photos, latency, files per second."""
+    folder = work / "drop"
+    folder.mkdir()
+    yield drop.flatness(folder / "flatness")
+    yield drop.latency(folder / "latency")
+    yield drop.throughput(folder / "throughput", options.rounds)
+
+
 RUNS: dict[str, Callable[[Path, Options], Iterator[Section]]] = {
     "speed": run_speed,
     "peers": run_peers,
     "memory": run_memory,
     "startup": run_startup,
     "video": run_video,
+    "drop": run_drop,
 }
 
 

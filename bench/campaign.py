@@ -1,9 +1,10 @@
-"""The long fault runs: ``python -m bench.campaign [--kills N] [--films N] [--mutations N] [--out FILE]``.
+"""The long fault runs: ``python -m bench.campaign [--kills N] [--films N] [--drops N] [--mutations N] [--out FILE]``.
 
 Kills: a batch is ended with SIGKILL at a seeded moment, what is left is looked at, and it is run again
-(``tests.faults.kill_once``). Mutations: files of every kind with seeded damage go through ``Anonymizer.process``
-in processes that may crash or hang. Prints the tables of ``docs/reliability.md``; the exit code is 1 when there
-is a fault of any sort.
+(``tests.faults.kill_once``). Drops: the same is done to a drop folder's daemon, again and again, while files come in
+and everything is looked at all the time (``tests.watch_faults.kill_again``). Mutations: files of every kind with seeded
+damage go through ``Anonymizer.process`` in processes that may crash or hang. Prints the tables of
+``docs/reliability.md``; the exit code is 1 when there is a fault of any sort.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ from blurguard.process import own_process
 from tests.faults import KillResult, kill_once, make_films, make_photos
 from tests.samples import ALL, FACE, sample
 from tests.stubs import StubDetector
+from tests.watch_faults import WatchResult, kill_again
+from tests.watch_yard import Plan
 
 LIMIT_SECONDS = 30.0  # for one damaged file of 64 x 48 px; whole ones take 10 ms
 WORKERS = 2
 AHEAD = 200  # files handed out before the first of them is back
 MOST_BYTES_CHANGED = 24
+DROPPED_KINDS = 6  # pictures that differ, dropped under many names
 HEAD_BYTES = 300  # damage to structure says more than damage to pixels: half of it goes here
 
 # Words in the faults that ``kill_once`` tells -> row of the table.
@@ -49,6 +53,25 @@ FAULT_KINDS = {
     "processes live on": "orphan processes",
     "the next run": "next runs that did not complete",
     "were finished, but": "next runs that did not complete",
+}
+# The same for those that ``kill_again`` tells.
+DROP_FAULT_KINDS = {
+    "neither whole and hidden nor absent": "partial or foreign outputs",
+    "is not of a hidden picture": "unhidden pixels in scratch",
+    "others may read it": "scratch that others may read",
+    "not private": "scratch that others may read",
+    "came out": "outputs that came out twice, or not at all",
+    "an original": "originals lost, changed or in the wrong place",
+    "its note": "failures without a note",
+    "has no note": "failures without a note",
+    "journal:": "rows of the journal that are not true",
+    "a stray file": "files left behind",
+    "missing from": "files left behind",
+    "not ours": "files left behind",
+    "left scratch behind": "files left behind",
+    "processes live on": "orphan processes",
+    "ended by itself": "daemons that ended by themselves or found no rest",
+    "did not come to rest": "daemons that ended by themselves or found no rest",
 }
 OTHER = "other faults"
 WHOLE, CLEAN = "whole", "failed cleanly"
@@ -83,9 +106,44 @@ def kills_table(results: list[KillResult]) -> str:
     return table(("", "count"), rows)
 
 
-def kind_of_fault(fault: str) -> str:
+def kind_of_fault(fault: str, kinds: dict[str, str] = FAULT_KINDS) -> str:
     """Return the row in which a fault is counted."""
-    return next((kind for words, kind in FAULT_KINDS.items() if words in fault), OTHER)
+    return next((kind for words, kind in kinds.items() if words in fault), OTHER)
+
+
+def drops(plans: Iterable[Plan]) -> tuple[list[WatchResult], str]:
+    """Drop files into watched folders, one after another; return what was found, and the markdown of it."""
+    results = []
+    with tempfile.TemporaryDirectory(prefix="blurguard-drops-") as folder:
+        photos = make_photos(Path(folder) / "photos", DROPPED_KINDS)
+        for plan in plans:
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                results.append(kill_again(plan, photos, Path(work) / "work"))
+            for fault in results[-1].faults:
+                print(f"seed {plan.seed}: {fault}", file=sys.stderr, flush=True)
+    return results, drops_table(results)
+
+
+def drops_table(results: list[WatchResult]) -> str:
+    """Return one column for each run as markdown; every row under the results must be 0."""
+    plans = [result.plan for result in results]
+    faults = [Counter(kind_of_fault(fault, DROP_FAULT_KINDS) for fault in result.faults) for result in results]
+    rows: list[tuple[str, Iterable[object]]] = [
+        ("originals", (plan.policy for plan in plans)),
+        ("those that fail", ("moved" if plan.has_failed else "left" for plan in plans)),
+        ("outputs are taken away at once", ("yes" if plan.consumer else "no" for plan in plans)),
+        ("dropped", ("before the start" if plan.standing else "all the while" for plan in plans)),
+        ("files", (plan.photos for plan in plans)),
+        ("– of these damaged", (plan.corrupt for plan in plans)),
+        ("kills (of all processes at once)", (f"{len(r.standing)} ({r.groups})" for r in results)),
+        ("outputs when the kills came", (", ".join(map(str, r.standing)) for r in results)),
+        ("looks at everything", (result.looks for result in results)),
+        ("minutes", (f"{result.seconds / 60:.1f}" for result in results)),
+        ("files with a result", (result.results for result in results)),
+        *((kind, (c[kind] for c in faults)) for kind in dict.fromkeys([*DROP_FAULT_KINDS.values(), OTHER])),
+    ]
+    heads = ("", *(f"seed {plan.seed}" for plan in plans))
+    return table(heads, [(what, *map(str, values)) for what, values in rows])
 
 
 def damaged(data: bytes, seed: str) -> bytes:
@@ -196,8 +254,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.campaign", description="The long fault runs.")
     parser.add_argument("--kills", type=int, default=100, help="batches to kill (default: %(default)s)")
     parser.add_argument("--films", type=int, default=50, help="batches of videos to kill (default: %(default)s)")
+    parser.add_argument("--drops", type=int, default=2000, help="files for each drop folder (default: %(default)s)")
+    parser.add_argument(
+        "--drop-kills", type=int, default=20, help="of each drop folder's daemon (default: %(default)s)"
+    )
+    parser.add_argument("--drop-runs", type=int, default=3, help="drop folders (default: %(default)s)")
+    parser.add_argument("--standing", type=int, default=10_000, help="files before the start (default: %(default)s)")
     parser.add_argument("--mutations", type=int, default=200, help="damaged files per kind (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the first kill, and of all mutations")
+    parser.add_argument("--seed", type=int, default=1, help="of the first kill and drop folder, and of all mutations")
     parser.add_argument("--out", type=Path, help="write the tables to this file as well")
     args = parser.parse_args()
     parts, faults, started = [f"{machine()}\n"], 0, time.monotonic()
@@ -206,6 +270,12 @@ def main() -> int:
             results, told = kills(count, args.seed, make)
             faults += sum(len(result.faults) for result in results)
             parts.append(f"## {what} killed at random moments\n\nSeeds {args.seed} and following.\n\n{told}\n")
+    plans = [Plan(args.seed + run, args.drops, args.drop_kills) for run in range(args.drop_runs if args.drops else 0)]
+    plans += [Plan(args.seed - 1, args.standing, 1, standing=True)] if args.standing else []
+    if plans:
+        dropped, told = drops(plans)
+        faults += sum(len(result.faults) for result in dropped)
+        parts.append(f"## Drop folders whose daemon is killed\n\n{told}\n")
     if args.mutations:
         verdicts, bad = mutations(args.mutations, args.seed)
         faults += bad

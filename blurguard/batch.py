@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from blurguard.errors import BlurguardError, ConfigError, InputError, OutputError
+from blurguard.errors import BlurguardError, ConfigError, InputError, OutputError, StorageError
 from blurguard.journal import FILE_NAME, IN_PLACE_NAME, Entry, Journal, Stamp, State, open_journal
 from blurguard.media import Found, Kind, claimed_kind, discover, kind_of_file
-from blurguard.output import STATE_FOLDER, digest_of, publish, scratch_in, sweep
+from blurguard.output import SCRATCH_FOLDER, STATE_FOLDER, digest_of, publish, scratch_in, sweep
 from blurguard.pipeline import Work
 from blurguard.types import Outcome, Status
 from blurguard.workers import Crew, Job, failure, worked
@@ -83,11 +83,13 @@ def blur_folder(task: FolderTask, files: Iterable[Path]) -> Iterator[Outcome]:
         yield from _dry(files, crew)
         return
     anonymizer = crew.factory()
-    sweep(task.out)
     name = IN_PLACE_NAME if task.in_place else FILE_NAME
-    with open_journal(task.out, name) as journal, scratch_in(task.out) as scratch:
-        folder = _Folder(task, journal, anonymizer.recipe, scratch)
-        yield from _settled(crew, files, folder.decide, folder.publish, folder.note)
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(open_journal(task.out, name))
+        recover(task.out, journal)
+        scratch = stack.enter_context(scratch_in(task.out, lambda: not put_right(task.out, journal)))
+        mirror = Mirror(task, journal, anonymizer.recipe, scratch)
+        yield from _settled(crew, files, mirror.decide, mirror.publish, mirror.note)
 
 
 def blur_files(
@@ -121,7 +123,48 @@ def look_at_files(files: Iterable[Path], crew: Crew) -> Iterator[Outcome]:
     return _settled(crew, files, Job, _publish_nothing, lambda *_: None)
 
 
-class _Folder:
+def recover(out: Path, journal: Journal) -> None:
+    """Make the journal true after whatever has happened to the last process, and remove what that left in scratch.
+
+    Raises:
+        StorageError: nothing can be recorded.
+    """
+    if not put_right(out, journal):
+        raise StorageError(f"{out}: what was done cannot be recorded; free some space and run again")
+    sweep(out, recorded=True)
+
+
+def put_right(out: Path, journal: Journal) -> bool:
+    """Settle the files whose results were to get their names when something came in between; False if that fails.
+
+    A result is recorded, renamed and recorded again. If it was not recorded again, and neither has its name nor
+    waits in scratch, it was renamed and somebody has taken it: with a drop folder, it must not come out twice. So
+    nobody may remove a draft from scratch before this has been called.
+    """
+    drafts = set(_drafts(out / STATE_FOLDER / SCRATCH_FOLDER))
+    with contextlib.suppress(StorageError):
+        for name, entry in journal.all_in(State.PUBLISHING):
+            target = out / name
+            taken = not os.path.lexists(target) and (entry.output_size, entry.output_mtime_ns) not in drafts
+            if taken or (target.is_file() and entry.result_at(target) == entry.output_digest):
+                journal.put(name, replace(entry, state=State.DONE))
+            else:
+                journal.mark([name], State.QUEUED)
+        return True
+    return False
+
+
+def _drafts(scratch: Path) -> Iterator[tuple[int, int]]:
+    """Yield size and time of the drafts that never got a name; one that has two is linked to its name already."""
+    for parent, _, names in os.walk(scratch):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # somebody works there
+                info = Path(parent, name).lstat()
+                if info.st_nlink == 1:
+                    yield info.st_size, info.st_mtime_ns
+
+
+class Mirror:
     """The decisions about one output folder, which its journal informs."""
 
     def __init__(self, task: FolderTask, journal: Journal, recipe: str, scratch: Path) -> None:
@@ -131,6 +174,7 @@ class _Folder:
         self._scratch = scratch
         self._out = task.out.resolve()
         self._root = digest_of(os.fsencode(task.folder.resolve()))
+        self._may_replace = task.overwrite or task.in_place
 
     def decide(self, source: Path) -> Job | Outcome:
         """Return what is to be done, or that it is done already.
@@ -140,33 +184,50 @@ class _Folder:
         """
         name = source.relative_to(self._task.folder)
         target = self._task.out / name
-        if not target.parent.resolve().is_relative_to(self._out):
-            raise OutputError(f"{target.parent}: leads out of {self._task.out}; remove that link")
+        self._refuse_way_out(target)
         entry = self._journal.get(name)
         if not os.path.lexists(target):
             return Job(source, target, self._scratch)
         ours = _ours_at(target, entry)
         if ours and entry is not None and ours == entry.output_digest and self._up_to_date(entry, source):
             return Outcome(source, Status.SKIPPED, target, reason="done before and unchanged")
-        if not (self._task.overwrite or self._task.in_place):
+        if not self._may_replace:
             if not ours or entry is None:
                 raise OutputError(_why_refused(target, entry))
             if entry.root != self._root and not entry.came_from(source):
                 raise OutputError(f"{target}: is the result of another folder's picture; choose another --out")
         return Job(source, target, self._scratch, replace=True)
 
+    def _refuse_way_out(self, target: Path) -> None:
+        if not target.parent.resolve().is_relative_to(self._out):
+            raise OutputError(f"{target.parent}: leads out of {self._task.out}; remove that link")
+
     def _up_to_date(self, entry: Entry, source: Path) -> bool:
-        if entry.state is State.FAILED or entry.recipe != self._recipe:
+        if entry.state not in (State.PUBLISHING, State.DONE) or entry.recipe != self._recipe:
             return False
         return self._task.in_place or entry.came_from(source)
 
-    def publish(self, job: Job, work: Work) -> None:
-        """Give the result its name, and have it in the journal whatever moment we die at."""
+    def publish(self, job: Job, work: Work, then: Callable[[], None] = lambda: None) -> None:
+        """Give the result its name, and have it in the journal whatever moment we die at.
+
+        Args:
+            job: as ``decide`` made it; what was so then is looked at again.
+            work: with the draft.
+            then: called between name and last record.
+
+        Raises:
+            InputError: the original is to be replaced, and has changed.
+            OutputError: the result cannot get its name; the draft is still there then.
+        """
         assert job.target is not None and work.draft is not None  # noqa: S101 - decide() made it so
         name, draft = job.source.relative_to(self._task.folder), work.draft
         if self._task.in_place and Stamp.of(job.source) != work.source:
-            draft.path.unlink()
             raise InputError(f"{job.source}: was changed while it was worked on; run again")
+        self._refuse_way_out(job.target)
+        known = self._journal.get(name)
+        ours = _ours_at(job.target, known)
+        if job.replace and not (ours or self._may_replace) and os.path.lexists(job.target):
+            raise OutputError(_why_refused(job.target, known))
         entry = Entry(
             State.PUBLISHING,
             work.source,
@@ -175,11 +236,18 @@ class _Folder:
             draft.size,
             draft.mtime_ns,
             draft.digest,
-            replaced_digest=_ours_at(job.target, self._journal.get(name)),
+            replaced_digest=ours,
             root=self._root,
         )
-        self._journal.put(name, entry)
-        publish(draft, job.target, job.replace)
+        try:
+            self._journal.put(name, entry)
+            publish(draft, job.target, job.replace)
+        except BaseException:  # Ctrl-C as well: what has no name must not be taken for what has lost it
+            if draft.path.exists():
+                with contextlib.suppress(StorageError):  # then the draft must stay: see put_right
+                    self._journal.mark([name], State.QUEUED)
+            raise
+        then()
         with contextlib.suppress(OutputError):  # a full disk, say; `publishing` tells as much
             self._journal.put(name, replace(entry, state=State.DONE))
 

@@ -6,21 +6,22 @@ import contextlib
 import functools
 import inspect
 import io
+import json
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blurguard import __version__
-from blurguard.config import Settings, from_environment, from_file
+from blurguard.config import Settings, WatchSettings, read_settings
 from blurguard.errors import EXIT_BATCH_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFORESEEN, BlurguardError, ConfigError
-from blurguard.options import shared_options
+from blurguard.options import shared_options, watch_options
 
 if TYPE_CHECKING:
     from blurguard.console import ConsoleProgress
@@ -40,13 +41,15 @@ app = typer.Typer(
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The options that every command shares, as chosen."""
+    """The options that commands share, as chosen; those of ``watch`` are none to the others."""
 
     settings: Settings
+    watching: WatchSettings
+    read_again: Callable[[], tuple[Settings, WatchSettings]]
     console: ConsoleProgress
-    report: Path | None
-    dry_run: bool
-    overwrite: bool
+    report: Path | None = None
+    dry_run: bool = False
+    overwrite: bool = False
 
     @property
     def effective_settings(self) -> Settings:
@@ -59,26 +62,43 @@ class Run:
     @property
     def crew(self) -> Crew:
         """Who works: as many processes as asked for, else one per processor that this process may use."""
-        from blurguard.pipeline import Anonymizer
-        from blurguard.process import processors
-        from blurguard.workers import Crew
-
-        factory = functools.partial(Anonymizer, self.settings)
-        return Crew(factory, self.settings.jobs or processors(), progress=self.console.frames)
+        return _crew(self.settings, self.console)
 
 
-def _command(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Register a command that takes a ``Run`` and its own parameters and returns an exit code."""
+def _crew(settings: Settings, console: ConsoleProgress, threads: int = 1) -> Crew:
+    from blurguard.pipeline import Anonymizer
+    from blurguard.process import processors
+    from blurguard.workers import Crew
 
-    def register(function: Callable[..., int]) -> Callable[..., int]:
-        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "run"]
-        shared = list(inspect.signature(shared_options, eval_str=True).parameters.values())
+    factory = functools.partial(Anonymizer, settings)
+    return Crew(factory, settings.jobs or processors(), threads, console.frames)
+
+
+Command = Callable[..., int]
+
+
+def _command(
+    name: str, *, more: Callable[..., None] | None = None, without: tuple[str, ...] = ()
+) -> Callable[[Command], Command]:
+    """Register a command that takes a ``Run`` and its own parameters and returns an exit code.
+
+    Args:
+        name: of the command.
+        more: a table of options besides the shared one.
+        without: shared options that this command does not have.
+    """
+
+    def register(function: Command) -> Command:
+        own = [p for p in _parameters(function) if p.name != "run"]
+        shared = [p for p in _parameters(shared_options) if p.name not in without]
+        special = _parameters(more) if more else []
 
         def command(**values: Any) -> None:
             chosen = {p.name: values.pop(p.name) for p in shared}
-            raise typer.Exit(_guarded(function, chosen, values))
+            watching = {p.name: values.pop(p.name) for p in special}
+            raise typer.Exit(_guarded(function, chosen, watching, values))
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared)]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *special, *shared)]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         command.__doc__ = function.__doc__
@@ -88,16 +108,21 @@ def _command(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     return register
 
 
-def _guarded(function: Callable[..., int], chosen: dict[str, Any], values: dict[str, Any]) -> int:
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function, eval_str=True).parameters.values())
+
+
+def _guarded(function: Command, chosen: dict[str, Any], watching: dict[str, Any], values: dict[str, Any]) -> int:
     """Run a command; every error becomes a message and an exit code."""
     from blurguard.console import ConsoleProgress
 
     told = {key: chosen.pop(key) for key in ("quiet", "verbose", "log_json")}
-    options = {key: chosen.pop(key) for key in ("report", "dry_run", "overwrite")}
-    piped = function is _detect or options["report"] == Path("-")  # standard output is for machines then
+    options = {key: chosen.pop(key) for key in ("report", "dry_run", "overwrite") if key in chosen}
+    piped = function is _detect or options.get("report") == Path("-")  # standard output is for machines then
     console = ConsoleProgress(quiet=told["quiet"], verbose=told["verbose"], as_json=told["log_json"], to_stderr=piped)
+    read = functools.partial(_settings, chosen.pop("config"), chosen, watching)
     try:
-        return function(run=Run(_settings(chosen), console, **options), **values)
+        return function(run=Run(*read(), read, console, **options), **values)
     except BlurguardError as error:
         console.fail(str(error))
         return error.exit_code
@@ -113,22 +138,26 @@ def _guarded(function: Callable[..., int], chosen: dict[str, Any], values: dict[
         return EXIT_UNFORESEEN
 
 
-def _settings(chosen: dict[str, Any]) -> Settings:
+def _settings(config: Path | None, chosen: dict[str, Any], watching: dict[str, Any]) -> tuple[Settings, WatchSettings]:
     """Return the settings: defaults, then the file, then the environment, then the command line.
 
     Raises:
         ConfigError: a bad value in file or environment.
         typer.BadParameter: a bad value on the command line.
     """
-    config = chosen.pop("config")
-    settings = Settings() if config is None else from_file(Settings(), config)
-    settings = from_environment(settings)
-    given = {key: value for key, value in chosen.items() if value is not None}
-    assert set(given) <= {field.name for field in fields(Settings)}  # noqa: S101 - options are named after settings
+    settings, watch_settings = read_settings(config)
+    paths = {key: str(value) for key, value in watching.items() if isinstance(value, Path)}
     try:
-        return settings.changed(given, "command line")
+        return (
+            settings.changed(_given(chosen), "command line"),
+            watch_settings.changed(_given(watching | paths), "command line"),
+        )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @_command("dir")
@@ -216,6 +245,64 @@ def _detect(
 
         code = _batch(run, len(files), written(), left_alone)
     return EXIT_BATCH_FAILED if code and paths != files[:1] else code
+
+
+@_command("watch", more=watch_options, without=("dry_run", "report"))
+def _watch(
+    run: Run,
+    inbox: Annotated[Path, typer.Argument(help="Folder to watch, with everything below it.")],
+    outbox: Annotated[Path, typer.Argument(help="Folder for the results, in a tree of the same names.")],
+) -> int:
+    """Hide the faces in whatever lands in a folder, until stopped.
+
+    SIGTERM or Ctrl-C stop it, SIGHUP has the settings read again. It may be killed and started again at any moment.
+    """
+    from blurguard.folders import folders_for
+    from blurguard.loop import Orders
+    from blurguard.process import own_process, processors
+    from blurguard.watch import WatchTask, watch
+
+    own_process()
+    settings = run.watching.complete()
+    folders = folders_for(inbox, outbox, settings)
+
+    def read_orders() -> Orders:
+        try:
+            again, watching = run.read_again()
+        except typer.BadParameter as error:
+            raise ConfigError(str(error)) from error
+        return Orders(_crew(again, run.console, processors()), watching.complete())
+
+    task = WatchTask(
+        folders, Orders(_crew(run.settings, run.console, processors()), settings), read_orders, run.overwrite
+    )
+    with run.console.live(f"watching {inbox}"):
+        watch(task, run.console)
+    run.console.say(f"stopped; results are in {outbox}")
+    return EXIT_OK
+
+
+@app.command("status")
+def _status(
+    outbox: Annotated[Path, typer.Argument(help="Outbox of a drop folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 unless a daemon lives that is not paused.")
+    ] = False,
+    health: Annotated[
+        Path | None, typer.Option(help="What the daemon was given as --health.", show_default="in the outbox")
+    ] = None,
+) -> None:
+    """Tell how a drop folder is doing."""
+    from blurguard.console import shown
+    from blurguard.health import status_of
+
+    with _plain_errors():
+        status = status_of(outbox, health, time.time())
+        for line in [json.dumps(status.as_json())] if as_json else map(shown, status.lines()):
+            typer.echo(line)
+    if check and not status.healthy:
+        raise typer.Exit(EXIT_UNFORESEEN)
 
 
 @app.command("models")

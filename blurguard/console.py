@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import monotonic
+from typing import IO, Any, cast
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from blurguard.health import Health, State
 from blurguard.types import Outcome, Status
 
 _JSON_EVERY_SECONDS = 5.0  # of each video
@@ -34,9 +40,38 @@ def shown(path: Path | str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class _Steady:
+    """A standard stream to which writing is no error when its terminal has been closed: SIGHUP decides what happens."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _closed_terminal_ignored():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _closed_terminal_ignored():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _closed_terminal_ignored() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+
+
 def plain_console(to_stderr: bool = False) -> Console:
     """Return a console that prints names as they are: no emoji, nothing highlighted, no line cut."""
-    return Console(stderr=to_stderr, highlight=False, soft_wrap=True, emoji=False)
+    stream = cast(IO[str], _Steady(sys.stderr if to_stderr else sys.stdout))
+    return Console(file=stream, highlight=False, soft_wrap=True, emoji=False)
 
 
 class Tally:
@@ -66,6 +101,17 @@ class _Rate(ProgressColumn):
         return Text(text, style="progress.data.speed")
 
 
+class _Headed(Progress):
+    """Bars under a line of text."""
+
+    headline = Text()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the line, then the bars."""
+        yield self.headline
+        yield from super().get_renderables()
+
+
 class ConsoleProgress:
     """Tells a person how a batch goes.
 
@@ -79,20 +125,51 @@ class ConsoleProgress:
         self.tally = Tally()
         self._quiet = quiet
         self._as_json = as_json
-        self._bar: Progress | None = None
+        self._bar: _Headed | None = None
+        self._batch: TaskID | None = None
+        self._headline = self._state = ""
         self._films: dict[Path, TaskID] = {}
         self._told: dict[Path, float] = {}
         self._lines = not quiet and not as_json and (verbose or not self.errors.is_terminal)
 
     def start(self, total: int) -> None:
         """Show the bar where there is a terminal."""
+        if self._show_bar() and self._bar is not None:
+            self._batch = self._bar.add_task("hiding faces", total=total, unit="file")
+
+    @contextlib.contextmanager
+    def live(self, what: str) -> Iterator[None]:
+        """Show how a drop folder is doing for as long as this lasts: a line per file, and how things stand."""
+        self._headline, self._lines = what, not self._quiet and not self._as_json
+        if not self._show_bar():
+            self.say(what)
+        try:
+            yield
+        finally:
+            self.finish()
+
+    def watching(self, health: Health) -> None:
+        """Tell how a drop folder is doing."""
+        state = f"{health.state}: {health.why}" if health.why else str(health.state)
+        if self._bar is not None:
+            since = max(health.latest - health.started, 1.0)
+            counts = f"{health.queued} waiting, {health.working} working, {health.done} done, {health.failed} failed"
+            text = f"{self._headline} ({state}): {counts}, {health.done / since:.1f} files/s"
+            self._bar.headline = Text(shown(text), style="bold red" if health.state is State.PAUSED else "bold")
+        if state != self._state:
+            self._state = state
+            if self._as_json:
+                self._json("state", state=health.state, why=health.why)
+
+    def _show_bar(self) -> bool:
+        """Show bars where there is a terminal; tells whether there is one."""
         if self._quiet or self._as_json or not self.errors.is_terminal:
-            return
+            return False
         what = TextColumn("{task.description}", markup=False)
         columns = what, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-        self._bar = Progress(*columns, console=self.errors, transient=True)
+        self._bar = _Headed(*columns, console=self.errors, transient=True)
         self._bar.start()
-        self._bar.add_task("hiding faces", total=total, unit="file")
+        return True
 
     def frames(self, source: Path, done: int, total: int | None) -> None:
         """Tell how far a video is; may be called from any thread."""
@@ -114,11 +191,17 @@ class ConsoleProgress:
         elif outcome.status is Status.FAILED:
             self.errors.print(Text(f"failed   {shown(outcome.reason)}", style=_STYLES[outcome.status]))
         elif self._lines:
-            self.out.print(_line(outcome))
-        if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0])
-            if (film := self._films.pop(outcome.source, None)) is not None:
-                self._bar.remove_task(film)
+            self._above.print(_line(outcome))
+        if self._bar is not None and self._batch is not None:
+            self._bar.advance(self._batch)
+        self.let_go(outcome.source)
+
+    def let_go(self, source: Path) -> None:
+        """Tell nothing more of how far a video is."""
+        self._told.pop(source, None)
+        film = self._films.pop(source, None)
+        if self._bar is not None and film is not None:
+            self._bar.remove_task(film)
 
     def finish(self) -> None:
         """Take the bar away."""
@@ -131,7 +214,7 @@ class ConsoleProgress:
         if self._as_json:
             self._json("note", text=text)
         elif not self._quiet:
-            self.out.print(Text(shown(text)))
+            self._above.print(Text(shown(text)))
 
     def fail(self, text: str) -> None:
         """Print an error that is of no single file."""
@@ -154,6 +237,11 @@ class ConsoleProgress:
         if left_alone:
             told = ", ".join(f"{count} {reason}" for reason, count in sorted(left_alone.items()))
             self.out.print(Text(f"left alone: {told}"))
+
+    @property
+    def _above(self) -> Console:
+        """Where lines go: on a terminal with bars, above them."""
+        return self.errors if self._bar is not None and self.out.is_terminal else self.out
 
     def _json(self, event: str, **values: object) -> None:
         self.errors.print(Text(json.dumps({"event": event, **values})))

@@ -4,7 +4,8 @@
     ├── ConfigError       3   unknown key, bad value, overlapping folders
     ├── ModelError        4   missing model, checksum mismatch, runtime not installed
     ├── InputError        5   unreadable, unsupported, truncated, too large
-    └── OutputError       6   exists and no --overwrite, not writable, disk full
+    └── OutputError       6   exists and no --overwrite, not writable
+        └── StorageError  6   disk full, read-only or broken: nothing that is wrong with one file
 
 Codes that no single error carries: 0 all done or skipped, 2 usage (Click's), 7 a batch with at least one
 failure, 130 interrupted.
@@ -44,3 +45,7 @@ class OutputError(BlurguardError):
     """A result cannot be written, or would overwrite something that is not ours."""
 
     exit_code = 6
+
+
+class StorageError(OutputError):
+    """Nothing at all can be written at present: the disk is full, read-only or broken."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from blurguard.errors import ConfigError, InputError
 from blurguard.families import family_of
 from blurguard.journal import results_in
-from blurguard.output import STATE_FOLDER
+from blurguard.output import STATE_FOLDER, open_regular
 
 HEAD_BYTES = 600  # three packets of an MPEG transport stream are the longest signature
 
@@ -115,7 +115,7 @@ def kind_of_file(path: Path) -> Kind:
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is no regular file")  # reading a pipe would wait for ever
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             kind = kind_of(file.read(HEAD_BYTES))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error

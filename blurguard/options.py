@@ -1,4 +1,4 @@
-"""The options that every command of the command line shares, as one table."""
+"""The options of the command line, as tables: those that every command shares, and those of the drop folder."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from typing import Annotated
 
 import typer
 
-from blurguard.config import Audio, Mode, Shape, Style
+from blurguard.config import Audio, Mode, Originals, Shape, Style
 
 HIDING, LOOKING, TELLING = "How faces are hidden", "How faces are found", "What is told"
 VIDEO = "Videos and animations"
+TAKING, BECOMING, RUNNING = "When files are taken", "What becomes of files", "Running"
+
+
+def _named(text: str) -> Path:
+    """Return the path; an empty name, an unset variable's as a rule, would else be the folder one stands in."""
+    if not text:
+        raise typer.BadParameter("an empty name; leave the option out, or name a file or folder")
+    return Path(text)
 
 
 def shared_options(  # noqa: PLR0913 - it is a table of options
@@ -111,3 +119,124 @@ def shared_options(  # noqa: PLR0913 - it is a table of options
     ] = None,
 ) -> None:
     """Hold the signature that every command shares."""
+
+
+def watch_options(  # noqa: PLR0913 - it is a table of options
+    settle: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds without a change after which a file is complete, 0 to 3600.",
+            show_default="1",
+            rich_help_panel=TAKING,
+        ),
+    ] = None,
+    rescan: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds between looks at the whole inbox, 0.1 to 86400.", show_default="60", rich_help_panel=TAKING
+        ),
+    ] = None,
+    poll: Annotated[
+        bool | None,
+        typer.Option(
+            "--poll/--no-poll",
+            help="Look for changes instead of waiting for word of them: network shares send none.",
+            show_default="no-poll",
+            rich_help_panel=TAKING,
+        ),
+    ] = None,
+    min_free: Annotated[
+        int | None,
+        typer.Option(
+            help="MB that must be free in the outbox; under it nothing is taken.",
+            show_default="500",
+            rich_help_panel=TAKING,
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool | None,
+        typer.Option(
+            "--retry-failed", help="Try again, once, what failed and has not changed since.", rich_help_panel=TAKING
+        ),
+    ] = None,
+    originals: Annotated[
+        Originals | None,
+        typer.Option(
+            help="What becomes of an original whose result stands.", show_default="keep", rich_help_panel=BECOMING
+        ),
+    ] = None,
+    move_to: Annotated[
+        Path | None,
+        typer.Option(
+            parser=_named,
+            metavar="FOLDER",
+            help="Where originals go, with --originals move only.",
+            show_default="nowhere",
+            rich_help_panel=BECOMING,
+        ),
+    ] = None,
+    failed: Annotated[
+        Path | None,
+        typer.Option(
+            parser=_named,
+            metavar="FOLDER",
+            help="Where originals that failed go, with a note each.",
+            show_default="they stay",
+            rich_help_panel=BECOMING,
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds without a sign of life after which a file has failed, 1 to 86400.",
+            show_default="300",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds to finish what is being worked on when asked to stop, 0 to 3600.",
+            show_default="10",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    recycle: Annotated[
+        int | None,
+        typer.Option(
+            help="Files after which a worker process is replaced, 1 to 1000000.",
+            show_default="1000",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    health: Annotated[
+        Path | None,
+        typer.Option(
+            parser=_named,
+            metavar="FILE",
+            help="File that is touched as long as the daemon runs.",
+            show_default="OUTBOX/.blurguard/health.json",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(
+            parser=_named,
+            metavar="FILE",
+            help="Text file of numbers for Prometheus.",
+            show_default="none",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+    allow_shared: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-shared/--refuse-shared",
+            help="Accept folders that others can write to.",
+            show_default="refuse-shared",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
+) -> None:
+    """Hold the signature of the drop folder's options: one per field of ``WatchSettings``."""

@@ -9,21 +9,27 @@ owner lives, so what ``kill -9`` leaves is told from what is in use, and swept a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
-from blurguard.errors import OutputError
+from blurguard.errors import OutputError, StorageError
 
 STATE_FOLDER = ".blurguard"
 SCRATCH_FOLDER = "scratch"
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE}
+_NOT_SUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # fcntl.h, linux/fs.h
 _ATTEMPTS = 20  # another process may remove the empty folder between two of our calls
 
 
@@ -49,15 +55,32 @@ def digest_of(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a file for reading; one that was exchanged for a pipe blocks nobody.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", os.fspath(path))
+        yield file
+
+
 def digest_of_file(path: Path) -> str:
     """Return the BLAKE2b-256 of a file's content, hex."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
 @contextlib.contextmanager
-def scratch_in(folder: Path) -> Iterator[Path]:
+def scratch_in(folder: Path, needed: Callable[[], bool] = lambda: False) -> Iterator[Path]:
     """Give a private folder on the file system of ``folder``, which is made if need be; gone at the end.
+
+    Args:
+        folder: holds results.
+        needed: asked at the end whether what is left must stay for the next process to look at.
 
     Raises:
         OutputError: when ``folder`` cannot be written to.
@@ -67,18 +90,26 @@ def scratch_in(folder: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        if not needed():
+            shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
         _remove_if_empty(path.parent)
 
 
-def sweep(folder: Path) -> int:
+def sweep(folder: Path, *, recorded: bool = False) -> int:
     """Delete the scratch in ``folder`` that no living process holds; return how many folders went.
+
+    Args:
+        folder: holds results.
+        recorded: the caller keeps the folder's journal, and has no need of drafts any more. Where there is a
+            journal nobody else may sweep: a draft tells that a result never got its name.
 
     Raises:
         OutputError: when the scratch cannot be looked into.
     """
     parent = folder / STATE_FOLDER / SCRATCH_FOLDER
+    if not recorded and any(parent.parent.glob("*.sqlite")):
+        return 0
     swept = 0
     with output_errors(parent), contextlib.suppress(FileNotFoundError):
         with _locked_folder(parent):
@@ -127,7 +158,7 @@ def make_draft(scratch: Path, write: Callable[[Path], str | None]) -> Draft:
 
 
 def publish(draft: Draft, target: Path, replace: bool) -> None:
-    """Give a draft its final name, in one step; the draft is gone afterwards, come what may.
+    """Give a draft its final name, in one step; where that fails the draft stays in scratch.
 
     The file gets the permissions that any new file would have got there, or those of the file it replaces.
 
@@ -139,18 +170,19 @@ def publish(draft: Draft, target: Path, replace: bool) -> None:
 
     Raises:
         OutputError: the name is taken, the folder not writable, or on another file system.
+        StorageError: nothing at all can be written at present.
     """
-    try:
-        with output_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _take_after(draft.path, target if replace else None)
-            if replace:
-                draft.path.replace(target)
-            else:
-                _rename_to_free_name(draft.path, target)
-            _sync_folder(target.parent)
-    finally:
-        draft.path.unlink(missing_ok=True)
+    with output_errors(target):
+        new = list(itertools.takewhile(lambda folder: not folder.exists(), target.parents))
+        make_folders(target.parent, 0o777)
+        _take_after(draft.path, target if replace else None)
+        if replace:
+            draft.path.replace(target)
+        else:
+            take_free_name(draft.path, target)
+            draft.path.unlink(missing_ok=True)
+        for folder in (target.parent, *(folder.parent for folder in new)):
+            _sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -171,7 +203,8 @@ def output_errors(path: Path) -> Iterator[None]:
             errno.EXDEV: "lies on another file system than the output folder; choose --out inside one file system",
         }
         hint = hints.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(f"{path}: cannot write: {hint}") from error
+        kind = StorageError if error.errno in OF_THE_DISK else OutputError
+        raise kind(f"{path}: cannot write: {hint}") from error
 
 
 def _make_scratch(folder: Path) -> tuple[Path, int]:
@@ -254,17 +287,46 @@ def _usual_mode(draft: Path) -> int:
         probe.unlink()
 
 
-def _rename_to_free_name(draft: Path, target: Path) -> None:
-    """Rename without ever replacing: a hard link fails where the name is taken."""
+def make_folders(folder: Path, mode: int = 0o700) -> None:
+    """Make a folder and those above it that are missing, each with these permissions; ``mkdir`` heeds the last only."""
+    for path in reversed([folder, *folder.parents]):
+        if not path.is_dir():
+            path.mkdir(mode, exist_ok=True)
+
+
+def take_free_name(draft: Path, target: Path) -> None:
+    """Rename without ever replacing.
+
+    Where the system has no such call the draft may still have its own name as well.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: it cannot be renamed.
+    """
+    if _renamed_to_free_name(draft, target):
+        return
     try:
-        os.link(draft, target)
+        os.link(draft, target)  # fails where the name is taken
     except OSError as error:
         # File systems without hard links (FAT, some network shares): check, then rename.
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+        if error.errno not in (errno.EPERM, *_NOT_SUPPORTED, errno.EMLINK):
             raise
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, "exists", str(target)) from error
         draft.rename(target)
+
+
+def _renamed_to_free_name(draft: Path, target: Path) -> bool:
+    """Rename in one step if the name is free; False where kernel or file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, glibc 2.28 and later
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(draft), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, *_NOT_SUPPORTED):
+        return False
+    raise OSError(number, os.strerror(number), os.fspath(draft), None, os.fspath(target))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -27,8 +27,9 @@ def own_process() -> None:
 
 
 def worker_process() -> None:
-    """Set up a worker, which does not outlive its parent, and leaves Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Set up a worker, which does not outlive its parent, and leaves to it what a terminal says to all of them."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()

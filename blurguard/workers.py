@@ -7,8 +7,10 @@ import multiprocessing
 import signal
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Semaphore
@@ -95,33 +97,17 @@ def _serial(crew: Crew, jobs: Iterable[Job | Outcome]) -> Results:
 
 def _parallel(crew: Crew, jobs: Iterable[Job | Outcome]) -> Results:
     """Work in other processes."""
-    # Forked interpreters have hung: every worker starts afresh.
-    context = multiprocessing.get_context("spawn")
-    started, starting = context.Semaphore(0), 0
-    resource_tracker.ensure_running()  # its start would let Ctrl-C through to what starts after it
-    reader = _Reader(crew.progress)
-    arguments = crew.factory, crew.threads, started, reader.mouth
-    pool = ProcessPool(crew.workers, initializer=_start_worker, initargs=arguments, context=context)
     pending: dict[Future[Work | Outcome], tuple[int, Job]] = {}
-    try:
+    with contextlib.closing(Pool(crew)) as pool:
         for number, job in enumerate(jobs):
             if isinstance(job, Outcome):
                 yield number, None, job
                 continue
-            starting = crew.workers  # the pool starts all of them with its first task
-            reader.expect(job.source)
-            with _sigint_blocked():
-                pending[pool.schedule(_attempt_here, args=[job])] = number, job
+            pending[pool.submit(job)] = number, job
             while len(pending) >= crew.workers * _AHEAD_PER_WORKER:
                 yield from _ended(pending)
         while pending:
             yield from _ended(pending)
-    finally:
-        for _ in range(starting):  # a worker that is stopped while it starts complains on standard error
-            started.acquire(timeout=_START_SECONDS)
-        pool.stop()  # type: ignore[no-untyped-call]
-        pool.join()
-        reader.close()
 
 
 def _ended(pending: dict[Future[Work | Outcome], tuple[int, Job]]) -> Results:
@@ -129,7 +115,61 @@ def _ended(pending: dict[Future[Work | Outcome], tuple[int, Job]]) -> Results:
     wait(pending, return_when=FIRST_COMPLETED)
     for future in [future for future in pending if future.done()]:
         number, job = pending.pop(future)
-        yield number, job, _result(job, future)
+        yield number, job, result_of(job, future)
+
+
+class Pool:
+    """Other processes, which work on jobs as they are handed over. One that dies costs its own file.
+
+    A job that is cancelled while somebody works on it costs its worker as well: another one takes its place.
+    """
+
+    def __init__(self, crew: Crew, recycle: int = 0) -> None:
+        """Get ready; the processes start with the first job.
+
+        Args:
+            crew: who works.
+            recycle: files after which a worker is replaced; 0 is never.
+        """
+        # Forked interpreters have hung: every worker starts afresh.
+        context = multiprocessing.get_context("spawn")
+        self._started, self._starting = context.Semaphore(0), 0
+        self._workers = crew.workers
+        resource_tracker.ensure_running()  # its start would let Ctrl-C through to what starts after it
+        self._reader = _Reader(crew.progress)
+        arguments = crew.factory, crew.threads, self._started, self._reader.mouth
+        self._start = partial(
+            ProcessPool,
+            crew.workers,
+            max_tasks=recycle,
+            initializer=_start_worker,
+            initargs=arguments,
+            context=context,
+        )
+        self._pool = self._start()
+
+    def submit(self, job: Job) -> Future[Work | Outcome]:
+        """Hand over a job; ``result_of`` tells what became of it."""
+        self._starting = self._workers  # the pool starts all of them with its first task
+        self._reader.expect(job.source)
+        with _sigint_blocked():
+            if not self._pool.active:  # pebble's gives up when a worker dies while none has anything to do
+                self._stop()
+                self._pool = self._start()
+            future: Future[Work | Outcome] = self._pool.schedule(_attempt_here, args=[job])
+        future.add_done_callback(lambda _: self._reader.forget(job.source))
+        return future
+
+    def close(self) -> None:
+        """Stop all workers, whatever they are doing."""
+        for _ in range(self._starting):  # a worker that is stopped while it starts complains on standard error
+            self._started.acquire(timeout=_START_SECONDS)
+        self._stop()
+        self._reader.close()
+
+    def _stop(self) -> None:
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
 
 
 class _Reader:
@@ -146,6 +186,10 @@ class _Reader:
     def expect(self, source: Path) -> None:
         """Know a file by its digest."""
         self._sources[_key(source)] = source
+
+    def forget(self, source: Path) -> None:
+        """Know it no more."""
+        self._sources.pop(_key(source), None)
 
     def close(self) -> None:
         """End the thread; what was told last may get lost."""
@@ -188,12 +232,16 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _result(job: Job, future: Future[Work | Outcome]) -> Work | Outcome:
-    """Return a result; a worker that died is the failure of its file."""
+def result_of(job: Job, future: Future[Work | Outcome]) -> Work | Outcome:
+    """Return the result of a job that has ended; a worker that died or was stopped is the failure of its file."""
     try:
         return future.result()
     except ProcessExpired as error:
         return failure(job, RuntimeError(f"the process that worked on it died (exit code {error.exitcode})"))
+    except BrokenProcessPool as error:
+        return failure(job, error)
+    except CancelledError:
+        return failure(job, RuntimeError("the process that worked on it gave no sign of life and was stopped"))
 
 
 def _attempt(anonymizer: Anonymizer, job: Job) -> Work | Outcome:

@@ -1,7 +1,9 @@
 """What several test files share."""
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 Crowd = tuple[NDArray[np.uint8], list[dict[str, Any]]]
 Starter = Callable[..., "subprocess.Popen[str]"]
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup; what the tests start shall be hung up all the same
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The same examples on every machine, and no time limits.
 settings.register_profile("blurguard", deadline=None, derandomize=True, database=None)
@@ -39,6 +44,12 @@ def test_data() -> Path:
     if "BG_TEST_DATA" not in os.environ:
         pytest.skip("set BG_TEST_DATA to the folder of hostile pictures and annotated photos")
     return Path(os.environ["BG_TEST_DATA"])
+
+
+@pytest.fixture
+def old_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away the call that renames only to a free name, as older systems do not have it."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
 
 
 @pytest.fixture

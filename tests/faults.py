@@ -21,9 +21,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Protocol
 
 import av
 import numpy as np
@@ -92,18 +93,32 @@ class Case:
         return {name: (self.photos / name).read_bytes() for name in self.expected}
 
     def start(self, *more: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        """Start blurguard in a process group of its own, told by a variable in its environment."""
+        """Start a batch."""
         where = ("--in-place",) if self.in_place else ("--out", str(self.out))
-        program = (*before, sys.executable, "-P", "-m", "blurguard")
-        return subprocess.Popen(
-            [*program, "dir", str(self.photos), *where, "--jobs", "2", *OPTIONS, *more],
-            env=os.environ | {"FAULT_MARKER": self.marker, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        arguments = "dir", str(self.photos), *where, "--jobs", "2", *OPTIONS, *more
+        return start(arguments, self.marker, before=before)
+
+
+class Marked(Protocol):
+    """Who has started processes that are told by a variable in their environment."""
+
+    @property
+    def marker(self) -> str: ...
+
+
+def start(
+    arguments: Iterable[str], marker: str, *, before: tuple[str, ...] = (), output: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """Start blurguard in a process group of its own, told by a variable in its environment."""
+    return subprocess.Popen(
+        [*before, sys.executable, "-P", "-m", "blurguard", *arguments],
+        env=os.environ | {"FAULT_MARKER": marker, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def make_photos(folder: Path, count: int = 12) -> Path:
@@ -160,7 +175,7 @@ def kill_once(seed: int, photos: Path, work: Path) -> KillResult:
         with contextlib.suppress(ProcessLookupError):  # it was quicker
             (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGKILL)
         process.wait(LONGEST_WAIT_SECONDS)
-        faults = list(_survivors(case))
+        faults = list(survivors(case))
     finished, drafts = len(_finished(case, originals)), len(_drafts(case.out))
     faults += wrong_after_kill(case, originals)
     faults += wrong_after_next_run(case, originals, finished, work / "report.jsonl")
@@ -210,9 +225,9 @@ def _wait_for_moment(
     select.select([], [], [], little)
 
 
-def ticks() -> Iterator[None]:
-    """Yield again and again, with pauses, but not for ever."""
-    until = time.monotonic() + LONGEST_WAIT_SECONDS
+def ticks(at_most: float = LONGEST_WAIT_SECONDS) -> Iterator[None]:
+    """Yield again and again, with pauses, but not for ever: for so many seconds."""
+    until = time.monotonic() + at_most
     while time.monotonic() < until:
         yield
         select.select([], [], [], TICK_SECONDS)
@@ -220,18 +235,24 @@ def ticks() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ended(process: subprocess.Popen[str], case: Case) -> Iterator[None]:
+def ended(process: subprocess.Popen[str], case: Marked) -> Iterator[None]:
     """Whatever happens, leave no process of the case behind."""
     try:
         yield
     finally:
-        for pid in (process.pid, *marked(case)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        process.kill()
+        end_all(case)
         process.communicate(timeout=LONGEST_WAIT_SECONDS)
 
 
-def marked(case: Case) -> list[int]:
+def end_all(case: Marked) -> None:
+    """Kill whatever the case has started."""
+    for pid in marked(case):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def marked(case: Marked) -> list[int]:
     """Return the living processes that the case has started."""
     marker, found = f"FAULT_MARKER={case.marker}".encode(), []
     for entry in Path("/proc").iterdir():
@@ -242,7 +263,7 @@ def marked(case: Case) -> list[int]:
     return found
 
 
-def _survivors(case: Case) -> Iterator[str]:
+def survivors(case: Marked) -> Iterator[str]:
     """Yield a fault unless all processes of the case end by themselves."""
     try:
         for _ in ticks():

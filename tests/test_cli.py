@@ -33,7 +33,7 @@ from tests.commands import (
 )
 from tests.conftest import ROOT, Starter
 
-COMMANDS = ("dir", "file", "detect", "models", "doctor")
+COMMANDS = ("dir", "file", "detect", "watch", "status", "models", "doctor")
 HOLD = """
 import sys
 from pathlib import Path

@@ -282,7 +282,7 @@ def test_frames_are_given_back_as_soon_as_they_are_written(tmp_path: Path) -> No
     source = write_film(tmp_path / "film.mp4", walk([SEEN] * 100, step=1))
     alive: list[int] = []
     anonymizer = sees_colors(hold=0.2)
-    anonymizer.progress = lambda *_: alive.append(sum(isinstance(o, av.VideoFrame) for o in gc.get_objects()))
+    anonymizer.progress = lambda *_: alive.append(sum(type(o) is av.VideoFrame for o in gc.get_objects()))
     gc.collect()
     gc.disable()
     try:

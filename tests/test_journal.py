@@ -1,16 +1,21 @@
 """The record of a folder survives, and tells our results from anybody else's files."""
 
+import contextlib
+import fcntl
 import os
 import sqlite3
 import stat
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from blurguard.errors import OutputError
-from blurguard.journal import Entry, Stamp, State, open_journal
+from blurguard.journal import SCHEMA_VERSION, Entry, Figures, Journal, Stamp, State, figures_of, open_journal
 from blurguard.output import digest_of
+from tests.commands import small_disk, snapshot
 from tests.conftest import Starter
 
 HOLD = """
@@ -28,6 +33,30 @@ from blurguard.journal import Entry, State, open_journal
 with open_journal(Path(sys.argv[1])) as journal:
     journal.put(Path("a.jpg"), Entry(State.PUBLISHING, output_digest="abc"))
     os.kill(os.getpid(), signal.SIGKILL)
+"""
+WRITE_ALWAYS = """
+import itertools, sys
+from pathlib import Path
+from blurguard.journal import State, open_journal
+with open_journal(Path(sys.argv[1])) as journal:
+    for turn in itertools.count():
+        for state in (State.QUEUED, State.WORKING):
+            journal.mark([Path(f"{number}.jpg") for number in range(50)], state)
+        if turn == 1:
+            print("writing", flush=True)
+"""
+SCHEMA_1 = """
+CREATE TABLE IF NOT EXISTS files (
+    name BLOB PRIMARY KEY,
+    state TEXT NOT NULL,
+    source_size INTEGER NOT NULL, source_mtime INTEGER NOT NULL, source_ctime INTEGER NOT NULL,
+    source_digest TEXT NOT NULL,
+    recipe TEXT NOT NULL,
+    output_size INTEGER NOT NULL, output_mtime INTEGER NOT NULL, output_digest TEXT NOT NULL,
+    replaced_digest TEXT NOT NULL,
+    error TEXT NOT NULL,
+    root TEXT NOT NULL
+) WITHOUT ROWID
 """
 FULL = Entry(State.DONE, Stamp(1, 2**62, 3), "source", "recipe", 4, 5, "output", "replaced", "why")
 NAMES = [
@@ -210,3 +239,228 @@ def test_a_source_edited_to_the_same_size_and_time_has_changed(result: Path) -> 
         os.utime(result, ns=(0, entry.source.mtime_ns))
     assert (Stamp.of(result).size, Stamp.of(result).mtime_ns) == (entry.source.size, entry.source.mtime_ns)
     assert not entry.came_from(result)
+
+
+ODD_NAMES = [Path(os.fsdecode(name)) for name in NAMES]
+
+
+def write_version_1(folder: Path, version: int = 1) -> None:
+    """Leave a record as the first version left it; ``version`` 0 when it was killed while it began one."""
+    database(folder).parent.mkdir(mode=0o700, parents=True)
+    with contextlib.closing(sqlite3.connect(database(folder), isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(SCHEMA_1)
+        connection.execute(f"PRAGMA user_version = {version}")
+        if version:
+            values = "1, 4611686018427387904, 3, 'source', 'recipe', 4, 5, 'output', 'replaced', 'why', 'r'"
+            connection.execute(f"INSERT INTO files VALUES (?, 'done', {values})", (b"two\nlines \xff.jpg",))  # noqa: S608 - ours
+
+
+def version_of(folder: Path) -> int:
+    with contextlib.closing(sqlite3.connect(database(folder))) as connection:
+        found: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return found
+
+
+def test_a_record_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    name = Path(os.fsdecode(b"two\nlines \xff.jpg"))
+    write_version_1(tmp_path)
+    for _ in range(2):
+        with open_journal(tmp_path) as journal:
+            entry = journal.get(name)
+            assert entry == replace(FULL, root="r")
+            assert entry is not None and entry.changed == 0
+    assert version_of(tmp_path) == SCHEMA_VERSION
+    figures = figures_of(tmp_path, 1.0)
+    assert figures == Figures({State.DONE: 1}, 0, "", 0.0)  # what was done before nobody knows when is not of late
+    with open_journal(tmp_path) as journal:
+        journal.put(name, FULL)
+        assert journal.get(name) == FULL
+
+
+def test_a_record_that_the_first_version_only_began_is_taken_over(tmp_path: Path) -> None:
+    write_version_1(tmp_path, 0)
+    assert figures_of(tmp_path, 0) is None
+    with open_journal(tmp_path) as journal:
+        journal.put(Path("a.jpg"), FULL)
+        assert journal.get(Path("a.jpg")) == FULL
+    assert version_of(tmp_path) == SCHEMA_VERSION
+
+
+def test_a_record_of_another_version_gives_no_figures(tmp_path: Path) -> None:
+    write_version_1(tmp_path)
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputError, match="schema 1"):
+        figures_of(tmp_path, 0)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.WORKING])
+def test_marks_change_the_state_and_nothing_else(tmp_path: Path, state: State) -> None:
+    with open_journal(tmp_path) as journal:
+        journal.put(ODD_NAMES[1], FULL)
+        journal.mark(ODD_NAMES, state)
+        assert journal.get(ODD_NAMES[1]) == replace(FULL, state=state)
+        assert journal.get(ODD_NAMES[2]) == Entry(state)
+        journal.mark([], State.DONE)
+    with open_journal(tmp_path) as journal:
+        assert [name for name, _ in journal.all_in(state)] == sorted(ODD_NAMES, key=os.fsencode)
+
+
+def test_a_mark_tells_when(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        before = time.time()
+        journal.mark([Path("a.jpg")], State.QUEUED)
+        entry = journal.get(Path("a.jpg"))
+        assert entry is not None and before <= entry.changed <= time.time()
+
+
+def test_marks_are_all_made_or_none(tmp_path: Path) -> None:
+    def names() -> Iterator[Path]:
+        yield Path("a.jpg")
+        raise KeyboardInterrupt
+
+    with open_journal(tmp_path) as journal:
+        with pytest.raises(KeyboardInterrupt):
+            journal.mark(names(), State.QUEUED)
+        assert journal.get(Path("a.jpg")) is None
+        journal.mark([Path("b.jpg")], State.QUEUED)
+        journal.put(Path("c.jpg"), FULL)
+    with open_journal(tmp_path) as journal:
+        assert [name for name, _ in journal.all_in(*State)] == [Path("b.jpg"), Path("c.jpg")]
+
+
+def is_durable(journal: Journal) -> bool:
+    return bool(journal._db.execute("PRAGMA synchronous").fetchone() == (2,))
+
+
+def test_marks_on_a_full_disk_are_an_error_and_leave_what_was(tmp_path: Path) -> None:
+    many = [Path(f"{number:05d} {'x' * 100}.jpg") for number in range(5000)]
+    with small_disk(tmp_path / "disk", "size=512k") as disk, open_journal(disk) as journal:
+        journal.put(Path("a.jpg"), FULL)
+        with pytest.raises(OutputError, match=r"cannot be recorded: .* is full"):
+            journal.mark([Path("a.jpg"), *many], State.QUEUED)
+        assert is_durable(journal)
+        assert journal.get(Path("a.jpg")) == FULL
+        assert journal.all_in(State.QUEUED) == []
+        journal.mark([Path("b.jpg")], State.QUEUED)  # there is room for few
+        assert figures_of(disk, 0) == Figures({State.DONE: 1, State.QUEUED: 1}, 1, "", 0.0)
+
+
+def test_what_waits_is_withdrawn_without_a_trace(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        for name, state in zip(ODD_NAMES, (State.QUEUED, State.WORKING, State.FAILED), strict=False):
+            journal.mark([name], state)
+            journal.withdraw(name)
+            assert journal.get(name) is None
+        journal.withdraw(Path("unknown.jpg"))
+        assert journal.all_in(*State) == []
+
+
+@pytest.mark.parametrize("state", [State.DONE, State.PUBLISHING])
+def test_results_are_not_withdrawn(tmp_path: Path, state: State) -> None:
+    with open_journal(tmp_path) as journal:
+        journal.put(Path("a.jpg"), replace(FULL, state=state))
+        journal.withdraw(Path("a.jpg"))
+        assert journal.get(Path("a.jpg")) == replace(FULL, state=state)
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.WORKING, State.FAILED])
+def test_withdrawing_leaves_an_earlier_result_known_but_of_no_source(
+    tmp_path: Path, result: Path, state: State
+) -> None:
+    before = replace(entry_for(result), source=Stamp.of(result), source_digest="same", error="why")
+    with open_journal(tmp_path) as journal:
+        journal.put(Path("a.jpg"), before)
+        journal.mark([Path("a.jpg")], state)
+        journal.withdraw(Path("a.jpg"))
+        entry = journal.get(Path("a.jpg"))
+    assert entry == replace(before, source=Stamp(), error="")
+    assert entry is not None and entry.made(result) and not entry.came_from(result)
+    figures = figures_of(tmp_path, 1.0)
+    assert figures is not None and figures.done_lately == 0
+
+
+def test_an_earlier_result_is_never_taken_for_that_of_a_file_that_failed(tmp_path: Path, result: Path) -> None:
+    failed = Stamp(7, 8, 9)
+    with open_journal(tmp_path) as journal:
+        journal.put(Path("a.jpg"), FULL)
+        journal.fail(Path("a.jpg"), "cut off", failed)
+        assert journal.get(Path("a.jpg")) == replace(
+            FULL, state=State.FAILED, error="cut off", source=failed, source_digest="", recipe=""
+        )
+        journal.mark([Path("a.jpg")], State.QUEUED)
+        entry = journal.get(Path("a.jpg"))
+        assert entry is not None and entry.recipe != FULL.recipe
+        assert (entry.output_digest, entry.replaced_digest) == (FULL.output_digest, FULL.replaced_digest)
+
+
+def test_all_in_tells_those_in_any_of_the_states(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
+        for name, state in zip(ODD_NAMES, State, strict=False):
+            journal.put(name, replace(FULL, state=state))
+        assert dict(journal.all_in(State.QUEUED, State.DONE)) == {
+            ODD_NAMES[0]: replace(FULL, state=State.QUEUED),
+            ODD_NAMES[3]: replace(FULL, state=State.DONE),
+        }
+        assert journal.all_in() == []
+
+
+@pytest.mark.parametrize("folder", [b"plain", b"50% off?#&mode=rwc", b"two\nlines \xff"])
+def test_figures_write_nothing_open_or_closed(tmp_path: Path, folder: bytes) -> None:
+    out = tmp_path / os.fsdecode(folder)
+    with open_journal(out) as journal:
+        journal.mark(ODD_NAMES[:2], State.WORKING)
+        journal.put(ODD_NAMES[2], FULL)
+        for name in ODD_NAMES[3:5]:
+            journal.fail(name, f"why {os.fsencode(name)!r}")
+        expected = figures_of(out, 1.0)
+        assert expected is not None
+        assert [name for name, _ in expected.at_work] == ODD_NAMES[:2]
+    before = snapshot(tmp_path)
+    assert figures_of(out, 1.0) == expected
+    assert snapshot(tmp_path) == before
+    assert (expected.counts, expected.done_lately) == ({State.WORKING: 2, State.DONE: 1, State.FAILED: 2}, 1)
+    assert expected.error == "why b'folder/a.jpg'"
+
+
+def test_there_are_no_figures_of_a_record_that_is_not_there_or_just_begun(tmp_path: Path) -> None:
+    assert figures_of(tmp_path, 0) is None
+    assert list(tmp_path.iterdir()) == []
+    database(tmp_path).parent.mkdir()
+    database(tmp_path).touch()
+    assert figures_of(tmp_path, 0) is None
+
+
+def test_figures_of_a_damaged_record_are_an_error_that_names_it(tmp_path: Path) -> None:
+    with open_journal(tmp_path):
+        pass
+    database(tmp_path).write_bytes(b"no database at all" * 500)
+    with pytest.raises(OutputError, match=r"journal\.sqlite: the record of this folder cannot be read"):
+        figures_of(tmp_path, 0)
+
+
+def test_figures_are_those_of_one_moment_while_another_process_writes(tmp_path: Path, start_python: Starter) -> None:
+    process = start_python(WRITE_ALWAYS, tmp_path)
+    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    for _ in range(300):
+        figures = figures_of(tmp_path, 0)
+        assert figures is not None
+        assert figures.counts in ({State.QUEUED: 50}, {State.WORKING: 50})
+        assert len(figures.at_work) == (20 if State.WORKING in figures.counts else 0)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    figures = figures_of(tmp_path, 0)  # with the log that a kill leaves
+    assert figures is not None and sum(figures.counts.values()) == 50
+
+
+def test_one_who_only_looks_is_waited_for_but_not_for_ever(tmp_path: Path) -> None:
+    with open_journal(tmp_path):
+        pass
+    with (tmp_path / ".blurguard" / "journal.lock").open("rb") as looker:
+        fcntl.flock(looker, fcntl.LOCK_SH)
+        with pytest.raises(OutputError, match="another blurguard"), open_journal(tmp_path):
+            pass
+    with open_journal(tmp_path):
+        pass

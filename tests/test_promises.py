@@ -324,11 +324,7 @@ STAGES: dict[str, Changes] = {
     "write": {
         "output": [("                os.fsync(handle)\n", "                FAULT\n                os.fsync(handle)\n")]
     },
-    "rename": {
-        "output": [
-            ("        with output_errors(target):\n", "        with output_errors(target):\n            FAULT\n")
-        ]
-    },
+    "rename": {"output": [("    with output_errors(target):\n", "    with output_errors(target):\n        FAULT\n")]},
 }
 
 

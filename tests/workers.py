@@ -1,6 +1,8 @@
 """Detectors that go wrong, made in worker processes: what a factory there needs must be importable."""
 
+import ctypes
 import os
+import select
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +52,64 @@ class EditingDetector(StubDetector):
         return super().detect(rgb, min_score)
 
 
+@dataclass(frozen=True)
+class CrashingDetector(StubDetector):
+    """Reads where nothing is, as foreign code may."""
+
+    def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
+        if rgb[0, 0, 0] == TROUBLE:
+            ctypes.string_at(0)
+        return super().detect(rgb, min_score)
+
+
+@dataclass(frozen=True)
+class HangingDetector(StubDetector):
+    """Never comes back; ``deaf`` is not even there for a polite kill."""
+
+    deaf: bool = False
+
+    def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
+        if rgb[0, 0, 0] == TROUBLE:
+            if self.deaf:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            select.select([], [], [])
+        return super().detect(rgb, min_score)
+
+
+@dataclass(frozen=True)
+class WaitingDetector(StubDetector):
+    """Does not come back before a file is there."""
+
+    gate: Path = Path()
+
+    def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
+        while rgb[0, 0, 0] == TROUBLE and not self.gate.exists():
+            select.select([], [], [], 0.01)
+        return super().detect(rgb, min_score)
+
+
 def steady(style: str = "solid") -> Anonymizer:
     return Anonymizer(Settings().changed({"style": style, "shape": "box"}, "test"), StubDetector((BOX,)))
 
 
 def dying() -> Anonymizer:
     return Anonymizer(Settings(), DyingDetector((BOX,)))
+
+
+def crashing() -> Anonymizer:
+    return Anonymizer(steady().settings, CrashingDetector((BOX,)))
+
+
+def hanging(deaf: bool = False) -> Anonymizer:
+    return Anonymizer(steady().settings, HangingDetector((BOX,), deaf=deaf))
+
+
+def deaf() -> Anonymizer:
+    return hanging(deaf=True)
+
+
+def waiting(gate: Path) -> Anonymizer:
+    return Anonymizer(steady().settings, WaitingDetector((BOX,), gate=gate))
 
 
 def raising() -> Anonymizer:
