@@ -11,6 +11,7 @@ from blurguard.runtime import Network
 from blurguard.types import Detections
 
 SCORE_CLIP = 100.0  # MediaPipe, face_detection.pbtxt: score_clipping_thresh
+MOST_LOG_SIZE = 10.0  # a wild guess stays a finite box
 MOST_PER_PASS = 3000  # keeps merging quick on noise at --min-score 0.01
 
 
@@ -39,11 +40,12 @@ def detect_once(network: Network, rgb: NDArray[np.uint8], min_score: float, logi
 def _decoded(
     network: Network, raw: NDArray[np.float32], rows: NDArray[np.intp], columns: NDArray[np.intp]
 ) -> NDArray[np.float32]:
-    """(N, 4) offset x y, width, height at their cells -> (N, 4) x0 y0 x1 y1, corrected to the face's edges."""
+    """(N, 4) x y, width, height as the network codes them -> (N, 4) x0 y0 x1 y1, corrected to the face's edges."""
     spec = network.spec
     anchors = (np.stack([columns, rows], axis=1) + 0.5) * spec.stride  # centres of the cells, px
-    size = np.clip(raw[:, 2:], 0, None) * np.array(spec.box_scale)
-    center = anchors + raw[:, :2] + size * np.array(spec.box_shift)
+    sizes = np.exp(np.minimum(raw[:, 2:], MOST_LOG_SIZE)) if spec.log_sizes else np.clip(raw[:, 2:], 0, None)
+    size = sizes * spec.size_unit * np.array(spec.box_scale)
+    center = anchors + raw[:, :2] * spec.offset_unit + size * np.array(spec.box_shift)
     return np.concatenate([center - size / 2, center + size / 2], axis=1).astype(np.float32)
 
 

@@ -29,12 +29,15 @@ class ModelSpec:
         sha256: of the file, hex.
         stride: px of the input per output cell.
         input: name of the one input tensor, (1, h, w, 3).
-        boxes: name of the output (1, h / stride, w / stride, >= 4): centre offset x y, width, height, input px.
+        boxes: name of the output (1, h / stride, w / stride, >= 4): x y of the centre from the cell's, width, height.
         scores: name of the output (1, h / stride, w / stride, 1): logits.
         input_scale: with ``input_offset``, maps uint8 RGB to what a float input expects: x * scale + offset.
         input_offset: see ``input_scale``.
         size_multiple: h and w are multiples of this, px.
         size_constants: (byte offset in the file, divisor): where two int32, h and w divided by it, stand.
+        offset_unit: of raw x and y, input px.
+        size_unit: of raw width and height, input px.
+        log_sizes: whether raw width and height are natural logarithms (of sizes in that unit).
         box_scale: factors on raw width and height that make a tight face box.
         box_shift: added to the centre, as shares of the tight width and height.
         fine_logit_shift: added to the logits where the picture is looked at at nearly its own size or enlarged;
@@ -57,6 +60,9 @@ class ModelSpec:
     input_offset: float
     size_multiple: int
     size_constants: tuple[tuple[int, int], ...]
+    offset_unit: float = 1.0
+    size_unit: float = 1.0
+    log_sizes: bool = False
     box_scale: tuple[float, float]
     box_shift: tuple[float, float]
     fine_logit_shift: float
@@ -92,8 +98,10 @@ def specs(models: Path | None = None) -> list[ModelSpec]:
     """
     path = (models or folder()) / MANIFEST
     try:
-        entries = tomllib.loads(path.read_text("utf-8"))["model"]
-        return [_spec(entry) for entry in entries]
+        manifest = tomllib.loads(path.read_text("utf-8"))
+        if unknown := set(manifest) - {"model", "original"}:
+            raise ValueError(f"unknown tables {sorted(unknown)}")
+        return [_spec(entry) for entry in manifest["model"]]
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: not a valid manifest: {error!r}; reinstall blurguard") from error
 

@@ -11,11 +11,17 @@ from calibration import CalibrationError
 # imported: a step's own libraries are no concern of the others.
 STEPS = {
     "base": "free the published network of its size",
+    "data": "bring labelled pictures into one form, and check them",
     "evaluate": "recall, false boxes and AP on labelled pictures",
     "film": "share of faces hidden in a video with known faces",
+    "prune": "leave out channels that do little",
+    "quantise": "make it INT8, with a report of what each layer loses",
+    "release": "write the model, its entry in the manifest and its card",
+    "sample": "choose the pictures that quantisation is calibrated on",
+    "thresholds": "choose the score from which a face is hidden, per mode",
     "train": "retrain it on labelled pictures",
 }
-DEVELOPER_LIBRARIES = ("torch",)
+DEVELOPER_LIBRARIES = ("torch", "ai_edge_quantizer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in DEVELOPER_LIBRARIES:
             raise
-        print(f"calibration: error: {error}; pip install --group {given[0]} has it", file=sys.stderr)
+        print(f"calibration: error: {error}; pip install --group calibration has it", file=sys.stderr)
         return 1
     except CalibrationError as error:
         print(f"calibration: error: {error}", file=sys.stderr)

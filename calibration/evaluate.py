@@ -24,6 +24,7 @@ from blurguard.detectors import BlazeFaceDetector, load_detector
 from blurguard.geometry import iou
 from blurguard.runtime import Network
 from blurguard.types import Detections
+from calibration.crops import load_pictures, split
 from calibration.score import (
     BUCKETS,
     IGNORE,
@@ -52,6 +53,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--margins", action="store_true", help="measure what the default margin is chosen from instead")
     parser.add_argument("--limit", type=int, default=0, help="a random sample of so many pictures")
     parser.add_argument("--seed", type=int, default=0, help="of that sample")
+    parser.add_argument(
+        "--held", type=int, default=0, help="only the pictures that training with this --held keeps back"
+    )
     parser.set_defaults(run=run)
 
 
@@ -59,6 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the tables."""
     cv2.setNumThreads(1)
     truth = load_truth(arguments.data)
+    if arguments.held:
+        kept = {picture.path for picture in split(load_pictures(arguments.data), arguments.held)[1]}
+        truth = [picture for picture in truth if picture.path in kept]
     if arguments.limit:
         truth = random.Random(arguments.seed).sample(truth, min(arguments.limit, len(truth)))  # noqa: S311 - a sample
     if arguments.margins:

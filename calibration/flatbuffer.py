@@ -15,6 +15,7 @@ from typing import Any
 import flatbuffers  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from calibration import CalibrationError
 
@@ -30,7 +31,9 @@ OPERATOR_NAMES: dict[int, str] = {
 }
 
 # Operators that work at any size: the shapes of their outputs follow from those of their inputs.
-SHAPE_FREE = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "PAD", "ADD", "RELU", "RESIZE_BILINEAR"})
+SHAPE_FREE = frozenset(
+    {"CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "PAD", "ADD", "RELU", "RESIZE_BILINEAR", "DEPTH_TO_SPACE"}
+)
 FUSABLE = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "ADD"})  # operators that can carry a RELU
 
 
@@ -77,10 +80,10 @@ def operator_names(data: bytes) -> Counter[str]:
 def resizable(data: bytes, outputs: Sequence[str], description: str) -> bytes:
     """Return a float32 network of the same weights that runs at any size its strides allow.
 
-    Float16 constants become float32 (exactly), a RESHAPE at the very end is dropped so that the outputs
-    are the 4-D maps, a RELU is written as the activation of the operator before it, each RESIZE_BILINEAR
-    gets its own size constant, and what nothing refers to is left out. The tensors are named `image` and
-    as in `outputs` (the file's own order), and so are those of the one signature, `serving_default`. The
+    Sparse constants become dense and float16 ones float32 (exactly), a RESHAPE at the very end is dropped so
+    that the outputs are the 4-D maps, a RELU is written as the activation of the operator before it, each
+    RESIZE_BILINEAR gets its own size constant, and what nothing refers to is left out. The tensors are named
+    `image` and as in `outputs` (the file's own order), and so are those of the one signature, `serving_default`. The
     same input gives the same bytes.
 
     Raises:
@@ -93,6 +96,7 @@ def resizable(data: bytes, outputs: Sequence[str], description: str) -> bytes:
     def name(op: Any) -> str:
         return _name(model.operatorCodes[op.opcodeIndex])
 
+    _fold_sparse(model, name, data)
     _fold_float16(model, name)
     _drop_final_reshapes(graph, name)
     unknown = {name(op) for op in graph.operators} - SHAPE_FREE
@@ -144,12 +148,30 @@ def _locate(data: bytes, buffer: Any, input_hw: list[int]) -> tuple[int, int]:
     return offset, divisor
 
 
-def _constant(model: Any, tensor: Any, values: np.ndarray[Any, Any], kind: int) -> None:
-    """Give a tensor a buffer of its own that holds these values."""
+def _constant(model: Any, tensor: Any, values: np.ndarray[Any, Any], kind: int | None) -> None:
+    """Give a tensor a buffer of its own that holds these values, of another type unless that is None."""
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(values.tobytes(), np.uint8)
     model.buffers.append(buffer)
-    tensor.buffer, tensor.type = len(model.buffers) - 1, kind
+    tensor.buffer, tensor.type = len(model.buffers) - 1, tensor.type if kind is None else kind
+
+
+def _fold_sparse(model: Any, name: Callable[[Any], str], data: bytes) -> None:
+    """Replace each DENSIFY of a constant by what the runtime makes of it."""
+    (graph,) = model.subgraphs
+    folded = [op for op in graph.operators if name(op) == "DENSIFY"]
+    if not folded:
+        return
+    interpreter = Interpreter(
+        model_content=data,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    interpreter.invoke()
+    for op in folded:
+        _constant(model, graph.tensors[op.outputs[0]], interpreter.get_tensor(int(op.outputs[0])), None)
+    graph.operators = [op for op in graph.operators if op not in folded]
 
 
 def _fold_float16(model: Any, name: Callable[[Any], str]) -> None:

@@ -33,6 +33,8 @@ __all__ = [
     "Graph",
     "Step",
     "Weights",
+    "box_channels",
+    "in_units",
     "load_npz",
     "parse",
     "save_npz",
@@ -165,6 +167,20 @@ def with_log_sizes(graph: Graph, weights: Mapping[str, Tensor]) -> Weights:
             bias[sizes] += math.log(START_PX) - START_PX * START_SLOPE
         changed[f"{step.key}.weight"], changed[f"{step.key}.bias"] = weight, bias
     return changed
+
+
+def in_units(graph: Graph, weights: Mapping[str, Tensor], offset_px: float, size_px: float) -> Weights:
+    """Return weights whose boxes come out in units: centres / offset_px, log (sizes / size_px).
+
+    So their four channels have like ranges, and 8 bits serve all of them.
+    """
+    key = graph.head(graph.boxes)[-1].key
+    weight, bias = weights[f"{key}.weight"].clone(), weights[f"{key}.bias"].clone()
+    channel = torch.arange(len(bias)) % BOX_CHANNELS
+    weight[channel < 2] /= offset_px
+    bias[channel < 2] /= offset_px
+    bias[channel >= 2] -= math.log(size_px)
+    return dict(weights) | {f"{key}.weight": weight, f"{key}.bias": bias}
 
 
 def box_channels(graph: Graph, weights: Mapping[str, Tensor]) -> int:

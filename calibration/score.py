@@ -10,6 +10,7 @@ under 0.1.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from blurguard.types import Detections
 
 IGNORE = 8
 SUBSETS = {"easy": 1, "medium": 2, "hard": 4}
+FROM_PX = {1: 60, 2: 24, 4: 8}  # heights that stand in for the subsets where the labels have none
 BUCKETS = ((0, 10), (10, 20), (20, 40), (40, 80), (80, 1_000_000))  # height of a face, px
 HIDDEN_SHARE = 0.8
 FALSE_IOU = 0.1
@@ -52,9 +54,15 @@ class Hidden:
 
 
 def load_truth(folder: Path) -> list[Labelled]:
-    """Return the pictures of a folder with ``faces.jsonl``."""
+    """Return the pictures of a folder with ``faces.jsonl``.
+
+    Where no face belongs to a subset, as in training pictures, those of 60, 24 and 8 px and more stand for them.
+    """
     lines = (folder / "faces.jsonl").read_text("utf-8").splitlines()
-    return [_labelled(folder, json.loads(line)) for line in lines if line.strip()]
+    pictures = [_labelled(folder, json.loads(line)) for line in lines if line.strip()]
+    if any((picture.flags & ~IGNORE).any() for picture in pictures):
+        return pictures
+    return [dataclasses.replace(picture, flags=_by_height(picture)) for picture in pictures]
 
 
 def average_precision(truth: list[Labelled], found: list[Detections], subset: int) -> float:
@@ -131,6 +139,12 @@ def _labelled(folder: Path, record: dict[str, object]) -> Labelled:
     boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1).astype(np.float32)
     width, height = int(str(record["width"])), int(str(record["height"]))
     return Labelled(folder / str(record["image"]), width, height, boxes, rows[:, 4].astype(np.int64))
+
+
+def _by_height(picture: Labelled) -> NDArray[np.int64]:
+    heights = picture.boxes[:, 3] - picture.boxes[:, 1]
+    subsets = sum(np.where(heights >= least, bit, 0) for bit, least in FROM_PX.items())
+    return np.where(picture.flags & IGNORE, picture.flags, subsets).astype(np.int64)
 
 
 def _judged(picture: Labelled, detections: Detections, wanted: NDArray[np.bool_]) -> list[tuple[float, bool]]:
