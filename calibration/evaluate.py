@@ -24,6 +24,7 @@ from blurguard.detectors import BlazeFaceDetector, load_detector
 from blurguard.geometry import iou
 from blurguard.runtime import Network
 from blurguard.types import Detections
+from calibration.candidate import candidate
 from calibration.crops import load_pictures, split
 from calibration.score import (
     BUCKETS,
@@ -45,43 +46,61 @@ MIN_SCORE = 0.02  # for AP; operating points lie far above it
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this step to ``python -m calibration``."""
     parser = steps.add_parser("evaluate", help="recall, false boxes and AP on labelled pictures")
-    parser.add_argument("data", type=Path, help="folder with faces.jsonl")
-    parser.add_argument("--model", default="", help="name in the manifest (default: the default one)")
-    parser.add_argument("--mode", choices=[*Mode], action="append", help="only this one (may be repeated)")
+    add_choice(parser)
     parser.add_argument("--sweep", action="store_true", help="several thresholds instead of the shipped one")
     parser.add_argument("--boxes", action="store_true", help="measure box_scale and box_shift of the manifest instead")
     parser.add_argument("--margins", action="store_true", help="measure what the default margin is chosen from instead")
-    parser.add_argument("--limit", type=int, default=0, help="a random sample of so many pictures")
-    parser.add_argument("--seed", type=int, default=0, help="of that sample")
-    parser.add_argument(
-        "--held", type=int, default=0, help="only the pictures that training with this --held keeps back"
-    )
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Print the tables."""
-    cv2.setNumThreads(1)
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which model looks at which pictures, and how."""
+    parser.add_argument("data", type=Path, help="folder with faces.jsonl")
+    parser.add_argument("--model", default="", help="name in the manifest (default: the default one)")
+    parser.add_argument("--file", type=Path, help="a .tflite of ours that is in no manifest yet, instead")
+    parser.add_argument("--mode", choices=[*Mode], action="append", help="only this one (may be repeated)")
+    parser.add_argument("--limit", type=int, default=0, help="a random sample of so many pictures")
+    parser.add_argument("--seed", type=int, default=0, help="of that sample")
+    parser.add_argument("--held", type=int, default=0, help="only what training with this --held keeps back")
+
+
+def chosen_pictures(arguments: argparse.Namespace) -> list[Labelled]:
+    """Return the labelled pictures that ``add_choice``'s arguments ask for."""
     truth = load_truth(arguments.data)
     if arguments.held:
         kept = {picture.path for picture in split(load_pictures(arguments.data), arguments.held)[1]}
         truth = [picture for picture in truth if picture.path in kept]
     if arguments.limit:
         truth = random.Random(arguments.seed).sample(truth, min(arguments.limit, len(truth)))  # noqa: S311 - a sample
+    return truth
+
+
+def detector_of(arguments: argparse.Namespace, mode: str) -> BlazeFaceDetector:
+    """Return the detector that ``add_choice``'s arguments ask for."""
+    if not arguments.file:
+        return load_detector(Settings(mode=Mode(mode), model=arguments.model))
+    data = arguments.file.read_bytes()
+    return BlazeFaceDetector(Network(candidate(data, arguments.file.name), data), Mode(mode))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the tables."""
+    cv2.setNumThreads(1)
+    truth = chosen_pictures(arguments)
     if arguments.margins:
-        return _print_margins(load_detector(Settings(model=arguments.model)), truth)
+        return _print_margins(detector_of(arguments, Mode.ACCURATE), truth)
     if arguments.boxes:
         return _print_box_correction(arguments.model, truth)
     print(f"{len(truth)} pictures, one thread, margin {Settings().margin:g}\n")
     rows = []
     for mode in arguments.mode or [*Mode]:
-        detector = load_detector(Settings(mode=Mode(mode), model=arguments.model))
-        found, milliseconds = _detect(detector, truth)
+        detector = detector_of(arguments, mode)
+        found, milliseconds = detect_all(detector, truth)
         aps = [100 * average_precision(truth, found, bit) for bit in SUBSETS.values()]
         for threshold in SWEEP if arguments.sweep else (detector.threshold,):
             point = hidden_at(truth, found, threshold, Settings().margin)
-            rows.append(_row(mode, aps, point, milliseconds))
-    print("\n".join([_HEAD, "|---" * _HEAD.strip("|").count("|") + "|---|", *rows]))
+            rows.append(row_of(mode, aps, point, milliseconds))
+    print("\n".join([*TABLE_HEAD, *rows]))
     return 0
 
 
@@ -90,9 +109,10 @@ _HEAD = (
     f"| mode | AP easy / medium / hard | score from | {_SIZES} | 10+ px | pictures all hidden | "
     "false boxes a picture | masked outside faces | CPU ms a picture |"
 )
+TABLE_HEAD = (_HEAD, "|---" * _HEAD.strip("|").count("|") + "|---|")
 
 
-def _detect(detector: BlazeFaceDetector, truth: list[Labelled]) -> tuple[list[Detections], float]:
+def detect_all(detector: BlazeFaceDetector, truth: list[Labelled]) -> tuple[list[Detections], float]:
     """Return the faces of every picture, and the mean processor time of detection at the shipped threshold, ms."""
     found, seconds = [], 0.0
     for index, picture in enumerate(truth):
@@ -106,7 +126,8 @@ def _detect(detector: BlazeFaceDetector, truth: list[Labelled]) -> tuple[list[De
     return found, 1000 * seconds / max(len(truth), 1)
 
 
-def _row(mode: str, aps: list[float], point: Hidden, milliseconds: float) -> str:
+def row_of(mode: str, aps: list[float], point: Hidden, milliseconds: float) -> str:
+    """Return one operating point as a line of the table; APs in percent."""
     shares = " | ".join(f"{share:.1f} %" for share in (*point.by_height, point.from_10_px, point.pictures_all_hidden))
     return (
         f"| {mode} | {' / '.join(f'{ap:.1f}' for ap in aps)} | {point.threshold:g} | {shares} | "

@@ -85,7 +85,7 @@ class Graph:
         Under autocast the heads, where 8 bits of mantissa would cost px, still run in float32.
         """
         values = {self.image: image}
-        trunk = self.steps[: self._trunk_length()]
+        trunk = self.trunk()
         for step in trunk:
             values[step.output] = _run(step, values, weights)
         with torch.autocast(image.device.type, enabled=False):
@@ -94,9 +94,14 @@ class Graph:
                 values[step.output] = _run(step, values, weights)
         return values[self.boxes], values[self.scores]
 
+    def trunk(self) -> tuple[Step, ...]:
+        """Return the steps up to the last one that serves both outputs."""
+        both = _ancestors(self.steps, self.boxes) & _ancestors(self.steps, self.scores)
+        return self.steps[: max(index for index, step in enumerate(self.steps) if step.output in both) + 1]
+
     def head(self, output: int) -> list[Step]:
         """Return the steps with weights that serve only this output, in their order."""
-        shared = {step.output for step in self.steps[: self._trunk_length()]}
+        shared = {step.output for step in self.trunk()}
         mine = _ancestors(self.steps, output) - shared
         return [step for step in self.steps if step.output in mine and step.key]
 
@@ -104,11 +109,6 @@ class Graph:
         """Return how many cells of an output the last layer of its head computes at one place, as channels."""
         mine = _ancestors(self.steps, output)
         return int(4 ** sum(step.kind == "DEPTH_TO_SPACE" and step.output in mine for step in self.steps))
-
-    def _trunk_length(self) -> int:
-        """Count the steps up to the last one that serves both outputs."""
-        both = _ancestors(self.steps, self.boxes) & _ancestors(self.steps, self.scores)
-        return max(index for index, step in enumerate(self.steps) if step.output in both) + 1
 
 
 def parse(data: bytes) -> tuple[Graph, Weights]:

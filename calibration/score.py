@@ -90,7 +90,7 @@ def average_precision(truth: list[Labelled], found: list[Detections], subset: in
 def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, margin: float) -> Hidden:
     """Return what is hidden when every detection from ``threshold`` is, with ``margin`` on each side."""
     seen, covered = np.zeros(len(BUCKETS)), np.zeros(len(BUCKETS))
-    clean = counted = false_boxes = outside = area = 0
+    clean = counted = false_count = outside = area = 0
     for picture, detections in zip(truth, found, strict=True):
         kept = detections.scores >= threshold
         chosen = Detections(detections.boxes[kept], detections.scores[kept])
@@ -103,9 +103,7 @@ def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, 
         large = heights >= BUCKETS[1][0]
         counted += bool(large.any())
         clean += bool(large.any() and hits[large].all())
-        if len(chosen):
-            overlaps = iou(chosen.boxes, picture.boxes) if len(picture.boxes) else np.zeros((len(chosen), 1))
-            false_boxes += int((overlaps.max(axis=1) < FALSE_IOU).sum())
+        false_count += int(false_boxes(picture, chosen).sum())
         outside += _outside(picture, mask)
         area += mask.size
     percent = 100 * covered / np.maximum(seen, 1)
@@ -114,9 +112,16 @@ def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, 
         tuple(float(v) for v in percent),
         float(100 * covered[1:].sum() / max(seen[1:].sum(), 1)),
         100 * clean / max(counted, 1),
-        false_boxes / max(len(truth), 1),
+        false_count / max(len(truth), 1),
         100 * outside / max(area, 1),
     )
+
+
+def false_boxes(picture: Labelled, found: Detections) -> NDArray[np.bool_]:
+    """Tell which boxes (N,) overlap no annotated face."""
+    if not len(found) or not len(picture.boxes):
+        return np.ones(len(found), np.bool_)
+    return np.asarray(iou(found.boxes, picture.boxes).max(axis=1) < FALSE_IOU, np.bool_)
 
 
 def covered_shares(picture: Labelled, found: Detections, margin: float, from_px: float) -> NDArray[np.float64]:

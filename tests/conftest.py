@@ -38,6 +38,17 @@ def crowd() -> Crowd:
     return rgb, json.loads((EXAMPLES / "crowd.json").read_text("utf-8"))["faces"]
 
 
+@pytest.fixture
+def labelled_crowd(tmp_path: Path) -> Path:
+    """Return a folder with the crowd picture and its ``faces.jsonl``; every face is in every subset."""
+    crowd = json.loads((EXAMPLES / "crowd.json").read_text("utf-8"))
+    faces = [[x0, y0, x1 - x0, y1 - y0, 7] for x0, y0, x1, y1 in (face["box"] for face in crowd["faces"])]
+    record = {"image": "crowd.jpg", "width": crowd["width"], "height": crowd["height"], "faces": faces}
+    (tmp_path / "faces.jsonl").write_text(json.dumps(record) + "\n", "utf-8")
+    (tmp_path / "crowd.jpg").write_bytes((EXAMPLES / "photos" / "crowd.jpg").read_bytes())
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Return the folder of pictures that are not part of the project."""

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from blurguard import models
 from blurguard.types import Detections
 from calibration.__main__ import main
 from calibration.score import IGNORE, Labelled, average_precision, covered_shares, hidden_at, load_truth
-from tests.conftest import EXAMPLES
 
 EASY, HARD = 1, 4
 
@@ -63,14 +63,29 @@ def test_ignored_faces_count_neither_as_missed_nor_as_false() -> None:
     assert point.masked_outside > 0
 
 
-def test_the_step_prints_a_row_for_each_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    crowd = json.loads((EXAMPLES / "crowd.json").read_text())
-    faces = [[x0, y0, x1 - x0, y1 - y0, 7] for x0, y0, x1, y1 in (face["box"] for face in crowd["faces"])]
-    record = {"image": "crowd.jpg", "width": crowd["width"], "height": crowd["height"], "faces": faces}
-    (tmp_path / "faces.jsonl").write_text(json.dumps(record) + "\n")
-    (tmp_path / "crowd.jpg").write_bytes((EXAMPLES / "photos" / "crowd.jpg").read_bytes())
-    assert len(load_truth(tmp_path)[0].boxes) == len(faces)
-    assert main(["evaluate", str(tmp_path), "--mode", "fast", "--mode", "accurate"]) == 0
+def test_the_step_prints_a_row_for_each_mode(labelled_crowd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(labelled_crowd), "--mode", "fast", "--mode", "accurate"]) == 0
     fast, accurate = capsys.readouterr().out.splitlines()[-2:]
     easy = [float(row.split("|")[2].split("/")[0]) for row in (fast, accurate)]
     assert 20 < easy[0] < easy[1] < 100
+
+
+def test_a_file_that_is_in_no_manifest_is_measured_like_the_same_model_in_it(
+    labelled_crowd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = models.find("far-float")
+    rows = []
+    for which in (["--model", "far-float"], ["--file", str(models.folder() / spec.file)]):
+        assert main(["evaluate", str(labelled_crowd), "--mode", "fast", "--sweep", *which]) == 0
+        rows.append([row.split("|")[2:-2] for row in capsys.readouterr().out.splitlines()[4:]])
+    assert rows[0] == rows[1]
+
+
+def test_heights_stand_in_for_subsets_that_labels_do_not_have(tmp_path: Path) -> None:
+    faces = [[0, 0, 9, height, flags] for height, flags in ((60, 0), (59, 0), (24, 0), (8, 0), (7, 0), (90, IGNORE))]
+    record = {"image": "a.jpg", "width": 100, "height": 100, "faces": faces}
+    (tmp_path / "faces.jsonl").write_text(json.dumps(record), "utf-8")
+    assert load_truth(tmp_path)[0].flags.tolist() == [7, 6, 6, 4, 0, IGNORE]
+    record["faces"] = [*faces, [0, 0, 9, 90, HARD]]
+    (tmp_path / "faces.jsonl").write_text(json.dumps(record), "utf-8")
+    assert load_truth(tmp_path)[0].flags.tolist() == [0, 0, 0, 0, 0, IGNORE, HARD]

@@ -1,0 +1,85 @@
+"""Blocks left out and repeated."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from calibration import CalibrationError, base
+from calibration.__main__ import main
+
+if importlib.util.find_spec("torch"):
+    from calibration import network, shape
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="torch is not installed: only developers who retrain need it"
+)
+
+
+@pytest.fixture(scope="module")
+def start() -> bytes:
+    return base.start()
+
+
+def maps(data: bytes) -> list[NDArray[Any]]:
+    interpreter = Interpreter(model_content=data, num_threads=1)
+    interpreter.allocate_tensors()
+    image = np.random.default_rng(3).uniform(-1, 1, (1, 192, 192, 3)).astype(np.float32)
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+    interpreter.invoke()
+    return [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
+
+
+def layers(data: bytes) -> int:
+    return len(network.parse(data)[1]) // 2
+
+
+def test_a_repeated_block_adds_nothing_until_it_is_trained(start: bytes) -> None:
+    repeated = shape.repeat_last_block(start)
+    for before, after in zip(maps(start), maps(repeated), strict=True):
+        assert np.array_equal(before, after)
+    assert layers(repeated) == layers(start) + 4
+    # It is in the way of both heads: with other weights both outputs change.
+    graph, weights = network.parse(repeated)
+    last = graph.trunk()[-2].key
+    weights[f"{last}.bias"] += 1
+    changed = maps(network.write_back(repeated, weights))
+    assert all((after != before).any() for before, after in zip(maps(start), changed, strict=True))
+
+
+def test_the_twin_has_weights_of_its_own(start: bytes) -> None:
+    graph, weights = network.parse(shape.repeat_last_block(start))
+    before = [step.key for step in graph.trunk() if step.key][-8:-4]
+    for key in before:
+        weights[f"{key}.weight"] = weights[f"{key}.weight"] * 2
+    _, again = network.parse(network.write_back(shape.repeat_last_block(start), weights))
+    own = network.parse(shape.repeat_last_block(start))[1]
+    changed = {key for key in own if (again[key] != own[key]).any()}
+    assert changed == {f"{key}.weight" for key in before}
+
+
+def test_a_block_left_out_takes_its_layers_along(start: bytes) -> None:
+    assert layers(shape.without_block(start, 1)) == layers(start) - 4
+    # Without what it adds, a block is its shortcut: a repeated one can go again.
+    there_and_back = shape.without_block(shape.repeat_last_block(start), 16)
+    for before, after in zip(maps(start), maps(there_and_back), strict=True):
+        assert np.array_equal(before, after)
+    with pytest.raises(CalibrationError, match="no block 16: the network has 16"):
+        shape.without_block(start, 16)
+
+
+def test_the_step_puts_weights_in_and_writes_one_file(start: bytes, tmp_path: Path) -> None:
+    graph, weights = network.parse(start)
+    network.save_npz(tmp_path / "w.npz", network.with_log_sizes(graph, weights))
+    (tmp_path / "a.tflite").write_bytes(start)
+    arguments = ["shape", tmp_path / "a.tflite", tmp_path / "b.tflite", "--weights", tmp_path / "w.npz"]
+    assert main([*map(str, arguments), "--without", "0", "--without", "1", "--repeat-last"]) == 0
+    written = (tmp_path / "b.tflite").read_bytes()
+    assert layers(written) == layers(start) - 4
+    assert maps(written)[0].shape == (1, 48, 48, 4)

@@ -1,0 +1,55 @@
+"""The score from which a face is hidden is chosen by the false boxes that it lets through."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from blurguard.types import Detections
+from calibration import CalibrationError
+from calibration.__main__ import main
+from calibration.score import false_boxes, hidden_at
+from calibration.thresholds import LOWEST, lowest_score
+from tests.test_calibration_score import EASY, found, picture
+
+RIGHT = (10, 10, 30, 30)
+
+
+def false(*scores: float) -> Detections:
+    return found((*RIGHT, 0.9), *((100 + 5 * i, 60, 110 + 5 * i, 70, score) for i, score in enumerate(scores)))
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(0, 0.801), (1, 0.601), (2, 0.401), (3, 0.201), (4, LOWEST)])
+def test_the_lowest_score_within_the_budget(budget: float, expected: float) -> None:
+    truth, seen = [picture((10, 10, 20, 20, EASY))], [false(0.8, 0.6, 0.4, 0.2)]
+    chosen = lowest_score(truth, seen, budget)
+    assert chosen == pytest.approx(expected)
+    assert hidden_at(truth, seen, chosen, 0.3).false_per_picture <= budget
+    assert chosen == LOWEST or hidden_at(truth, seen, chosen - 0.002, 0.3).false_per_picture > budget
+
+
+def test_the_budget_is_one_of_all_pictures_together() -> None:
+    truth = [picture((10, 10, 20, 20, EASY))] * 2
+    assert lowest_score(truth, [false(0.8, 0.6, 0.5), false()], 1) == pytest.approx(0.501)
+    with pytest.raises(CalibrationError, match="no picture"):
+        lowest_score([], [], 1)
+
+
+def test_what_touches_an_annotated_face_is_not_false() -> None:
+    seen = found((*RIGHT, 0.5), (25, 10, 45, 30, 0.5), (29, 10, 49, 30, 0.5))
+    assert false_boxes(picture((10, 10, 20, 20, EASY)), seen).tolist() == [False, False, True]
+    assert false_boxes(picture(), seen).tolist() == [True, True, True]
+
+
+def test_the_step_writes_a_score_per_mode(
+    labelled_crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.json"
+    given = ["--model", "stock", "--mode", "fast", "--budget", "2", "--out", str(out)]
+    assert main(["thresholds", str(labelled_crowd), *given]) == 0
+    assert list(json.loads(out.read_text("utf-8"))) == ["fast"]
+    told = capsys.readouterr().out
+    assert "at most 2 false boxes a picture" in told
+    assert float(told.splitlines()[-1].split("|")[-4]) <= 2
