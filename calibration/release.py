@@ -1,0 +1,165 @@
+"""Writes a released model: ``python -m calibration release calibration/releases/far.toml``.
+
+From a checkpoint, the ranges of its activations and the facts in that file it makes the float network and the INT8
+one, their entries at the head of ``manifest.toml`` and the model card. It needs no picture, and the same inputs give
+the same bytes: whoever distrusts the shipped files can make them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from blurguard.config import Mode
+from blurguard.models import MANIFEST, ModelSpec
+from calibration import CalibrationError, base, flatbuffer, network, quantise, shape, write_whole
+from calibration.candidate import candidate
+from calibration.train import exported
+
+__all__ = ["Facts", "add_parser", "float_network", "load_facts", "run"]
+
+ENTRY = "[[model]]\n"
+CARD = "MODEL_CARD.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a release is made from and what is told of it; paths are relative to the file of facts.
+
+    Attributes:
+        name: of the INT8 model; the float one has ``-float`` after it.
+        file: of the INT8 model, ``.tflite``; the float one has ``_float`` before the suffix.
+        checkpoint: ``.npz`` that training wrote.
+        without: numbers of the start network's blocks that are left out.
+        repeat_last: whether its last block stands there twice.
+        kept_float: layers that are not INT8, as `quantise` names them.
+        ranges: ``.json`` that `quantise` wrote.
+        card: template of the model card.
+        thresholds: score from which a face is hidden, per mode.
+        evidence: where thresholds were chosen, and what was measured.
+        source: where the network comes from.
+        licence: of the weights, SPDX.
+        training_data: what they were trained on, and on which terms.
+    """
+
+    name: str
+    file: str
+    checkpoint: Path
+    without: tuple[int, ...]
+    repeat_last: bool
+    kept_float: str
+    ranges: Path
+    card: Path
+    thresholds: dict[Mode, float]
+    evidence: str
+    source: str
+    licence: str
+    training_data: str
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add this step to ``python -m calibration``."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = steps.add_parser("release", help="write the released model", description=__doc__, formatter_class=raw)
+    parser.add_argument("facts", type=Path, help=".toml of the release")
+    parser.add_argument("--models", type=Path, default=base.MODELS, help="folder of manifest.toml and the models")
+    parser.add_argument("--float-only", type=Path, help="write only the float network, to this file: for `quantise`")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write both files, the manifest and the card.
+
+    Raises:
+        CalibrationError: the facts or what they name cannot be read, or do not fit together.
+    """
+    facts = load_facts(arguments.facts)
+    data = float_network(facts)
+    if arguments.float_only:
+        write_whole(arguments.float_only, data)
+        return 0
+    source = quantise.prepared(data, quantise.load_ranges(facts.ranges))
+    small = quantise.quantised(source, quantise.chosen_layers(source, facts.kept_float))
+    specs = [_spec(facts, small, ""), _spec(facts, data, "float")]
+    for spec, content in zip(specs, (small, data), strict=True):
+        write_whole(arguments.models / spec.file, content)
+    manifest = arguments.models / MANIFEST
+    write_whole(manifest, _with_entries(manifest.read_text("utf-8"), specs).encode())
+    told = {f"{kind}_{key}": value for kind, key, value in _figures(specs, (small, data))}
+    write_whole(arguments.models / CARD, Template(facts.card.read_text("utf-8")).substitute(told).encode())
+    print(f"{specs[0].file}: {len(small)} bytes, {len(small) / len(data):.3f} of {specs[1].file}")
+    return 0
+
+
+def load_facts(path: Path) -> Facts:
+    """Return the facts of a release.
+
+    Raises:
+        CalibrationError: the file cannot be read, or is no such file.
+    """
+    try:
+        told: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        for key in ("checkpoint", "ranges", "card"):
+            told[key] = path.parent / told[key]
+        told["thresholds"] = {Mode(mode): float(score) for mode, score in told["thresholds"].items()}
+        return Facts(**told | {"without": tuple(told["without"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CalibrationError(f"cannot read the facts of a release in {path}: {error}") from error
+
+
+def float_network(facts: Facts) -> bytes:
+    """Return the float network of a release, with boxes in the units of `candidate`."""
+    data = base.start()
+    for number in sorted(facts.without, reverse=True):
+        data = shape.without_block(data, number)
+    if facts.repeat_last:
+        data = shape.repeat_last_block(data)
+    return flatbuffer.with_same_padding(exported(data, network.load_npz(facts.checkpoint)))
+
+
+def _spec(facts: Facts, data: bytes, kind: str) -> ModelSpec:
+    stem, suffix = facts.file.rsplit(".", 1)
+    return candidate(
+        data,
+        f"{stem}_{kind}.{suffix}" if kind else facts.file,
+        f"{facts.name}-{kind}" if kind else facts.name,
+        thresholds=facts.thresholds,
+        evidence=facts.evidence,
+        source=facts.source,
+        licence=facts.licence,
+        training_data=facts.training_data,
+    )
+
+
+def _with_entries(manifest: str, specs: list[ModelSpec]) -> str:
+    """Return the manifest with these models first, in place of its own ones of the same names."""
+    head, *entries = manifest.split(ENTRY)
+    names = {spec.name for spec in specs}
+    kept = [entry for entry in entries if tomllib.loads(entry)["name"] not in names]
+    return ENTRY.join([head, *(_entry(spec) for spec in specs), *kept])
+
+
+def _entry(spec: ModelSpec) -> str:
+    lines = [f"{field.name} = {_toml(getattr(spec, field.name))}" for field in dataclasses.fields(spec)]
+    return "\n".join(lines) + "\n\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(part)}" for key, part in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers, booleans and lists are written alike
+
+
+def _figures(specs: list[ModelSpec], contents: tuple[bytes, ...]) -> list[tuple[str, str, str]]:
+    """Return what the card's template may name: (model, figure, value)."""
+    found = []
+    for kind, spec, content in zip(("int8", "float"), specs, contents, strict=True):
+        found += [(kind, "file", spec.file), (kind, "sha256", spec.sha256), (kind, "bytes", f"{len(content):,}")]
+        found += [(kind, f"threshold_{mode}", f"{score:g}") for mode, score in spec.thresholds.items()]
+    return found
