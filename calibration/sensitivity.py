@@ -1,0 +1,152 @@
+"""What a quantised network loses against the float one: on labelled pictures, in time, and layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blurguard.config import Mode, Settings
+from blurguard.detectors import BlazeFaceDetector
+from blurguard.runtime import Network
+from calibration.candidate import candidate
+from calibration.evaluate import TABLE_HEAD, detect_all, row_of
+from calibration.score import BUCKETS, SUBSETS, Hidden, Labelled, average_precision, hidden_at
+
+__all__ = ["Noise", "Quality", "comparison", "layer_table", "milliseconds", "noise_of", "noises_by_layer", "quality_of"]
+
+SIDES = (192, 384, 768)  # px, at which time is measured
+ROUNDS = 20  # runs of which the quickest counts
+TOP_SHARE = 0.01  # of all cells: those with the highest scores, where faces are
+
+Make = Callable[[str], bytes]
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Maps = tuple[Floats, Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Signal-to-noise ratios, dB: the maps' variance to the squared errors in the cells with the highest scores.
+
+    Infinite where nothing differs.
+    """
+
+    boxes: float
+    scores: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What a network finds: AP by subset and hidden faces by height (`score.BUCKETS`), in percent."""
+
+    aps: tuple[float, ...]
+    by_height: tuple[float, ...]
+
+    def minus(self, other: Quality) -> Quality:
+        """Return the differences, in points."""
+        pairs = ((self.aps, other.aps), (self.by_height, other.by_height))
+        return Quality(*(tuple(a - b for a, b in zip(*pair, strict=True)) for pair in pairs))
+
+
+def comparison(networks: Mapping[str, bytes], truth: list[Labelled], mode: str, sides: Sequence[int] = SIDES) -> str:
+    """Return a Markdown table with a row for each .tflite file: what it finds, its time on one thread, its size.
+
+    Faces are hidden from the same score in all rows.
+    """
+    head, rule = TABLE_HEAD
+    columns = f" ms at {' / '.join(map(str, sides))} px | bytes |"
+    times = milliseconds(networks, sides)
+    lines = [head.replace("| mode |", "| network |") + columns, rule + "---|---|"]
+    for name, data in networks.items():
+        aps, point, spent = _found(data, truth, mode)
+        row = row_of(name, aps, point, spent)
+        lines.append(f"{row} {' / '.join(f'{time:.1f}' for time in times[name])} | {len(data):,} |")
+    return "\n".join(lines)
+
+
+def quality_of(data: bytes, truth: list[Labelled], mode: str) -> Quality:
+    """Return what a .tflite file finds in labelled pictures."""
+    aps, point, _ = _found(data, truth, mode)
+    return Quality(tuple(aps), point.by_height)
+
+
+def milliseconds(
+    networks: Mapping[str, bytes], sides: Sequence[int] = SIDES, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Return for each .tflite file the least time of a run on one thread, ms, at each side.
+
+    They run in turns, so that what else the machine does concerns all alike.
+    """
+    least = {name: [np.inf] * len(sides) for name in networks}
+    for index, side in enumerate(sides):
+        canvas = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+        ready = {name: Network(candidate(data), data) for name, data in networks.items()}
+        for turn in range(rounds + 1):
+            for name, network in ready.items():
+                started = perf_counter()
+                network.run(canvas)
+                if turn:  # the first one also builds the interpreter
+                    least[name][index] = min(least[name][index], 1000 * (perf_counter() - started))
+    return least
+
+
+def noise_of(reference: bytes, data: bytes, crops: Pixels) -> Noise:
+    """Return what the maps of one .tflite file differ from those of another, on crops, uint8 (N, h, w, 3) RGB."""
+    return _noise(_maps(reference, crops), _maps(data, crops))
+
+
+def noises_by_layer(reference: bytes, layers: Sequence[str], alone: Make, crops: Pixels) -> dict[str, Noise]:
+    """Return the noise when only one layer is INT8 (``alone(layer)`` makes that file), by layer, the worst first."""
+    expected = _maps(reference, crops)
+    noises = {layer: _noise(expected, _maps(alone(layer), crops)) for layer in layers}
+    return dict(sorted(noises.items(), key=lambda item: min(item[1].boxes, item[1].scores)))
+
+
+def layer_table(noises: Mapping[str, Noise], described: Mapping[str, str], losses: Mapping[str, Quality]) -> str:
+    """Return a Markdown table of layers, in the order of ``noises``.
+
+    ``losses`` holds what some layers lose alone, differences of `Quality`: AP and hidden faces of each size, in points.
+    """
+    sizes = TABLE_HEAD[0].split("|")[4 : 4 + len(BUCKETS)]
+    head = ["only this one INT8", "what", "boxes dB", "scores dB", "AP lost easy / medium / hard"]
+    head += [f"{size.strip()} lost" for size in sizes]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for layer, noise in noises.items():
+        cells = [layer, described[layer], f"{noise.boxes:.1f}", f"{noise.scores:.1f}"]
+        if layer in losses:
+            loss = losses[layer]
+            cells += [" / ".join(f"{ap:.1f}" for ap in loss.aps), *(f"{lost:.1f}" for lost in loss.by_height)]
+        lines.append(f"| {' | '.join(cells + [''] * (len(head) - len(cells)))} |")
+    return "\n".join(lines)
+
+
+def _found(data: bytes, truth: list[Labelled], mode: str) -> tuple[list[float], Hidden, float]:
+    """Return APs in percent, the operating point, and ms of processor time a picture."""
+    detector = BlazeFaceDetector(Network(candidate(data), data), Mode(mode))
+    found, spent = detect_all(detector, truth)
+    aps = [100 * average_precision(truth, found, bit) for bit in SUBSETS.values()]
+    return aps, hidden_at(truth, found, detector.threshold, Settings().margin), spent
+
+
+def _maps(data: bytes, crops: Pixels) -> Maps:
+    """Return boxes (N, h/4, w/4, 4) and logits (N, h/4, w/4)."""
+    network = Network(candidate(data), data)
+    boxes, logits = zip(*(network.run(crop) for crop in crops), strict=True)
+    return np.stack(boxes), np.stack(logits)
+
+
+def _noise(expected: Maps, got: Maps) -> Noise:
+    likely = expected[1] >= np.quantile(expected[1], 1 - TOP_SHARE)
+    return Noise(*(_decibels(*pair, likely) for pair in zip(expected, got, strict=True)))
+
+
+def _decibels(signal: Floats, noisy: Floats, counted: NDArray[np.bool_]) -> float:
+    """Return how much larger the variance of a map (N, h, w, ...) is than its mean squared error where that counts."""
+    error = float(np.square((noisy - signal)[counted], dtype=np.float64).mean())
+    power = float(signal.var(axis=(0, 1, 2), dtype=np.float64).mean())
+    return 10 * math.log10(power / error) if error and power else math.inf

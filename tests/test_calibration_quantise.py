@@ -1,0 +1,275 @@
+"""INT8: convolutions that pad themselves, uint8 pixels, what stays float, and what a layer loses alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from calibration import CalibrationError, base, flatbuffer
+from calibration.__main__ import main
+from tests.conftest import Crowd
+from tests.test_calibration_train import Tiny
+
+if importlib.util.find_spec("torch") and importlib.util.find_spec("ai_edge_quantizer"):
+    from calibration import quantise, sensitivity
+
+needs_quantizer = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None or importlib.util.find_spec("ai_edge_quantizer") is None,
+    reason="torch or ai-edge-quantizer is not installed: only developers who quantise need them",
+)
+
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+BASE = base.rewrite(base.START.read_bytes())
+SIZES = ((192, 192), (96, 224))
+STRAIGHT = {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1, "padding": schema.Padding.VALID}
+
+
+@pytest.fixture(scope="module")
+def crops(crowd: Crowd) -> Pixels:
+    """Return uint8 (6, 128, 128, 3) of the crowd."""
+    return np.stack([crowd[0][y : y + 128, x : x + 128] for y in (500, 620, 740) for x in (200, 420)])
+
+
+@pytest.fixture(scope="module")
+def source(crops: Pixels) -> quantise.Prepared:
+    return quantise.prepared(BASE, quantise.measured(BASE, crops))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> bytes:
+    return flatbuffer.resizable(Tiny().data(), quantise.OUTPUTS, "tiny")
+
+
+def interpreter(data: bytes, height: int, width: int) -> Any:
+    made = Interpreter(
+        model_content=flatbuffer.at_size(data, flatbuffer.size_constants(data), height, width), num_threads=1
+    )
+    made.resize_tensor_input(made.get_input_details()[0]["index"], [1, height, width, 3])
+    made.allocate_tensors()
+    return made
+
+
+def outputs(data: bytes, image: NDArray[Any]) -> dict[str, Floats]:
+    """Return the maps by their names, for (h, w, 3)."""
+    made = interpreter(data, *image.shape[:2])
+    made.set_tensor(made.get_input_details()[0]["index"], image[None])
+    made.invoke()
+    return {detail["name"]: made.get_tensor(detail["index"])[0] for detail in made.get_output_details()}
+
+
+def normalised(pixels: Pixels) -> Floats:
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def weight_types(data: bytes) -> Counter[int]:
+    """Return how many layers have weights of each type."""
+    model = flatbuffer.unpacked(data)
+    tensors = model.subgraphs[0].tensors
+    layers = [
+        op for op in model.subgraphs[0].operators if flatbuffer.operator_name(model, op) in flatbuffer.CONVOLUTIONS
+    ]
+    return Counter(int(tensors[op.inputs[1]].type) for op in layers)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_convolutions_that_pad_themselves_give_the_same_bits(crowd: Crowd, size: tuple[int, int]) -> None:
+    image = normalised(crowd[0][600 : 600 + size[0], 200 : 200 + size[1]])
+    before, after = outputs(BASE, image), outputs(flatbuffer.with_same_padding(BASE), image)
+    assert before.keys() == after.keys() == {"boxes", "scores"}
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+
+
+def test_the_pads_that_stay_are_those_before_a_stride_or_that_add_channels() -> None:
+    model = flatbuffer.unpacked(flatbuffer.with_same_padding(BASE))
+    (graph,) = model.subgraphs
+    pads = {int(op.outputs[0]) for op in graph.operators if flatbuffer.operator_name(model, op) == "PAD"}
+    strides = [
+        op.builtinOptions.strideH
+        for op in graph.operators
+        if pads & {int(op.inputs[0])}
+        if hasattr(op.builtinOptions, "strideH")
+    ]
+    assert strides and set(strides) == {2}
+    assert flatbuffer.operator_names(BASE)["PAD"] > 2 * len(pads)
+
+
+class Padded(Tiny):
+    """One PAD and one 3 x 3 convolution of stride 1."""
+
+    def __init__(self, *amounts: int) -> None:
+        super().__init__()
+        image = self.tensor(1, 64, 64, 3)
+        around = self.tensor(4, 2, values=np.array(amounts, np.int32).reshape(4, 2))
+        side = 64 + amounts[2] + amounts[3]
+        x = self.add("PAD", [image, around], (1, side, side, 3))
+        x = self.add("CONV_2D", [x, self.noise(4, 3, 3, 3), self.noise(4)], (1, side - 2, side - 2, 4), **STRAIGHT)
+        self.graph.inputs, self.graph.outputs = [image], [x]
+
+    def data(self) -> bytes:
+        return flatbuffer.packed(self.model)
+
+
+@pytest.mark.parametrize(("amounts", "merged"), [((1, 1, 1, 1), True), ((0, 2, 0, 2), False), ((2, 2, 2, 2), False)])
+def test_only_an_even_pad_of_half_the_kernel_is_merged(amounts: tuple[int, ...], merged: bool) -> None:
+    data = Padded(0, 0, *amounts, 0, 0).data()
+    after = flatbuffer.with_same_padding(data)
+    assert (flatbuffer.operator_names(after)["PAD"] == 0) == merged
+    image = normalised(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8))
+    for expected, got in zip(outputs(data, image).values(), outputs(after, image).values(), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_uint8_pixels_are_what_the_float_input_would_get(crops: Pixels) -> None:
+    taken = flatbuffer.with_uint8_input(BASE, 1 / 127.5, 128)
+    expected, got = outputs(BASE, (crops[0].astype(np.float32) - 128) * np.float32(1 / 127.5)), outputs(taken, crops[0])
+    for name in expected:
+        np.testing.assert_array_equal(got[name], expected[name])
+
+
+def test_packing_stores_equal_vectors_once_but_size_constants_apart() -> None:
+    model = flatbuffer.unpacked(BASE)
+    whole = flatbuffer.packed(model)
+    for buffer in model.buffers:
+        if buffer.data is not None and len(buffer.data) == flatbuffer.SIZE.size:
+            buffer.data = np.frombuffer(flatbuffer.SIZE.pack(24, 24), np.uint8)
+        elif buffer.data is not None and len(buffer.data) > 1000:
+            buffer.data = np.zeros(len(buffer.data), np.uint8)
+    alike = flatbuffer.packed(model)
+    assert len(alike) < len(whole) / 2
+    assert len({offset for offset, _ in flatbuffer.size_constants(alike)}) == 3
+
+
+@needs_quantizer
+def test_it_takes_pixels_and_gives_float_maps_at_any_size(source: quantise.Prepared, crowd: Crowd) -> None:
+    data = quantise.quantised(source, quantise.chosen_layers(source, "heads"))
+    for height, width in SIZES:
+        pixels = crowd[0][600 : 600 + height, 200 : 200 + width]
+        expected, got = outputs(BASE, normalised(pixels)), outputs(data, pixels)
+        for name in quantise.OUTPUTS:
+            assert got[name].dtype == np.float32 and got[name].shape == expected[name].shape
+        noise = sensitivity.noise_of(BASE, data, pixels[None])
+        assert noise.boxes > 9 and noise.scores > 7, (height, width)
+
+
+@needs_quantizer
+def test_the_file_is_small_of_one_piece_and_always_the_same(source: quantise.Prepared, crops: Pixels) -> None:
+    data = quantise.quantised(source, quantise.chosen_layers(source, "heads"))
+    assert len(data) <= 0.31 * len(BASE)
+    assert data == quantise.quantised(
+        quantise.prepared(BASE, quantise.measured(BASE, crops)), quantise.chosen_layers(source, "heads")
+    )
+    made = interpreter(data, 128, 128)
+    kinds = Counter(op["op_name"] for op in made._get_ops_details())
+    assert kinds["DELEGATE"] <= 1, "XNNPACK takes it in several pieces"
+    names = {tensor.name for tensor in flatbuffer.unpacked(data).subgraphs[0].tensors}
+    assert names == {None, b"image", b"boxes", b"scores"}
+
+
+@needs_quantizer
+def test_chosen_layers_stay_float(source: quantise.Prepared) -> None:
+    kinds, total = schema.TensorType, len(source.layers)
+    heads = quantise.chosen_layers(source, "heads")
+    assert heads == quantise.chosen_layers(source, "boxes,scores") and len(heads) == 4
+    for kept in (set(), heads, {"000", "017"}, set(source.layers)):
+        types = weight_types(quantise.quantised(source, kept))
+        assert (types[kinds.FLOAT32], types[kinds.INT8]) == (len(kept), total - len(kept))
+    assert not quantise.chosen_layers(source, "")
+    with pytest.raises(CalibrationError, match="no layer 999: give heads"):
+        quantise.chosen_layers(source, "heads,999")
+
+
+@needs_quantizer
+def test_ranges_leave_out_what_few_crops_have(tiny: bytes, crops: Pixels) -> None:
+    same = np.repeat(crops[:1], 19, axis=0)
+    odd = np.random.default_rng(2).integers(0, 2, crops[:1].shape, np.uint8) * 255
+    plain, mixed = quantise.measured(tiny, same), quantise.measured(tiny, np.concatenate([odd, same]))
+    assert plain == mixed
+    assert plain["image"] == pytest.approx((-128 / 127.5, 127 / 127.5))
+
+
+@needs_quantizer
+def test_noise_tells_which_layer_does_harm(source: quantise.Prepared, tiny: bytes, crops: Pixels) -> None:
+    assert sensitivity.noise_of(BASE, BASE, crops[:2]) == sensitivity.Noise(math.inf, math.inf)
+
+    def alone(layer: str) -> bytes:
+        return quantise.quantised(source, set(source.layers) - {layer})
+
+    noises = sensitivity.noises_by_layer(BASE, ["000", "045", "090"], alone, crops[:3])
+    whole = sensitivity.noise_of(BASE, quantise.quantised(source, ()), crops[:3])
+    assert min(noises["000"].scores, noises["045"].scores) > whole.scores > 15
+    assert noises["090"].scores > noises["000"].scores, "the last layer of the boxes changes no score"
+    lows = [min(noise.boxes, noise.scores) for noise in noises.values()]
+    assert lows == sorted(lows)
+
+
+def write_set(folder: Path, crops: Pixels) -> Path:
+    folder.mkdir()
+    np.savez(folder / "set.npz", crops=crops)
+    return folder
+
+
+@needs_quantizer
+def test_the_step_writes_the_network_and_prints_tables(
+    tmp_path: Path, tiny: bytes, crops: Pixels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2 = pytest.importorskip("cv2")
+    (tmp_path / "tiny.tflite").write_bytes(tiny)
+    data = tmp_path / "data"
+    data.mkdir()
+    cv2.imwrite(str(data / "a.png"), crops[0])
+    (data / "faces.jsonl").write_text('{"image": "a.png", "width": 128, "height": 128, "faces": [[9, 9, 40, 50, 0]]}\n')
+    folder, out = write_set(tmp_path / "set", crops), tmp_path / "int8.tflite"
+    command = ["quantise", str(tmp_path / "tiny.tflite"), "--set", str(folder), "--out", str(out)]
+    assert main([*command, "--report", str(data), "--held", "0", "--worst", "1", "--mode", "fast"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    tables = [[line for line in printed if line.startswith("|") and line.count("|") == count] for count in (16, 11)]
+    assert [len(table) for table in tables] == [2 + 3, 2 + 6], printed
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.tflite", "int8.tflite", "set", "data"}
+    first = out.read_bytes()
+    assert main([*command, "--ranges", str(tmp_path / "ranges.json")]) == 0
+    assert out.read_bytes() == first
+    source = quantise.prepared(tiny, quantise.load_ranges(tmp_path / "ranges.json"))
+    assert quantise.quantised(source, quantise.chosen_layers(source, "heads")) == first
+
+
+@needs_quantizer
+def test_what_cannot_be_quantised_is_refused_and_leaves_no_file(
+    tmp_path: Path, tiny: bytes, crops: Pixels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = quantise.prepared(tiny, quantise.measured(tiny, crops))
+    files = {"text": b"nothing of the kind", "int8": quantise.quantised(source, ()), "tiny": tiny}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    full, empty = write_set(tmp_path / "full", crops), write_set(tmp_path / "empty", crops[:0])
+    cases = [
+        ("none", full, "cannot read"),
+        ("text", full, "no .tflite file"),
+        ("int8", full, "give the float one"),
+        ("tiny", empty, "set is empty"),
+        ("tiny", tmp_path / "nowhere", "calibration set"),
+    ]
+    for name, folder, message in cases:
+        out = tmp_path / "out.tflite"
+        assert main(["quantise", str(tmp_path / name), "--set", str(folder), "--out", str(out)]) == 1
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+
+
+@needs_quantizer
+def test_ranges_of_another_network_are_refused(tmp_path: Path, tiny: bytes, source: quantise.Prepared) -> None:
+    with pytest.raises(CalibrationError, match="ranges are of another network"):
+        quantise.prepared(tiny, source.ranges)
+    for text in ("no json", "[1]", '{"image": 3}'):
+        (tmp_path / "ranges.json").write_text(text)
+        with pytest.raises(CalibrationError, match="cannot read the ranges"):
+            quantise.load_ranges(tmp_path / "ranges.json")
