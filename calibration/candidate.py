@@ -23,6 +23,7 @@ def candidate(data: bytes, file: str = "", name: str = "candidate", **known: str
     ``known`` are further fields of `ModelSpec`: thresholds, evidence, source, licence, training_data.
     """
     told: dict[str, object] = {"thresholds": dict.fromkeys(Mode, UNSET), "evidence": "", "source": "", "licence": ""}
+    told |= {"crowd_ap": {}}
     told |= {"training_data": "", **known}
     return ModelSpec(
         name=name,

@@ -346,7 +346,10 @@ def _separate_sizes(model: Any, name: Callable[[Any], str]) -> None:
 
 
 def drop_unused(model: Any) -> None:
-    """Leave out the tensors, buffers, operator codes and metadata that nothing refers to."""
+    """Leave out the tensors, buffers, operator codes and metadata that nothing refers to.
+
+    A signature's tensors must be the graph's inputs and outputs.
+    """
     (graph,) = model.subgraphs
     operators = graph.operators
     touched = {*graph.inputs, *graph.outputs}.union(*([*op.inputs, *op.outputs] for op in operators))
@@ -358,6 +361,9 @@ def drop_unused(model: Any) -> None:
     for op in operators:
         op.inputs = [tensor_at[tensor] for tensor in op.inputs]
         op.outputs = [tensor_at[tensor] for tensor in op.outputs]
+    for signature in model.signatureDefs or []:
+        for entry in (*signature.inputs, *signature.outputs):
+            entry.tensorIndex = tensor_at[entry.tensorIndex]
 
     buffers = sorted({0} | {tensor.buffer for tensor in graph.tensors})  # 0: the schema's "no data"
     for tensor in graph.tensors:

@@ -20,6 +20,7 @@ from blurguard.config import Mode
 from blurguard.models import MANIFEST, ModelSpec
 from calibration import CalibrationError, base, flatbuffer, network, quantise, shape, write_whole
 from calibration.candidate import candidate
+from calibration.evaluate import crowd_aps
 from calibration.train import exported
 
 __all__ = ["Facts", "add_parser", "float_network", "load_facts", "run"]
@@ -86,7 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     source = quantise.prepared(data, quantise.load_ranges(facts.ranges))
     small = quantise.quantised(source, quantise.chosen_layers(source, facts.kept_float))
-    specs = [_spec(facts, small, ""), _spec(facts, data, "float")]
+    specs = [
+        dataclasses.replace(spec, crowd_ap=crowd_aps(spec, content))
+        for spec, content in ((_spec(facts, small, ""), small), (_spec(facts, data, "float"), data))
+    ]
     for spec, content in zip(specs, (small, data), strict=True):
         write_whole(arguments.models / spec.file, content)
     manifest = arguments.models / MANIFEST

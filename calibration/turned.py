@@ -1,0 +1,110 @@
+"""What looking at turned pictures finds and costs: ``python -m calibration turned DATA``.
+
+Pictures are turned by 0 to 180 degrees, with the boxes of their faces, and looked at with and without the turned
+passes of the accurate mode. Faces of ``FROM_PX`` and more count: turned passes are too coarse for others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from blurguard.config import Mode
+from blurguard.detectors import QUARTER_TURNS, BlazeFaceDetector
+from blurguard.geometry import iou
+from blurguard.types import Detections
+from calibration.evaluate import add_choice, chosen_pictures, detector_of, pixels_of
+from calibration.score import IGNORE, Labelled, false_boxes
+
+DEGREES = (0, 45, 90, 135, 180)
+FROM_PX = 20.0  # longer side of a face, px of the picture
+FOUND_IOU = 0.3  # of a turned face's box, which is a guess between its corners
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """What was found, with the turned passes (``rescue``) or without; processor time is per picture."""
+
+    rescue: bool
+    faces: int
+    found: int
+    false_per_picture: float
+    milliseconds: float
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add this step to ``python -m calibration``."""
+    parser = steps.add_parser("turned", help="recall on turned pictures, with and without the turned passes")
+    add_choice(parser)
+    parser.add_argument("--degrees", type=int, action="append", help="turn by so much (may be repeated)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table."""
+    cv2.setNumThreads(1)
+    truth = chosen_pictures(arguments)
+    detector = detector_of(arguments, Mode.ACCURATE)
+    print(f"{len(truth)} pictures, one thread, score from {detector.threshold:g}, faces of {FROM_PX:g} px and more\n")
+    print("| turned by | turned passes | faces | found | false boxes a picture | CPU ms a picture |")
+    print("|---|---|---|---|---|---|")
+    for degrees in arguments.degrees or DEGREES:
+        for row in measured(detector, truth, degrees):
+            print(
+                f"| {degrees}° | {'with' if row.rescue else 'without'} | {row.faces} | "
+                f"{100 * row.found / max(row.faces, 1):.1f} % | {row.false_per_picture:.2f} | {row.milliseconds:.0f} |"
+            )
+    return 0
+
+
+def measured(detector: BlazeFaceDetector, truth: list[Labelled], degrees: int) -> list[Turned]:
+    """Return what is found without the turned passes, and with them, in pictures turned by so many degrees."""
+    pairs = [turned_by(pixels_of(picture), picture, degrees) for picture in truth]
+    rows = []
+    for turns in ((), QUARTER_TURNS):
+        detector.turns = turns
+        seen, wrong, seconds = [np.zeros(0, np.bool_)], 0, 0.0
+        for rgb, picture in pairs:
+            detector.detect(rgb, detector.threshold)  # builds the interpreters of this size, untimed
+            started = time.process_time()
+            boxes = detector.detect(rgb, detector.threshold)
+            seconds += time.process_time() - started
+            seen.append(found_in(picture, boxes))
+            wrong += int(false_boxes(picture, boxes).sum())
+        every = np.concatenate(seen)
+        count = max(len(truth), 1)
+        rows.append(Turned(bool(turns), len(every), int(every.sum()), wrong / count, 1000 * seconds / count))
+    return rows
+
+
+def turned_by(rgb: NDArray[np.uint8], picture: Labelled, degrees: int) -> tuple[NDArray[np.uint8], Labelled]:
+    """Return a picture turned against the clock, grown so that no corner is cut, and where its faces are then.
+
+    A box keeps its size and turns about its centre; by a quarter turn its sides change places.
+    """
+    height, width = rgb.shape[:2]
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
+    across = np.abs(matrix[:, :2]) @ (width, height)
+    size = round(across[0]), round(across[1])
+    matrix[:, 2] += (np.array(size) - (width, height)) / 2
+    # Centres of pixels lie at + 0.5; OpenCV counts from the first of them.
+    offset = matrix[:, 2] + matrix[:, :2] @ (0.5, 0.5) - 0.5
+    pixels = np.asarray(cv2.warpAffine(rgb, np.column_stack([matrix[:, :2], offset]), size), np.uint8)
+    centres = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2 @ matrix[:, :2].T + matrix[:, 2]
+    sides = picture.boxes[:, 2:] - picture.boxes[:, :2]
+    half = (sides[:, ::-1] if degrees % 180 == 90 else sides) / 2
+    boxes = np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)
+    return pixels, dataclasses.replace(picture, width=size[0], height=size[1], boxes=boxes)
+
+
+def found_in(picture: Labelled, found: Detections) -> NDArray[np.bool_]:
+    """Tell which of the faces that count were found, (n,)."""
+    longer = (picture.boxes[:, 2:] - picture.boxes[:, :2]).max(axis=1, initial=0)
+    counted = picture.boxes[((picture.flags & IGNORE) == 0) & (longer >= FROM_PX)]
+    return np.asarray(iou(counted, found.boxes).max(axis=1, initial=0) >= FOUND_IOU, np.bool_)
