@@ -18,12 +18,12 @@ from typing import Any
 
 from blurguard.config import Mode
 from blurguard.models import MANIFEST, ModelSpec
-from calibration import CalibrationError, base, flatbuffer, network, quantise, shape, write_whole
+from calibration import CalibrationError, base, flatbuffer, network, quantise, write_whole
 from calibration.candidate import candidate
 from calibration.evaluate import crowd_aps
 from calibration.train import exported
 
-__all__ = ["Facts", "add_parser", "float_network", "load_facts", "run"]
+__all__ = ["Facts", "add_parser", "float_network", "load_facts", "run", "with_entries"]
 
 ENTRY = "[[model]]\n"
 CARD = "MODEL_CARD.md"
@@ -36,9 +36,7 @@ class Facts:
     Attributes:
         name: of the INT8 model; the float one has ``-float`` after it.
         file: of the INT8 model, ``.tflite``; the float one has ``_float`` before the suffix.
-        checkpoint: ``.npz`` that training wrote.
-        without: numbers of the start network's blocks that are left out.
-        repeat_last: whether its last block stands there twice.
+        checkpoint: ``model.tflite`` that training wrote.
         kept_float: layers that are not INT8, as `quantise` names them.
         ranges: ``.json`` that `quantise` wrote.
         card: template of the model card.
@@ -52,8 +50,6 @@ class Facts:
     name: str
     file: str
     checkpoint: Path
-    without: tuple[int, ...]
-    repeat_last: bool
     kept_float: str
     ranges: Path
     card: Path
@@ -94,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     for spec, content in zip(specs, (small, data), strict=True):
         write_whole(arguments.models / spec.file, content)
     manifest = arguments.models / MANIFEST
-    write_whole(manifest, _with_entries(manifest.read_text("utf-8"), specs).encode())
+    write_whole(manifest, with_entries(manifest.read_text("utf-8"), specs).encode())
     told = {f"{kind}_{key}": value for kind, key, value in _figures(specs, (small, data))}
     write_whole(arguments.models / CARD, Template(facts.card.read_text("utf-8")).substitute(told).encode())
     print(f"{specs[0].file}: {len(small)} bytes, {len(small) / len(data):.3f} of {specs[1].file}")
@@ -112,19 +108,16 @@ def load_facts(path: Path) -> Facts:
         for key in ("checkpoint", "ranges", "card"):
             told[key] = path.parent / told[key]
         told["thresholds"] = {Mode(mode): float(score) for mode, score in told["thresholds"].items()}
-        return Facts(**told | {"without": tuple(told["without"])})
+        return Facts(**told)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CalibrationError(f"cannot read the facts of a release in {path}: {error}") from error
 
 
 def float_network(facts: Facts) -> bytes:
     """Return the float network of a release, with boxes in the units of `candidate`."""
-    data = base.start()
-    for number in sorted(facts.without, reverse=True):
-        data = shape.without_block(data, number)
-    if facts.repeat_last:
-        data = shape.repeat_last_block(data)
-    return flatbuffer.with_same_padding(exported(data, network.load_npz(facts.checkpoint)))
+    data = facts.checkpoint.read_bytes()
+    _, weights = network.parse(data)
+    return flatbuffer.with_same_padding(exported(data, weights))
 
 
 def _spec(facts: Facts, data: bytes, kind: str) -> ModelSpec:
@@ -141,7 +134,7 @@ def _spec(facts: Facts, data: bytes, kind: str) -> ModelSpec:
     )
 
 
-def _with_entries(manifest: str, specs: list[ModelSpec]) -> str:
+def with_entries(manifest: str, specs: list[ModelSpec]) -> str:
     """Return the manifest with these models first, in place of its own ones of the same names."""
     head, *entries = manifest.split(ENTRY)
     names = {spec.name for spec in specs}

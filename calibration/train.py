@@ -2,7 +2,8 @@
 
 DATA is a folder with ``faces.jsonl``. FOLDER gets, every few minutes:
 
-- ``ema.npz``: the moving average of the weights, which is what a model is made of; ``weights.npz``: the last ones;
+- ``model.tflite``: the network with the moving average of the weights, which is what a model is made of; ``ema.npz``:
+  that average alone; ``weights.npz``: the last ones;
 - ``state.pt``: all that ``--resume`` needs to go on as if nothing had happened;
 - ``log.jsonl``: losses, learning rate and speed; of the moving average, the losses on pictures kept back and the AP
   of the accurate mode on some of them (faces of 60, 24 and 8 px and more);
@@ -37,7 +38,7 @@ from torch.utils.data import DataLoader
 from blurguard.config import Mode
 from blurguard.detectors import BlazeFaceDetector
 from blurguard.runtime import Network
-from calibration import CalibrationError, flatbuffer, network, plot
+from calibration import CalibrationError, flatbuffer, network, plot, write_whole
 from calibration.base import OUTPUTS
 from calibration.candidate import OFFSET_UNIT, SIZE_UNIT, candidate
 from calibration.crops import Batch, Blocks, Plan, load_pictures, split
@@ -271,6 +272,8 @@ class Trainer:
             state.last_step = min(state.last_step, state.step + self.recipe.decay)
         network.save_npz(self.out / "ema.npz", state.average)
         network.save_npz(self.out / "weights.npz", state.weights)
+        model = network.write_back((self.out / "graph.tflite").read_bytes(), state.average)
+        write_whole(self.out / "model.tflite", model)
         stored = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         stored |= {"optimiser": state.optimiser.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
         torch.save(stored, part)

@@ -89,14 +89,15 @@ def turned_by(rgb: NDArray[np.uint8], picture: Labelled, degrees: int) -> tuple[
     A box keeps its size and turns about its centre; by a quarter turn its sides change places.
     """
     height, width = rgb.shape[:2]
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
-    across = np.abs(matrix[:, :2]) @ (width, height)
-    size = round(across[0]), round(across[1])
-    matrix[:, 2] += (np.array(size) - (width, height)) / 2
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[cosine, sine], [-sine, cosine]])  # y runs down
+    across = np.abs(turn) @ (width, height)
+    size = round(float(across[0])), round(float(across[1]))
+    shift = np.array(size) / 2 - turn @ (width / 2, height / 2)
     # Centres of pixels lie at + 0.5; OpenCV counts from the first of them.
-    offset = matrix[:, 2] + matrix[:, :2] @ (0.5, 0.5) - 0.5
-    pixels = np.asarray(cv2.warpAffine(rgb, np.column_stack([matrix[:, :2], offset]), size), np.uint8)
-    centres = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2 @ matrix[:, :2].T + matrix[:, 2]
+    matrix = np.column_stack([turn, shift + turn @ (0.5, 0.5) - 0.5])
+    pixels = np.asarray(cv2.warpAffine(rgb, matrix, size), np.uint8)
+    centres = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2 @ turn.T + shift
     sides = picture.boxes[:, 2:] - picture.boxes[:, :2]
     half = (sides[:, ::-1] if degrees % 180 == 90 else sides) / 2
     boxes = np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)

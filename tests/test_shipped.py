@@ -1,0 +1,61 @@
+"""The models that are shipped are what the manifest says of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+
+from blurguard import models
+from blurguard.types import Detections
+from calibration.evaluate import crowd_aps
+from calibration.flatbuffer import operator_name
+from calibration.score import SUBSETS, average_precision, load_truth
+from tests.commands import blurguard
+
+LARGEST = 900_000  # bytes of the default model
+HEAD_LAYERS = 4
+
+
+def layers(data: bytes) -> Counter[tuple[int, int]]:
+    """Return how many convolutions have which types of weights and results."""
+    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    (graph,) = model.subgraphs
+    found = [op for op in graph.operators if operator_name(model, op) in ("CONV_2D", "DEPTHWISE_CONV_2D")]
+    return Counter((graph.tensors[op.inputs[1]].type, graph.tensors[op.outputs[0]].type) for op in found)
+
+
+def test_the_default_model_is_int8_but_for_its_heads() -> None:
+    spec = models.find()
+    data = models.load(spec)  # checks the hash
+    assert spec.name == "far"
+    assert len(data) <= LARGEST
+    int8, float32 = schema.TensorType.INT8, schema.TensorType.FLOAT32
+    found = layers(data)
+    assert set(found) == {(int8, int8), (float32, float32)}
+    assert found[float32, float32] == HEAD_LAYERS
+    assert found[int8, int8] > 80
+    twin = models.load(models.find("far-float"))
+    assert layers(twin) == {(float32, float32): sum(found.values())}
+    assert len(data) < 0.31 * len(twin)
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in models.specs()])
+def test_a_model_finds_in_the_crowd_what_it_found_when_it_was_released(name: str) -> None:
+    spec = models.find(name)
+    for mode, ap in crowd_aps(spec, models.load(spec)).items():
+        assert ap == pytest.approx(spec.crowd_ap[mode], abs=1.0), mode  # INT8 kernels differ between processors
+        assert ap > 40
+
+
+def test_the_command_finds_what_the_published_figures_are_of(labelled_crowd: Path) -> None:
+    for mode, ap in models.find().crowd_ap.items():
+        told = blurguard("detect", labelled_crowd / "crowd.jpg", "--mode", mode, "--min-score", 0.02, "--json", "-")
+        (line,) = map(json.loads, told.stdout.splitlines())
+        rows = np.array([[*face["box"], face["score"]] for face in line["faces"]], np.float32)
+        found = [Detections(rows[:, :4], rows[:, 4])]
+        assert 100 * average_precision(load_truth(labelled_crowd), found, SUBSETS["hard"]) == pytest.approx(ap, abs=1.0)
