@@ -19,6 +19,9 @@ NO_DETECTIONS = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
 # A face box is a guess: however small the face, this many px round it are hidden too.
 MIN_MARGIN_PX = 1.5
 AGREEING_IOU = 0.5
+# Longer side, px as a pass saw it, from which a box has its full weight in the mean; weights fall with its square.
+# On held-back training pictures AP hard 64.7 -> 66.0 and as many faces hidden; 32 px does no better.
+SHARP_PX = 16.0
 MOST_BOXES = 4000  # the best ones; more there are only at scores where noise is taken for faces
 
 
@@ -26,6 +29,11 @@ def areas(boxes: Boxes) -> NDArray[np.float32]:
     """Return the area of each box, px^2; 0 where a box is turned inside out."""
     size = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None)
     return np.asarray(size[:, 0] * size[:, 1], np.float32)
+
+
+def longer_sides(boxes: Boxes) -> NDArray[np.float32]:
+    """Return the longer side of each box, px."""
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0), np.float32)
 
 
 def intersections(a: Boxes, b: Boxes) -> NDArray[np.float32]:
@@ -67,22 +75,54 @@ def suppress(
     return np.array(kept, np.intp)
 
 
-def merged(parts: list[Detections], most_iou: float, most_contained: float = math.inf) -> Detections:
-    """Return one list of faces from the passes over one picture; knows nothing of where each came from.
+def merged(
+    parts: list[Detections], most_iou: float, most_contained: float = math.inf, scales: list[float] | None = None
+) -> Detections:
+    """Return one list of faces from the passes over one picture.
 
     Each box is the mean, weighted by score, of the best one and those that agree with it: nearer to the face
     than the best one alone, most of all for large faces.
+
+    Args:
+        parts: a list for each pass, px of the picture.
+        most_iou: as for ``suppress``.
+        most_contained: as for ``suppress``.
+        scales: px that each pass saw for one px of the picture. Where given, boxes of few px that a pass saw weigh
+            less: a coarse one often has the best score of all, but not the best place.
     """
     boxes = np.concatenate([p.boxes for p in parts] or [NO_DETECTIONS.boxes])
     scores = np.concatenate([p.scores for p in parts] or [NO_DETECTIONS.scores])
+    weights = scores
+    if scales is not None:
+        seen = np.repeat(np.array(scales, np.float32), [len(p) for p in parts]) * longer_sides(boxes)
+        weights = scores * np.clip(seen / SHARP_PX, 1e-3, 1) ** 2
     kept = suppress(boxes, scores, most_iou, most_contained)
-    return Detections(np.array([_mean_box(boxes, scores, best) for best in kept], np.float32), scores[kept])
+    return Detections(np.array([_mean_box(boxes, weights, best) for best in kept], np.float32), scores[kept])
 
 
-def _mean_box(boxes: Boxes, scores: NDArray[np.float32], best: np.intp) -> Boxes:
+def _mean_box(boxes: Boxes, weights: NDArray[np.float32], best: np.intp) -> Boxes:
     """Return the mean of the boxes (N, 4) that agree with the best one, (4,)."""
     agree = iou(boxes[best][None], boxes)[0] > AGREEING_IOU
-    return np.asarray(np.average(boxes[agree], axis=0, weights=scores[agree]), np.float32)
+    return np.asarray(np.average(boxes[agree], axis=0, weights=weights[agree]), np.float32)
+
+
+def turned_back(boxes: Boxes, quarters: int, width: int, height: int) -> Boxes:
+    """Return boxes (N, 4) seen in ``np.rot90(picture, quarters)`` as px of the upright picture.
+
+    Args:
+        boxes: px of the turned picture.
+        quarters: turns of 90 degrees against the clock.
+        width: of the upright picture, px.
+        height: of the upright picture, px.
+    """
+    left, top, right, bottom = boxes.T
+    if quarters % 4 == 1:
+        left, top, right, bottom = width - bottom, left, width - top, right
+    elif quarters % 4 == 2:
+        left, top, right, bottom = width - right, height - bottom, width - left, height - top
+    elif quarters % 4 == 3:
+        left, top, right, bottom = top, height - right, bottom, height - left
+    return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
 
 
 def tile_spans(length: int, most: int, overlap: int, multiple: int) -> list[tuple[int, int]]:

@@ -43,6 +43,8 @@ class ModelSpec:
         fine_logit_shift: added to the logits where the picture is looked at at nearly its own size or enlarged;
             there weights that were not trained for small faces see them in noise.
         thresholds: score from which a face is hidden, per mode.
+        crowd_ap: AP, percent, per mode, of the faces of ``examples/photos/crowd.jpg``: tells whether a build runs as
+            the released one did.
         evidence: where the thresholds and the corrections were measured.
         source: where the weights come from.
         licence: of the weights, SPDX.
@@ -67,6 +69,7 @@ class ModelSpec:
     box_shift: tuple[float, float]
     fine_logit_shift: float
     thresholds: dict[Mode, float]
+    crowd_ap: dict[Mode, float]
     evidence: str
     source: str
     licence: str
@@ -140,7 +143,8 @@ def _spec(entry: dict[str, Any]) -> ModelSpec:
     if unknown := set(values) - {field.name for field in fields(ModelSpec)}:
         raise ValueError(f"unknown keys {sorted(unknown)}")
     values["size_constants"] = tuple((int(offset), int(divisor)) for offset, divisor in values["size_constants"])
-    values["thresholds"] = {Mode(mode): float(score) for mode, score in values["thresholds"].items()}
+    for numbers in ("thresholds", "crowd_ap"):
+        values[numbers] = {Mode(mode): float(number) for mode, number in values[numbers].items()}
     for pair in ("box_scale", "box_shift"):
         x, y = values[pair]
         values[pair] = (float(x), float(y))

@@ -17,6 +17,7 @@ from blurguard.cloak import WEAK_SHARE, Plane, Roll, cloaked
 from blurguard.config import Settings
 from blurguard.detectors import Detector, load_detector
 from blurguard.errors import InputError
+from blurguard.exposure import flaw
 from blurguard.geometry import paired_regions
 from blurguard.images import Page, Still, open_still
 from blurguard.journal import Stamp
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 Progress = Callable[[Path, int, int | None], None]
 
 # Changes whenever the same settings and model would give another result: results of before are redone then.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 _WINDOW_BYTES = 640 << 20  # of an animation's frames in the window in which faces are followed
 _LEAST_FRAMES = 25  # in it, however large they are
 _SHORTEST_MS, _USUAL_MS = 20.0, 100.0  # browsers show frames of less than the first for the second
@@ -82,6 +83,7 @@ class Anonymizer:
         self.threads = 1
         self.progress: Progress = lambda *_: None
         self._spare: list[Detector] | None = None if detector else []
+        self._flaws: set[str] = set()  # of the file at hand, for its report
 
     @property
     def min_score(self) -> float:
@@ -97,7 +99,7 @@ class Anonymizer:
 
     def detect(self, image: Image) -> Detections:
         """Return the faces in an image; hides nothing."""
-        return self.detector.detect(image.rgb8(), self.min_score)
+        return _Noting(self.detector, self._flaws).detect(image.rgb8(), self.min_score)
 
     def faces(self, image: Image, frame: int = 0) -> list[tuple[Face, Region]]:
         """Return each face that is to be hidden, with its region."""
@@ -130,6 +132,7 @@ class Anonymizer:
             InputError: the file cannot be read as a picture or video.
         """
         started = time.perf_counter()
+        self._flaws.clear()
         if kind_of_file(source) is Kind.VIDEO:
             from blurguard.footage import look_at_video
 
@@ -151,6 +154,7 @@ class Anonymizer:
             OutputError: scratch cannot be written to.
         """
         started = time.perf_counter()
+        self._flaws.clear()
         if kind_of_file(source) is Kind.VIDEO:
             return self._film(source, scratch, started)
         still, stamp, digest = self._open(source)
@@ -191,12 +195,13 @@ class Anonymizer:
     def _cloaked(self, still: Still, roll: Roll, paint: bool) -> Iterator[Page]:
         """Yield the frames of an animation with their faces followed and hidden; tells of them on the roll."""
         settings = self.settings
+        detector = _Noting(self.detector, self._flaws)
 
         def seen() -> Iterator[tuple[Page, Sighting]]:
             cuts, seconds = CutFinder(), 0.0
             for page in still.pages():
                 rgb = page.image.rgb8()
-                found = self.detector.detect(rgb, self.min_score * WEAK_SHARE)
+                found = detector.detect(rgb, self.min_score * WEAK_SHARE)
                 yield replace(page, image=_writable(page.image)), Sighting(seconds, found, cuts.cut(rgb))
                 seconds += (page.duration_ms if page.duration_ms >= _SHORTEST_MS else _USUAL_MS) / 1000
 
@@ -233,7 +238,7 @@ class Anonymizer:
         while spare is not None and len(spare) < self.threads - 1:
             spare.append(load_detector(self.settings))
         detectors = [self.detector, *(spare or [])[: self.threads - 1]]
-        return Look(detectors, self.min_score, self.settings, told)
+        return Look([_Noting(detector, self._flaws) for detector in detectors], self.min_score, self.settings, told)
 
     def _of_film(self, source: Path, film: Film, started: float) -> Outcome:
         return Outcome(
@@ -247,6 +252,7 @@ class Anonymizer:
             height=film.height,
             seconds=time.perf_counter() - started,
             model=self.detector.identity,
+            second_pass=self._second_pass(),
         )
 
     def _open(self, source: Path) -> tuple[Still, Stamp, str]:
@@ -273,7 +279,12 @@ class Anonymizer:
             height=still.height,
             seconds=time.perf_counter() - started,
             model=self.detector.identity,
+            second_pass=self._second_pass(),
         )
+
+    def _second_pass(self) -> str:
+        """Return why pictures of the file at hand were looked at twice."""
+        return ", ".join(sorted(self._flaws))
 
 
 @overload
@@ -304,6 +315,27 @@ def hide_faces(image: Pixels | Image, settings: Settings | None = None) -> Pixel
         raise ValueError(f"expected (H, W), (H, W, 3) or (H, W, 4) pixels, not {image.shape}")
     hidden, _ = Anonymizer(settings).hide(Image(pixels, layouts[pixels.shape[2]]))
     return hidden.pixels.reshape(image.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Noting:
+    """A detector that notes the flaws of what it is shown, for which it looks twice."""
+
+    inner: Detector
+    flaws: set[str]
+
+    @property
+    def identity(self) -> str:
+        return self.inner.identity
+
+    @property
+    def threshold(self) -> float:
+        return self.inner.threshold
+
+    def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
+        if told := flaw(rgb):
+            self.flaws.add(told)
+        return self.inner.detect(rgb, min_score)
 
 
 def recipe_of(settings: dict[str, object], identity: str) -> str:

@@ -17,7 +17,7 @@ from blurguard.types import Outcome
 
 def outcome_json(outcome: Outcome, settings: Settings) -> dict[str, Any]:
     """Return an outcome as JSON types, with all that is needed to tell how it came about."""
-    return {
+    record = {
         "source": str(outcome.source),
         "target": None if outcome.target is None else str(outcome.target),
         "status": outcome.status,
@@ -33,6 +33,7 @@ def outcome_json(outcome: Outcome, settings: Settings) -> dict[str, Any]:
         "reason": outcome.reason,
         "exit_code": outcome.exit_code,
     }
+    return record | _second_pass(outcome)
 
 
 def detection_json(outcome: Outcome) -> dict[str, Any]:
@@ -43,7 +44,11 @@ def detection_json(outcome: Outcome) -> dict[str, Any]:
         "height": outcome.height,
         "faces": [face.as_json() for face in outcome.faces],
     }
-    return record | ({"error": outcome.reason} if outcome.reason else {})
+    return record | _second_pass(outcome) | ({"error": outcome.reason} if outcome.reason else {})
+
+
+def _second_pass(outcome: Outcome) -> dict[str, str]:
+    return {"second_pass": outcome.second_pass} if outcome.second_pass else {}
 
 
 class JsonLines:

@@ -217,6 +217,7 @@ class Outcome:
         frames: pictures inside the file (pages, frames).
         seconds: wall time spent on this file.
         model: name and SHA-256 of the weights that looked.
+        second_pass: what `exposure.flaw` told of its pictures, which were looked at twice for that; ``""`` mostly.
     """
 
     source: Path
@@ -232,3 +233,4 @@ class Outcome:
     height: int = 0
     seconds: float = 0.0
     model: str = ""
+    second_pass: str = ""

@@ -21,6 +21,7 @@ STEPS = {
     "shape": "leave out or repeat blocks of the network",
     "thresholds": "choose the score from which a face is hidden, per mode",
     "train": "retrain it on labelled pictures",
+    "turned": "recall on turned pictures, with and without the turned passes",
 }
 DEVELOPER_LIBRARIES = ("torch", "ai_edge_quantizer")
 

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "blurguard"
 # A module imports only from the rows above its own.
 ROWS = (
     ("errors", "process", "types"),
-    ("families", "geometry", "light", "output", "scenes", "stages"),
+    ("exposure", "families", "geometry", "light", "output", "scenes", "stages"),
     ("association", "config", "journal"),
     ("folders", "health", "inbox", "intake", "models", "originals", "tracks"),
     ("failures", "runtime"),

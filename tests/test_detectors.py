@@ -1,5 +1,6 @@
 """The detector finds the faces, once each, where they are."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -17,20 +18,24 @@ from blurguard import models
 from blurguard.blazeface import MOST_PER_PASS, bucket, detect_once
 from blurguard.config import Mode, Settings
 from blurguard.detectors import (
+    CELL_PX,
+    CELLS_ACROSS,
     COARSEST_PX,
     FAST_SIDE_PX,
-    FULL_PX,
     SAME_IOU,
+    SECOND_FACE_PX,
+    SECOND_WEIGHT,
     TILE_MULTIPLE_PX,
     TILE_OVERLAP_PX,
     TILE_PX,
     BlazeFaceDetector,
+    _mirrored_cell,
     accurate_plan,
     fast_plan,
     load_detector,
 )
 from blurguard.errors import ModelError
-from blurguard.geometry import iou, merged, regions_from, tile_spans
+from blurguard.geometry import iou, merged, regions_from, tile_spans, turned_back
 from blurguard.runtime import Network
 from blurguard.types import Detections
 from tests.conftest import EXAMPLES, Crowd, Starter
@@ -208,10 +213,12 @@ def test_the_accurate_plan_halves_from_the_full_size_down_and_is_bounded(width: 
     scales = accurate_plan(width, height)
     longer = max(width, height)
     assert 1 <= scales[0] <= 2
+    assert scales[0] == 1 or longer * scales[0] <= FAST_SIDE_PX + 1e-6
+    assert scales[0] >= fast_plan(width, height)[0]
     assert all(fine == 2 * coarse for fine, coarse in itertools.pairwise(scales))
     assert longer * scales[-1] < 2 * COARSEST_PX
     assert len(scales) <= 2 + math.log2(max(longer / COARSEST_PX, 1))
-    assert sum(scale**2 for scale in scales) * width * height <= max(FULL_PX, width * height) * 4 / 3 + 1
+    assert sum(scale**2 for scale in scales) * width * height <= max(FAST_SIDE_PX**2, width * height) * 4 / 3 + 1
 
 
 @given(st.integers(1, 60_000), st.integers(1, 60_000))
@@ -246,7 +253,7 @@ class Maps(Network):
     """A network that gives the maps it is told."""
 
     def __init__(self, boxes: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
-        self.spec = models.find()
+        self.spec = models.find("stock")
         self._maps = boxes, logits
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -257,7 +264,7 @@ def test_a_cell_becomes_the_box_that_the_manifest_says() -> None:
     logits, boxes = np.full((8, 8), -9, np.float32), np.zeros((8, 8, 4), np.float32)
     logits[2, 5], boxes[2, 5] = 0, [1, -2, 10, 20]
     found = detect_once(Maps(boxes, logits), np.zeros((32, 32, 3), np.uint8), 0.5)
-    (scale_x, scale_y), (shift_x, shift_y) = models.find().box_scale, models.find().box_shift
+    (scale_x, scale_y), (shift_x, shift_y) = models.find("stock").box_scale, models.find("stock").box_shift
     width, height = 10 * scale_x, 20 * scale_y
     x, y = 5.5 * 4 + 1 + width * shift_x, 2.5 * 4 - 2 + height * shift_y  # the centre of the cell, stride 4
     wanted = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
@@ -292,6 +299,117 @@ def test_what_the_edge_of_a_tile_cuts_is_left_to_its_neighbour() -> None:
     found = detector.detect(np.zeros((1000, 2000, 3), np.uint8), 0.5)
     assert len(found) >= 1
     assert (found.boxes[:, 2] > 1990).all()  # only the edge of the picture itself cuts faces
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_faces_that_lie_or_stand_on_their_heads_are_found_in_accurate_mode(
+    accurate: BlazeFaceDetector, crowd: Crowd, quarters: int
+) -> None:
+    height, width = crowd[0].shape[:2]
+    turned = np.ascontiguousarray(np.rot90(crowd[0], quarters))
+    found = accurate.detect(turned, accurate.threshold)
+    wanted = faces_of(crowd, 80)
+    back = turned_back(found.boxes, quarters, width, height)
+    assert (iou(wanted, back).max(axis=1) > SAME_FACE).mean() >= 0.9
+    assert ((iou(wanted, back) > 0.3).sum(axis=1) <= 1).all()
+    assert (iou(found.boxes, found.boxes) > SAME_IOU).sum() == len(found)
+
+
+class OneWayUp(Network):
+    """A network that sees one small face where the brightest pixel is, with a score for each way up."""
+
+    def __init__(self, upright: float, turned: float) -> None:
+        self.spec = dataclasses.replace(models.find("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0))
+        self._upright, self._turned = upright, turned
+
+    def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        rows, columns = canvas.shape[0] // 4, canvas.shape[1] // 4
+        logits, boxes = np.full((rows, columns), -99, np.float32), np.zeros((rows, columns, 4), np.float32)
+        luma = canvas[:, :, 0]
+        row, column = (int(v[0]) // 4 for v in np.nonzero(luma == luma.max()))
+        score = self._upright if rows < columns else self._turned
+        logits[row, column], boxes[row, column] = math.log(score / (1 - score)), [0, 0, 70, 70]
+        return boxes, logits
+
+
+@pytest.mark.parametrize(
+    ("upright", "turned", "wanted"),
+    [
+        (0.001, 0.3, 0.3),  # nothing upright: this way up is the right one
+        (0.6, 0.5, 0.5 / (0.5 + 0.5 * math.e)),
+        (0.6, 0.25, None),  # under the threshold once it is lowered
+    ],
+)
+def test_what_is_seen_in_a_turned_picture_counts_less_where_the_upright_one_has_faces(
+    upright: float, turned: float, wanted: float | None
+) -> None:
+    rgb = np.zeros((200, 320, 3), np.uint8)
+    rgb[100, 40] = 255
+    detector = BlazeFaceDetector(OneWayUp(upright, turned), Mode.ACCURATE)
+    detector.turns = (1,)
+    found = detector._turned(rgb, Detections(np.array([[200, 50, 270, 120]]), np.array([upright])), 0.15)
+    assert [part.scores.tolist() for part in found] == [[pytest.approx(wanted, abs=1e-3)] if wanted else []]
+    for box in found[0].boxes:
+        assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx([40, 100], abs=4)
+
+
+class Mistaken(Network):
+    """A network that takes the middle of all it is shown for a small face: less surely so in a cell than elsewhere."""
+
+    def __init__(self, first: float, again: float) -> None:
+        self.spec = dataclasses.replace(models.find("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0))
+        self._first, self._again, self.canvases = first, again, 0
+
+    def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        rows, columns = canvas.shape[0] // 4, canvas.shape[1] // 4
+        logits, boxes = np.full((rows, columns), -99, np.float32), np.zeros((rows, columns, 4), np.float32)
+        second = canvas.shape[:2] == (CELL_PX, CELLS_ACROSS * CELL_PX)
+        self.canvases += second
+        row, column = (CELL_PX // 8,) * 2 if second else (rows // 2, columns // 2)
+        side = SECOND_FACE_PX if second else 20
+        score = self._again if second else self._first
+        logits[row, column], boxes[row, column] = math.log(score / (1 - score)), [-2, -2, side, side]
+        return boxes, logits
+
+
+def looked_at(network: Mistaken, mode: Mode = Mode.ACCURATE) -> float:
+    """Return the best score in an empty picture of 192 px with the threshold of the stock model, 0.15."""
+    detector = BlazeFaceDetector(network, mode)
+    detector.turns = ()
+    return float(detector.detect(np.zeros((192, 192, 3), np.uint8), 0.01).scores.max(initial=0))
+
+
+def test_a_second_look_moves_the_score_of_what_is_unsure_and_of_nothing_else() -> None:
+    for first, again, wanted in (
+        (0.16, 0.9, 0.16 + SECOND_WEIGHT * 0.74),
+        (0.16, 0.05, 0.16 - SECOND_WEIGHT * 0.11),
+        (0.9, 0.05, 0.9),
+        (0.05, 0.9, 0.05),
+    ):
+        network = Mistaken(first, again)
+        assert looked_at(network) == pytest.approx(wanted, abs=1e-4)
+        assert bool(network.canvases) == (first == 0.16)
+    fast = Mistaken(0.16, 0.9)
+    assert looked_at(fast, Mode.FAST) == pytest.approx(0.16, abs=1e-4)
+    assert not fast.canvases
+
+
+def test_a_cell_shows_what_is_round_a_box_mirrored() -> None:
+    rgb = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
+    cell = _mirrored_cell(rgb, np.array([86, 96, 114, 124], np.float32), 1.0)
+    assert np.array_equal(cell, rgb[62:158, 52:148][:, ::-1])
+
+
+def test_a_dark_picture_is_looked_at_a_second_time(network: Network, crowd: Crowd) -> None:
+    fast = BlazeFaceDetector(network, Mode.FAST)
+    wanted = faces_of(crowd, 40)
+
+    def share(rgb: NDArray[np.uint8]) -> float:
+        found = fast.detect(rgb, fast.threshold)
+        return float((iou(wanted, found.boxes).max(axis=1, initial=0) > SAME_FACE).mean())
+
+    shares = {least: share((crowd[0] * least).astype(np.uint8)) for least in (1.0, 0.06)}
+    assert shares[0.06] >= shares[1.0] - 0.1, shares
 
 
 def test_threads_leave_standard_error_as_it_was(start_python: Starter) -> None:

@@ -19,6 +19,7 @@ from blurguard.geometry import (
     regions_from,
     suppress,
     tile_spans,
+    turned_back,
 )
 from blurguard.types import Detections
 
@@ -180,3 +181,28 @@ def test_a_box_inside_a_better_one_is_the_same_face() -> None:
     assert suppress(faces, scores, 0.45).tolist() == [0, 1, 2]
     assert suppress(faces, scores, 0.45, 0.6).tolist() == [0, 2]
     assert contained(faces, faces)[0].tolist() == pytest.approx([1, 1, 0.36])
+
+
+@pytest.mark.parametrize("quarters", range(4))
+def test_boxes_of_a_turned_picture_are_turned_back_to_the_pixels_they_were(quarters: int) -> None:
+    picture = np.zeros((30, 50), np.uint8)
+    picture[4:9, 7:20] = 1
+    rows, columns = np.nonzero(np.rot90(picture, quarters))
+    box = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
+    assert turned_back(box, quarters, 50, 30).tolist() == [[7, 4, 20, 9]]
+
+
+def test_a_box_that_was_seen_with_few_pixels_weighs_less_in_the_mean() -> None:
+    coarse = Detections(np.array([[0, 0, 20, 20]]), np.array([0.8]))
+    fine = Detections(np.array([[4, 0, 24, 20]]), np.array([0.6]))
+    assert merged([fine, coarse], 0.3).boxes[0, 0] == pytest.approx(4 * 0.6 / 1.4, abs=1e-4)
+    weighted = merged([fine, coarse], 0.3, scales=[1, 0.25])  # 20 and 5 px: 16 px and more have their full weight
+    weight = 0.8 * (5 / 16) ** 2
+    assert weighted.boxes[0, 0] == pytest.approx(4 * 0.6 / (0.6 + weight), abs=1e-4)
+    assert weighted.scores.tolist() == pytest.approx([0.8])
+
+
+@pytest.mark.parametrize("scales", [[], [1.0]])
+def test_merging_nothing_gives_nothing(scales: list[float]) -> None:
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    assert len(merged([nothing] * len(scales), 0.3, scales=scales)) == 0
