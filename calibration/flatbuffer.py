@@ -9,19 +9,21 @@ does.
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_litert.interpreter import Interpreter
 
-from calibration import CalibrationError
+from calibration import FILE_IDENTIFIER, CalibrationError, rewrite
+from calibration.rewrite import CONVOLUTIONS, name_of, operator_name
 
 __all__ = [
     "at_size",
     "drop_unused",
+    "interpreter_at",
     "operator_name",
     "operator_names",
     "packed",
@@ -29,23 +31,18 @@ __all__ = [
     "size_constants",
     "unpacked",
     "with_same_padding",
+    "with_uint8_input",
 ]
 
 SizeConstants = Sequence[tuple[int, int]]
 """(byte offset in the file, what to divide the input's height and width by), one pair per constant."""
 
-FILE_IDENTIFIER = b"TFL3"  # of the TFLite schema
 SIZE = struct.Struct("<2i")  # height, width
-OPERATOR_NAMES: dict[int, str] = {
-    code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
-}
 
 # Operators that work at any size: the shapes of their outputs follow from those of their inputs.
 SHAPE_FREE = frozenset(
     {"CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "PAD", "ADD", "RELU", "RESIZE_BILINEAR", "DEPTH_TO_SPACE"}
 )
-CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
-FUSABLE = CONVOLUTIONS | {"ADD"}  # operators that can carry a RELU
 
 
 def size_constants(data: bytes) -> list[tuple[int, int]]:
@@ -65,7 +62,7 @@ def size_constants(data: bytes) -> list[tuple[int, int]]:
     graph = model.Subgraphs(0)
     input_hw = _ints(graph.Tensors(graph.Inputs(0)).ShapeAsNumpy())[1:3]
     operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
-    resizes = [op for op in operators if _name(model.OperatorCodes(op.OpcodeIndex())) == "RESIZE_BILINEAR"]
+    resizes = [op for op in operators if name_of(model.OperatorCodes(op.OpcodeIndex())) == "RESIZE_BILINEAR"]
     buffers = {graph.Tensors(op.Inputs(1)).Buffer() for op in resizes}
     _refuse_other_users(graph, operators, resizes, buffers)
     return sorted(_locate(data, model.Buffers(buffer), input_hw) for buffer in buffers)
@@ -82,10 +79,19 @@ def at_size(data: bytes, constants: SizeConstants, height: int, width: int) -> b
     return bytes(patched)
 
 
+def interpreter_at(data: bytes, height: int, width: int) -> Any:
+    """Return a LiteRT interpreter of one thread, ready for inputs of (1, height, width, 3)."""
+    sized = at_size(data, size_constants(data), height, width)
+    interpreter = Interpreter(model_content=sized, num_threads=1)
+    interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [1, height, width, 3])
+    interpreter.allocate_tensors()
+    return interpreter
+
+
 def operator_names(data: bytes) -> Counter[str]:
     """Return how often each operator occurs in a .tflite file."""
     model = schema.ModelT.InitFromPackedBuf(data, 0)
-    return Counter(_name(model.operatorCodes[op.opcodeIndex]) for op in model.subgraphs[0].operators)
+    return Counter(operator_name(model, op) for op in model.subgraphs[0].operators)
 
 
 def resizable(data: bytes, outputs: Sequence[str], description: str) -> bytes:
@@ -104,23 +110,18 @@ def resizable(data: bytes, outputs: Sequence[str], description: str) -> bytes:
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     (graph,) = model.subgraphs
 
-    def name(op: Any) -> str:
-        return _name(model.operatorCodes[op.opcodeIndex])
-
-    _fold_sparse(model, name, data)
-    _fold_float16(model, name)
-    _drop_final_reshapes(graph, name)
-    unknown = {name(op) for op in graph.operators} - SHAPE_FREE
+    rewrite.fold_sparse(model, data)
+    rewrite.fold_float16(model)
+    rewrite.drop_final_reshapes(model)
+    unknown = {operator_name(model, op) for op in graph.operators} - SHAPE_FREE
     if unknown:
         raise CalibrationError(f"do not know how to free these operators of their size: {sorted(unknown)}")
-    _fuse_relus(graph, name)
-    _separate_sizes(model, name)
+    rewrite.fuse_relus(model)
+    rewrite.separate_sizes(model)
     drop_unused(model)
-    _sign(model, outputs)
+    rewrite.sign(model, outputs)
     model.description = description
-    builder = flatbuffers.Builder(len(data))
-    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
-    return bytes(builder.Output())
+    return packed(model, share=False)
 
 
 def with_same_padding(data: bytes) -> bytes:
@@ -138,10 +139,9 @@ def with_same_padding(data: bytes) -> bytes:
         if pad is not None and operator_name(model, op) in CONVOLUTIONS and _pads_same(model, pad, op):
             op.inputs = [pad.inputs[0], *op.inputs[1:]]
             op.builtinOptions.padding = schema.Padding.SAME
-    read = {*_ints(graph.outputs)}.union(*(_ints(op.inputs) for op in graph.operators))
-    graph.operators = [op for op in graph.operators if int(op.outputs[0]) not in pads.keys() - read]
+    graph.operators = rewrite.operators_between(graph.operators, (), graph.outputs)
     drop_unused(model)
-    _sign(model, [graph.tensors[tensor].name.decode() for tensor in graph.outputs])
+    rewrite.sign(model, [graph.tensors[tensor].name.decode() for tensor in graph.outputs])
     return packed(model)
 
 
@@ -165,7 +165,7 @@ def with_uint8_input(data: bytes, scale: float, zero_point: int) -> bytes:
     model.operatorCodes.append(code)
     op.opcodeIndex, op.inputs, op.outputs = len(model.operatorCodes) - 1, graph.inputs, [image]
     graph.operators = [op, *graph.operators]
-    _sign(model, [graph.tensors[tensor].name.decode() for tensor in graph.outputs])
+    rewrite.sign(model, [graph.tensors[tensor].name.decode() for tensor in graph.outputs])
     return packed(model)
 
 
@@ -179,11 +179,43 @@ def unpacked(data: bytes) -> Any:
     return model
 
 
-def packed(model: Any) -> bytes:
-    """Return the .tflite file of a model in the object form of the schema; equal vectors are stored once."""
-    builder = _SharingBuilder(0)
+def packed(model: Any, *, share: bool = True) -> bytes:
+    """Return the .tflite file of a model in the object form of the schema; equal vectors are stored once, or not."""
+    builder = _SharingBuilder(0) if share else flatbuffers.Builder(0)
     builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
     return bytes(builder.Output())
+
+
+def drop_unused(model: Any) -> None:
+    """Leave out the tensors, buffers, operator codes and metadata that nothing refers to.
+
+    A signature's tensors must be the graph's inputs and outputs.
+    """
+    (graph,) = model.subgraphs
+    operators = graph.operators
+    touched = {*graph.inputs, *graph.outputs}.union(*([*op.inputs, *op.outputs] for op in operators))
+    used = sorted(touched - {-1})  # -1: an optional input left out
+    tensor_at = {-1: -1} | {old: new for new, old in enumerate(used)}
+    graph.tensors = [graph.tensors[old] for old in used]
+    graph.inputs = [tensor_at[tensor] for tensor in graph.inputs]
+    graph.outputs = [tensor_at[tensor] for tensor in graph.outputs]
+    for op in operators:
+        op.inputs = [tensor_at[tensor] for tensor in op.inputs]
+        op.outputs = [tensor_at[tensor] for tensor in op.outputs]
+    for signature in model.signatureDefs or []:
+        for entry in (*signature.inputs, *signature.outputs):
+            entry.tensorIndex = tensor_at[entry.tensorIndex]
+
+    buffers = sorted({0} | {tensor.buffer for tensor in graph.tensors})  # 0: the schema's "no data"
+    for tensor in graph.tensors:
+        tensor.buffer = buffers.index(tensor.buffer)
+    model.buffers = [model.buffers[old] for old in buffers]
+
+    codes = sorted({op.opcodeIndex for op in operators})
+    for op in operators:
+        op.opcodeIndex = codes.index(op.opcodeIndex)
+    model.operatorCodes = [model.operatorCodes[old] for old in codes]
+    model.metadata = model.metadataBuffer = None
 
 
 class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]  # ships no types
@@ -222,20 +254,6 @@ def _ints(values: Iterable[Any]) -> list[int]:
     return [int(value) for value in values]
 
 
-def operator_name(model: Any, op: Any) -> str:
-    """Return the name of an operator of a model in the object form of the schema."""
-    return _name(model.operatorCodes[op.opcodeIndex])
-
-
-def _name(code: Any) -> str:
-    """Return an operator's name from its entry, in the accessor or the object form of the schema."""
-    if isinstance(code, schema.OperatorCode):
-        numbers = code.BuiltinCode(), code.DeprecatedBuiltinCode()
-    else:
-        numbers = code.builtinCode, code.deprecatedBuiltinCode
-    return OPERATOR_NAMES[max(numbers)]  # older files have only the second one, and 0 in the first
-
-
 def _refuse_other_users(graph: Any, operators: list[Any], resizes: list[Any], buffers: set[int]) -> None:
     """Raise if setting a size would change a constant that anything but a RESIZE_BILINEAR reads."""
     for op in operators:
@@ -257,140 +275,3 @@ def _locate(data: bytes, buffer: Any, input_hw: list[int]) -> tuple[int, int]:
     if divisor < 1 or input_hw != [divisor * side for side in target_hw]:
         raise CalibrationError(f"target size {target_hw} does not divide the input's size {input_hw}")
     return offset, divisor
-
-
-def _constant(model: Any, tensor: Any, values: np.ndarray[Any, Any], kind: int | None) -> None:
-    """Give a tensor a buffer of its own that holds these values, of another type unless that is None."""
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
-    model.buffers.append(buffer)
-    tensor.buffer, tensor.type = len(model.buffers) - 1, tensor.type if kind is None else kind
-
-
-def _fold_sparse(model: Any, name: Callable[[Any], str], data: bytes) -> None:
-    """Replace each DENSIFY of a constant by what the runtime makes of it."""
-    (graph,) = model.subgraphs
-    folded = [op for op in graph.operators if name(op) == "DENSIFY"]
-    if not folded:
-        return
-    interpreter = Interpreter(
-        model_content=data,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
-        experimental_preserve_all_tensors=True,
-    )
-    interpreter.allocate_tensors()
-    interpreter.invoke()
-    for op in folded:
-        _constant(model, graph.tensors[op.outputs[0]], interpreter.get_tensor(int(op.outputs[0])), None)
-    graph.operators = [op for op in graph.operators if op not in folded]
-
-
-def _fold_float16(model: Any, name: Callable[[Any], str]) -> None:
-    """Replace each DEQUANTIZE of a float16 constant by the float32 constant it yields."""
-    (graph,) = model.subgraphs
-    folded = [op for op in graph.operators if name(op) == "DEQUANTIZE"]
-    for op in folded:
-        source = graph.tensors[op.inputs[0]]
-        stored = model.buffers[source.buffer].data
-        if source.type != schema.TensorType.FLOAT16 or stored is None:
-            raise CalibrationError("a DEQUANTIZE reads something other than a float16 constant")
-        values = np.asarray(stored, np.uint8).view("<f2").astype("<f4")  # every float16 is a float32
-        _constant(model, graph.tensors[op.outputs[0]], values, schema.TensorType.FLOAT32)
-    graph.operators = [op for op in graph.operators if name(op) != "DEQUANTIZE"]
-
-
-def _drop_final_reshapes(graph: Any, name: Callable[[Any], str]) -> None:
-    """Make the inputs of the RESHAPEs that end the graph its outputs."""
-    before = {
-        op.outputs[0]: op.inputs[0]
-        for op in graph.operators
-        if name(op) == "RESHAPE" and op.outputs[0] in graph.outputs
-    }
-    graph.outputs = [before.get(tensor, tensor) for tensor in graph.outputs]
-    graph.operators = [op for op in graph.operators if op.outputs[0] not in before]
-
-
-def _fuse_relus(graph: Any, name: Callable[[Any], str]) -> None:
-    """Write each RELU as the activation of the operator before it, if nothing else reads that one's result.
-
-    The float result and its speed stay the same. A network quantised from this one needs it: with RELUs of
-    their own XNNPACK took it in 45 pieces instead of one, at a seventh of the speed (192 px, measured).
-    """
-    readers = Counter([*graph.outputs, *(tensor for op in graph.operators for tensor in op.inputs)])
-    writer = {op.outputs[0]: op for op in graph.operators}
-    fused = []
-    for op in graph.operators:
-        before = writer.get(op.inputs[0])
-        if name(op) != "RELU" or before is None or name(before) not in FUSABLE or readers[op.inputs[0]] != 1:
-            continue
-        if before.builtinOptions.fusedActivationFunction == schema.ActivationFunctionType.NONE:
-            before.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.RELU
-            before.outputs = op.outputs
-            fused.append(op)
-    graph.operators = [op for op in graph.operators if op not in fused]
-
-
-def _separate_sizes(model: Any, name: Callable[[Any], str]) -> None:
-    """Give each RESIZE_BILINEAR a size tensor and buffer that nothing else uses."""
-    (graph,) = model.subgraphs
-    for op in graph.operators:
-        if name(op) != "RESIZE_BILINEAR":
-            continue
-        shared = graph.tensors[op.inputs[1]]
-        own = schema.TensorT()
-        own.name, own.shape = shared.name, shared.shape
-        size = np.asarray(model.buffers[shared.buffer].data, np.uint8)
-        _constant(model, own, size, schema.TensorType.INT32)
-        graph.tensors.append(own)
-        op.inputs = [op.inputs[0], len(graph.tensors) - 1]
-
-
-def drop_unused(model: Any) -> None:
-    """Leave out the tensors, buffers, operator codes and metadata that nothing refers to.
-
-    A signature's tensors must be the graph's inputs and outputs.
-    """
-    (graph,) = model.subgraphs
-    operators = graph.operators
-    touched = {*graph.inputs, *graph.outputs}.union(*([*op.inputs, *op.outputs] for op in operators))
-    used = sorted(touched - {-1})  # -1: an optional input left out
-    tensor_at = {-1: -1} | {old: new for new, old in enumerate(used)}
-    graph.tensors = [graph.tensors[old] for old in used]
-    graph.inputs = [tensor_at[tensor] for tensor in graph.inputs]
-    graph.outputs = [tensor_at[tensor] for tensor in graph.outputs]
-    for op in operators:
-        op.inputs = [tensor_at[tensor] for tensor in op.inputs]
-        op.outputs = [tensor_at[tensor] for tensor in op.outputs]
-    for signature in model.signatureDefs or []:
-        for entry in (*signature.inputs, *signature.outputs):
-            entry.tensorIndex = tensor_at[entry.tensorIndex]
-
-    buffers = sorted({0} | {tensor.buffer for tensor in graph.tensors})  # 0: the schema's "no data"
-    for tensor in graph.tensors:
-        tensor.buffer = buffers.index(tensor.buffer)
-    model.buffers = [model.buffers[old] for old in buffers]
-
-    codes = sorted({op.opcodeIndex for op in operators})
-    for op in operators:
-        op.opcodeIndex = codes.index(op.opcodeIndex)
-    model.operatorCodes = [model.operatorCodes[old] for old in codes]
-    model.metadata = model.metadataBuffer = None
-
-
-def _sign(model: Any, outputs: Sequence[str]) -> None:
-    """Name the input and output tensors and write the one signature over them."""
-    (graph,) = model.subgraphs
-
-    def entries(tensors: Sequence[int], names: Sequence[str]) -> list[Any]:
-        made = []
-        for tensor, name in zip(tensors, names, strict=True):
-            graph.tensors[tensor].name = name.encode()
-            entry = schema.TensorMapT()
-            entry.name, entry.tensorIndex = name, tensor
-            made.append(entry)
-        return made
-
-    signature = schema.SignatureDefT()
-    signature.signatureKey, signature.subgraphIndex = "serving_default", 0
-    signature.inputs, signature.outputs = entries(graph.inputs, ["image"]), entries(graph.outputs, outputs)
-    model.signatureDefs = [signature]

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import flatbuffers  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own habit
@@ -24,8 +23,9 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibration import CalibrationError
-from calibration.flatbuffer import FILE_IDENTIFIER, OPERATOR_NAMES
+from calibration import CalibrationError, whole_at
+from calibration.flatbuffer import packed
+from calibration.rewrite import CONVOLUTIONS, operator_name, replace_constant, set_channels, values_of
 
 __all__ = [
     "BOX_CHANNELS",
@@ -33,10 +33,12 @@ __all__ = [
     "Graph",
     "Step",
     "Weights",
+    "ancestors",
     "box_channels",
     "in_units",
     "load_npz",
     "parse",
+    "run_step",
     "save_npz",
     "with_log_sizes",
     "write_back",
@@ -51,8 +53,7 @@ START_SLOPE = 1 / 100  # of log size by old linear size; nearly right at 220 px,
 
 RELU = schema.ActivationFunctionType.RELU
 VALID = schema.Padding.VALID
-WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D")
-KNOWN = {*WEIGHTED, "PAD", "ADD", "MAX_POOL_2D", "RESIZE_BILINEAR", "DEPTH_TO_SPACE"}
+KNOWN = {*CONVOLUTIONS, "PAD", "ADD", "MAX_POOL_2D", "RESIZE_BILINEAR", "DEPTH_TO_SPACE"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +88,27 @@ class Graph:
         values = {self.image: image}
         trunk = self.trunk()
         for step in trunk:
-            values[step.output] = _run(step, values, weights)
+            values[step.output] = run_step(step, values, weights)
         with torch.autocast(image.device.type, enabled=False):
             values = {tensor: value.float() for tensor, value in values.items()}
             for step in self.steps[len(trunk) :]:
-                values[step.output] = _run(step, values, weights)
+                values[step.output] = run_step(step, values, weights)
         return values[self.boxes], values[self.scores]
 
     def trunk(self) -> tuple[Step, ...]:
         """Return the steps up to the last one that serves both outputs."""
-        both = _ancestors(self.steps, self.boxes) & _ancestors(self.steps, self.scores)
+        both = ancestors(self.steps, self.boxes) & ancestors(self.steps, self.scores)
         return self.steps[: max(index for index, step in enumerate(self.steps) if step.output in both) + 1]
 
     def head(self, output: int) -> list[Step]:
         """Return the steps with weights that serve only this output, in their order."""
         shared = {step.output for step in self.trunk()}
-        mine = _ancestors(self.steps, output) - shared
+        mine = ancestors(self.steps, output) - shared
         return [step for step in self.steps if step.output in mine and step.key]
 
     def parts(self, output: int) -> int:
         """Return how many cells of an output the last layer of its head computes at one place, as channels."""
-        mine = _ancestors(self.steps, output)
+        mine = ancestors(self.steps, output)
         return int(4 ** sum(step.kind == "DEPTH_TO_SPACE" and step.output in mine for step in self.steps))
 
 
@@ -126,11 +127,11 @@ def parse(data: bytes) -> tuple[Graph, Weights]:
     steps: list[Step] = []
     weights: Weights = {}
     for op in graph.operators:
-        kind = _kind(model, op)
+        kind = operator_name(model, op)
         if kind == "RESHAPE" and int(op.outputs[0]) in outputs:
             outputs[int(op.outputs[0])] = int(op.inputs[0])
         elif kind in KNOWN:
-            step = _step(model, op, kind, f"{len(weights) // 2:03d}" if kind in WEIGHTED else "")
+            step = _step(model, op, kind, f"{len(weights) // 2:03d}" if kind in CONVOLUTIONS else "")
             if step.key:
                 weights |= _weights(model, op, step)
             steps.append(step)
@@ -190,12 +191,9 @@ def box_channels(graph: Graph, weights: Mapping[str, Tensor]) -> int:
 
 def save_npz(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write the weights, float32; the file is whole or absent at its name."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.savez(
-            file, allow_pickle=False, **{key: value.detach().cpu().float().numpy() for key, value in weights.items()}
-        )
-    part.replace(path)
+    values = {key: value.detach().cpu().float().numpy() for key, value in weights.items()}
+    with whole_at(path) as part, part.open("wb") as file:
+        np.savez(file, allow_pickle=False, **values)
 
 
 def load_npz(path: Path) -> Weights:
@@ -232,15 +230,13 @@ def write_back(data: bytes, weights: Mapping[str, Tensor]) -> bytes:
             raise CalibrationError(f"the weights are of another network: layer {step.key} is {tuple(weight.shape)}")
         order = (0, 2, 3, 1) if step.kind == "CONV_2D" else (1, 2, 3, 0)
         op = operators[step.output]
-        _set_constant(model, op.inputs[1], weight.permute(order).contiguous().numpy())
-        _set_constant(model, op.inputs[2], bias.contiguous().numpy())
-    _set_channels(model)
-    builder = flatbuffers.Builder(len(data))
-    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
-    return bytes(builder.Output())
+        replace_constant(model, op.inputs[1], weight.permute(order).contiguous().numpy())
+        replace_constant(model, op.inputs[2], bias.contiguous().numpy())
+    set_channels(model)
+    return packed(model, share=False)
 
 
-def _ancestors(steps: tuple[Step, ...], tensor: int) -> set[int]:
+def ancestors(steps: tuple[Step, ...], tensor: int) -> set[int]:
     """Return the tensors that a tensor is made from, itself included."""
     found = {tensor}
     for step in reversed(steps):
@@ -249,7 +245,7 @@ def _ancestors(steps: tuple[Step, ...], tensor: int) -> set[int]:
     return found
 
 
-def _run(step: Step, values: Mapping[int, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+def run_step(step: Step, values: Mapping[int, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
     """Return the output of one step, (b, c, h, w)."""
     x = values[step.inputs[0]]
     if step.kind == "PAD":
@@ -305,16 +301,11 @@ def _merged(step: Step, pad: Step | None) -> Step:
     return replace(step, inputs=pad.inputs, pads=pad.pads[2:])
 
 
-def _kind(model: Any, op: Any) -> str:
-    code = model.operatorCodes[op.opcodeIndex]
-    return OPERATOR_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
-
-
 def _step(model: Any, op: Any, kind: str, key: str) -> Step:
     """Return an operator as a step.
 
     Raises:
-        CalibrationError: it uses something that `_run` does not do.
+        CalibrationError: it uses something that `run_step` does not do.
     """
     (graph,) = model.subgraphs
     options, inputs = op.builtinOptions, tuple(int(tensor) for tensor in op.inputs)
@@ -322,7 +313,7 @@ def _step(model: Any, op: Any, kind: str, key: str) -> Step:
     stride, window, same = 1, 1, False
     pads: tuple[int, ...] = ()
     unsupported = not relu and getattr(options, "fusedActivationFunction", 0) != 0
-    if kind in WEIGHTED:
+    if kind in CONVOLUTIONS:
         window = int(graph.tensors[inputs[1]].shape[1])
         stride, same = int(options.strideH), options.padding != VALID
         unsupported |= (options.dilationHFactor, options.strideW) != (1, stride) or len(inputs) != 3
@@ -331,7 +322,7 @@ def _step(model: Any, op: Any, kind: str, key: str) -> Step:
         window, stride = int(options.filterHeight), int(options.strideH)
         unsupported |= relu or window != stride  # then SAME adds nothing to sizes that are multiples of 32
     elif kind == "PAD":
-        pads = _pads(_values(model, inputs[1], np.int32))
+        pads = _pads(values_of(model, inputs[1], np.int32))
     elif kind == "RESIZE_BILINEAR":
         unsupported |= options.alignCorners or not options.halfPixelCenters
     elif kind == "DEPTH_TO_SPACE":
@@ -354,55 +345,9 @@ def _weights(model: Any, op: Any, step: Step) -> Weights:
     """Return the two constants of a convolution as PyTorch shapes them."""
     (graph,) = model.subgraphs
     shape = [int(side) for side in graph.tensors[op.inputs[1]].shape]
-    stored = _values(model, op.inputs[1], np.float32).reshape(shape)
+    stored = values_of(model, op.inputs[1], np.float32).reshape(shape)
     order = (0, 3, 1, 2) if step.kind == "CONV_2D" else (3, 0, 1, 2)
     return {
         f"{step.key}.weight": torch.from_numpy(stored.transpose(order).copy()),
-        f"{step.key}.bias": torch.from_numpy(_values(model, op.inputs[2], np.float32).copy()),
+        f"{step.key}.bias": torch.from_numpy(values_of(model, op.inputs[2], np.float32).copy()),
     }
-
-
-def _values(model: Any, tensor: int, kind: type[np.generic]) -> NDArray[Any]:
-    """Return the constant of a tensor, flat.
-
-    Raises:
-        CalibrationError: it is none, or of another type than expected (a quantised file, say).
-    """
-    entry = model.subgraphs[0].tensors[tensor]
-    expected = schema.TensorType.FLOAT32 if kind is np.float32 else schema.TensorType.INT32
-    stored = model.buffers[entry.buffer].data
-    if stored is None or entry.type != expected:
-        raise CalibrationError(f"tensor {tensor} is no constant of {np.dtype(kind)}; give the float model")
-    return np.asarray(stored, np.uint8).view(kind)
-
-
-def _set_constant(model: Any, tensor: int, values: NDArray[Any]) -> None:
-    """Give a constant tensor other values and their shape, in a buffer that no other one uses."""
-    tensors = model.subgraphs[0].tensors
-    entry = tensors[tensor]
-    if sum(other.buffer == entry.buffer for other in tensors) > 1:
-        model.buffers.append(schema.BufferT())
-        entry.buffer = len(model.buffers) - 1
-    model.buffers[entry.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
-    entry.shape = list(values.shape)
-
-
-def _set_channels(model: Any) -> None:
-    """Let the channels of every tensor follow from the weights."""
-    (graph,) = model.subgraphs
-    for op in graph.operators:
-        kind = _kind(model, op)
-        if kind not in (*WEIGHTED, "PAD", "DEPTH_TO_SPACE", "RESHAPE"):
-            continue
-        channels = int(graph.tensors[op.inputs[0]].shape[-1])
-        if kind in WEIGHTED:
-            channels = int(graph.tensors[op.inputs[2]].shape[0])
-        elif kind == "PAD":
-            channels += sum(_pads(_values(model, op.inputs[1], np.int32))[:2])
-        elif kind == "DEPTH_TO_SPACE":
-            channels //= 4
-        shape = [*graph.tensors[op.outputs[0]].shape[:-1], channels]
-        graph.tensors[op.outputs[0]].shape = shape
-        if kind == "RESHAPE":
-            _set_constant(model, op.inputs[1], np.array(shape, np.int32))
-            graph.tensors[op.inputs[1]].shape = [len(shape)]

@@ -1,9 +1,8 @@
 """Leaves out channels that do little: ``python -m calibration prune GRAPH.tflite DATA --out FOLDER ...``.
 
-A channel that flows through additions, depthwise layers, pools, resizing and padding is one and the same: it
-goes everywhere or nowhere. Channels that go through the same tensors are a group, and compete with each other:
-the stream of a residual stage is one group, the narrow middle of each of its blocks another. A group is named
-by the first layer that writes it (``000``), a stage by the scale of its finest map (``1/2``).
+Channels that go through the same tensors are a group, and compete with each other: the stream of a residual stage
+is one group, the narrow middle of each of its blocks another. A group is named by the first layer that writes it
+(``000``), a stage by the scale of its finest map (``1/2``).
 
 What a convolution read from a channel that goes is laid upon those that stay: the linear combination of them
 that comes nearest to it on labelled pictures, faces and all else counting half each. The rest is learned again:
@@ -14,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import process_time
@@ -23,65 +22,31 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own habit
-from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-from calibration import CalibrationError, flatbuffer, network, train, write_whole
+from calibration import CalibrationError, flatbuffer, network, read_network, train, write_whole
+from calibration.channels import (
+    Activity,
+    Group,
+    Linked,
+    blocks,
+    groups_of,
+    left_out,
+    linked_channels,
+    macs,
+    parameters,
+    scales_of,
+    without_blocks,
+)
 from calibration.crops import Crop, Picture, Plan, crop_of, decode, load_pictures, split
 from calibration.network import Graph, Weights
 
-__all__ = [
-    "RANKS",
-    "Activity",
-    "Group",
-    "add_parser",
-    "blocks",
-    "groups_of",
-    "left_out",
-    "linked_channels",
-    "macs",
-    "measure",
-    "parameters",
-    "ranking",
-    "run",
-    "without_blocks",
-]
+__all__ = ["RANKS", "add_parser", "measure", "ranking", "run"]
 
 RANKS = ("attention", "l1", "both")
-RIDGE = 1e-4  # of the mean square: keeps combinations of channels that are nearly the same small
 STREAM_SHARES = (0.25, 0.5)  # of the finest stream alone, in the table
 DECODED = 8  # pictures in memory at a time
 ROUNDS = 40  # runs of which the quickest counts
-
-Linked = dict[int, NDArray[np.int64]]
-"""Tensor -> (C,) numbers of its channels; channels of one number are one and the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Channels that go through the same tensors; ``scale`` is the px of the input per cell of the finest one."""
-
-    name: str
-    scale: int
-    channels: tuple[int, ...]  # numbers of `linked_channels`
-
-    @property
-    def stage(self) -> str:
-        """Name of the stage that the group belongs to."""
-        return f"1/{self.scale}"
-
-
-@dataclass(frozen=True, slots=True)
-class Activity:
-    """What the tensors that convolutions read hold: index 0 in faces, 1 elsewhere.
-
-    ``size`` tensor -> (2, C) mean absolute values; ``moments`` tensor -> (2, C + 1, C + 1) mean products of the
-    channels and a last one that is 1 everywhere.
-    """
-
-    size: Mapping[int, NDArray[np.float64]]
-    moments: Mapping[int, NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if not all(0 <= share < 1 for share in arguments.share) or arguments.multiple < 1:
         raise CalibrationError("--share must be at least 0 and less than 1, --multiple must be 1 or more")
-    data = _read(arguments.graph)
+    data = read_network(arguments.graph)
     if arguments.weights:
         data = network.write_back(data, network.load_npz(arguments.weights))
     graph, weights = network.parse(data)
@@ -144,68 +109,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def macs(graph: Graph, weights: Mapping[str, torch.Tensor], side: int) -> int:
-    """Return the multiplications of all convolutions for an input of side x side px, a multiple of 32."""
-    scales = _scales(graph)
-    return sum(
-        round(side / scales[step.output]) ** 2 * weights[f"{step.key}.weight"].numel()
-        for step in graph.steps
-        if step.key
-    )
-
-
-def parameters(weights: Mapping[str, torch.Tensor]) -> int:
-    """Return how many numbers the weights and biases are."""
-    return sum(value.numel() for value in weights.values())
-
-
-def linked_channels(graph: Graph, weights: Mapping[str, torch.Tensor]) -> Linked:
-    """Return which channels of which tensors are one and the same, over all tensors of the graph."""
-    links = _Links()
-    found: Linked = {graph.image: links.new(3)}
-    for step in graph.steps:
-        first = found[step.inputs[0]]
-        if step.kind == "CONV_2D":
-            first = links.new(len(weights[f"{step.key}.bias"]))
-        elif step.kind == "ADD":
-            links.join(first, found[step.inputs[1]])
-        elif step.kind == "PAD":
-            first = np.concatenate([links.new(step.pads[0]), first, links.new(step.pads[1])])
-        elif step.kind == "DEPTH_TO_SPACE":
-            parts = first.reshape(4, -1)
-            for part in parts[1:]:
-                links.join(parts[0], part)
-            first = parts[0]
-        found[step.output] = first  # the others leave channels as they are
-    return {tensor: links.roots(numbers) for tensor, numbers in found.items()}
-
-
-def groups_of(graph: Graph, linked: Linked) -> list[Group]:
-    """Return the groups, in the order of their first layers; what the input and the outputs need is in none."""
-    scales = _scales(graph)
-    tensors: dict[int, list[int]] = defaultdict(list)
-    for tensor, numbers in linked.items():
-        for number in np.unique(numbers).tolist():
-            tensors[number].append(tensor)
-    fixed = {graph.image, graph.boxes, graph.scores}
-    members: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for number, through in sorted(tensors.items()):
-        if not fixed.intersection(through):
-            members[tuple(through)].append(number)
-    writers = {step.output: step.key for step in graph.steps if step.kind == "CONV_2D"}
-    return [
-        Group(min(writers[t] for t in through if t in writers), int(min(scales[t] for t in through)), tuple(channels))
-        for through, channels in members.items()
-    ]
-
-
 def measure(graph: Graph, weights: Weights, crops: Iterable[Crop], plan: Plan | None = None) -> Activity:
     """Return what convolutions read, on crops with faces; each face counts alike, however large it is.
 
     Raises:
         CalibrationError: no crop has a face.
     """
-    scales = _scales(graph)
+    scales = scales_of(graph)
     read = {step.inputs[0] for step in graph.steps if step.kind == "CONV_2D"} - {graph.image}
     size: dict[int, Any] = dict.fromkeys(read, 0.0)
     moments: dict[int, Any] = dict.fromkeys(read, 0.0)
@@ -214,7 +124,7 @@ def measure(graph: Graph, weights: Weights, crops: Iterable[Crop], plan: Plan | 
         values = {graph.image: torch.from_numpy(crop.pixels).permute(2, 0, 1)[None].float().div(127.5).sub(1)}
         with torch.no_grad():
             for step in graph.steps:
-                values[step.output] = network._run(step, values, weights)
+                values[step.output] = network.run_step(step, values, weights)
             for tensor in read:
                 cells = torch.cat([values[tensor][0].flatten(1), torch.ones(1, values[tensor][0, 0].numel())])
                 at = F.avg_pool2d(masks, int(scales[tensor])).flatten(1)  # (2, cells)
@@ -243,84 +153,6 @@ def ranking(graph: Graph, weights: Weights, linked: Linked, activity: Activity, 
         seen = ((linked[t], faces + abs(faces - elsewhere)) for t, (faces, elsewhere) in activity.size.items())
         found *= _averaged(seen, count)
     return found
-
-
-def left_out(data: bytes, removed: Collection[int], activity: Activity | None = None) -> bytes:
-    """Return the .tflite file without these channels, numbered as by `linked_channels` of it.
-
-    With ``activity``, what was read from them is laid upon the channels that stay.
-    """
-    graph, weights = network.parse(data)
-    linked = linked_channels(graph, weights)
-    kept = {tensor: ~np.isin(numbers, list(removed)) for tensor, numbers in linked.items()}
-    if any(not mask.any() for mask in kept.values()):
-        raise CalibrationError("no channel of a layer would stay: leave out less")
-    if activity:
-        data = network.write_back(data, _laid_upon_others(graph, weights, kept, activity))
-    return _cut(data, kept)
-
-
-def blocks(graph: Graph) -> dict[str, tuple[int, int]]:
-    """Return the blocks that add to what they read and can be left out: first layer -> (sum, what stands for it)."""
-    relu = {step.output: step.relu for step in graph.steps}
-    found = {}
-    for step in graph.steps:
-        for source, added in (step.inputs, step.inputs[::-1]) if step.kind == "ADD" else ():
-            inner = network._ancestors(graph.steps, added) - network._ancestors(graph.steps, source)
-            if source in network._ancestors(graph.steps, added) and (relu.get(source, False) or not step.relu):
-                found[min(s.key for s in graph.steps if s.output in inner and s.key)] = (step.output, source)
-    return found
-
-
-def without_blocks(data: bytes, names: Collection[str]) -> bytes:
-    """Return the .tflite file without the blocks of these first layers.
-
-    Raises:
-        CalibrationError: there is no such block.
-    """
-    known = blocks(network.parse(data)[0])
-    if unknown := set(names) - known.keys():
-        raise CalibrationError(
-            f"no block to drop begins with {', '.join(sorted(unknown))}; there are {', '.join(known)}"
-        )
-    model = flatbuffer.unpacked(data)
-    (graph,) = model.subgraphs
-    instead = dict(known[name] for name in names)
-    for op in graph.operators:
-        op.inputs = [_followed(instead, int(tensor)) for tensor in op.inputs]
-    needed = {int(tensor) for tensor in graph.outputs}
-    operators: list[Any] = []
-    for op in reversed(graph.operators):
-        if int(op.outputs[0]) in needed:
-            needed.update(int(tensor) for tensor in op.inputs)
-            operators.insert(0, op)
-    graph.operators = operators
-    return _packed(model)
-
-
-class _Links:
-    """Numbers, some of which are the same."""
-
-    def __init__(self) -> None:
-        self.parents: list[int] = []
-
-    def new(self, count: int) -> NDArray[np.int64]:
-        first = len(self.parents)
-        self.parents.extend(range(first, first + count))
-        return np.arange(first, first + count)
-
-    def join(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
-        for a, b in zip(self.roots(one).tolist(), self.roots(other).tolist(), strict=True):
-            low, high = sorted((self._root(a), self._root(b)))
-            self.parents[high] = low
-
-    def roots(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.array([self._root(number) for number in numbers.tolist()], np.int64)
-
-    def _root(self, number: int) -> int:
-        while self.parents[number] != number:
-            number = self.parents[number]
-        return number
 
 
 def _variants(
@@ -357,16 +189,6 @@ def _least(groups: list[Group], ranks: NDArray[np.float64], share: float, multip
         stay = min(count, multiple * max(1, round(count * (1 - share) / multiple)))
         removed += sorted(group.channels, key=lambda number: (ranks[number], number))[: count - stay]
     return frozenset(removed)
-
-
-def _scales(graph: Graph) -> dict[int, int]:
-    """Return how many px of the input, along a side, a cell of each tensor stands for."""
-    scales = {graph.image: 1}
-    for step in graph.steps:
-        scales[step.output] = scales[step.inputs[0]] * step.stride
-        if step.kind in ("RESIZE_BILINEAR", "DEPTH_TO_SPACE"):
-            scales[step.output] //= 2
-    return scales
 
 
 def _crops(pictures: Sequence[Picture], arguments: argparse.Namespace) -> Iterator[Crop]:
@@ -410,83 +232,6 @@ def _averaged(seen: Iterable[tuple[NDArray[np.int64], NDArray[np.float64]]], cou
     return total / np.maximum(times, 1)
 
 
-def _laid_upon_others(graph: Graph, weights: Weights, kept: Mapping[int, NDArray[np.bool_]], seen: Activity) -> Weights:
-    """Return weights that read from the channels that stay, by least squares, what was read from those that go."""
-    changed = dict(weights)
-    for step in graph.steps:
-        source = step.inputs[0]
-        if step.kind != "CONV_2D" or kept[source].all():
-            continue
-        moments = seen.moments[source].mean(axis=0)
-        stay, go = np.append(kept[source], True), np.append(~kept[source], False)
-        square = moments[np.ix_(stay, stay)]
-        square += RIDGE * np.trace(square) / len(square) * np.eye(len(square))
-        mixed = torch.from_numpy(np.linalg.solve(square, moments[np.ix_(stay, go)])).float()  # (stay, go)
-        weight = weights[f"{step.key}.weight"].clone()
-        gone = weight[:, go[:-1]]
-        weight[:, stay[:-1]] += torch.einsum("ogkl,sg->oskl", gone, mixed[:-1])
-        changed[f"{step.key}.weight"] = weight
-        changed[f"{step.key}.bias"] = weights[f"{step.key}.bias"] + gone.sum(dim=(2, 3)) @ mixed[-1]
-    return changed
-
-
-def _cut(data: bytes, kept: Mapping[int, NDArray[np.bool_]]) -> bytes:
-    """Return the file with only these channels of each tensor, (C,) of each one that `linked_channels` knows."""
-    model = flatbuffer.unpacked(data)
-    (graph,) = model.subgraphs
-    masks = dict(kept)
-    for op in graph.operators:
-        source = masks[int(op.inputs[0])]
-        mine = masks.setdefault(int(op.outputs[0]), source)  # a PAD that `parse` merged, a RESHAPE at the end
-        output, kind = graph.tensors[op.outputs[0]], flatbuffer.operator_name(model, op)
-        output.shape = [*output.shape[:-1], int(mine.sum())]
-        if kind in network.WEIGHTED:
-            values = network._values(model, op.inputs[1], np.float32).reshape(graph.tensors[op.inputs[1]].shape)
-            values = (values[mine] if kind == "CONV_2D" else values)[..., source]
-            bias = network._values(model, op.inputs[2], np.float32)[mine]
-            op.inputs = [op.inputs[0], _own(model, op.inputs[1], values), _own(model, op.inputs[2], bias)]
-        elif kind == "PAD":
-            around = network._values(model, op.inputs[1], np.int32).reshape(4, 2).copy()
-            before, after = around[3]
-            around[3] = mine[:before].sum(), mine[len(mine) - after :].sum()
-            op.inputs = [op.inputs[0], _own(model, op.inputs[1], around)]
-    return _packed(model)
-
-
-def _own(model: Any, tensor: int, values: NDArray[Any]) -> int:
-    """Return a new constant tensor, of the name and type of another."""
-    tensors = model.subgraphs[0].tensors
-    entry = schema.TensorT()
-    entry.name, entry.shape = tensors[tensor].name, list(values.shape)
-    flatbuffer._constant(model, entry, values, tensors[tensor].type)
-    tensors.append(entry)
-    return len(tensors) - 1
-
-
-def _packed(model: Any) -> bytes:
-    """Return the file without what nothing refers to any more; its signatures name the same tensors as before."""
-    tensors = model.subgraphs[0].tensors
-    signed = [(e, tensors[e.tensorIndex]) for s in model.signatureDefs or () for e in (*s.inputs, *s.outputs)]
-    flatbuffer.drop_unused(model)
-    place = {id(tensor): index for index, tensor in enumerate(model.subgraphs[0].tensors)}
-    for entry, tensor in signed:
-        entry.tensorIndex = place[id(tensor)]
-    return flatbuffer.packed(model)
-
-
-def _followed(instead: Mapping[int, int], tensor: int) -> int:
-    while tensor in instead:
-        tensor = instead[tensor]
-    return tensor
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CalibrationError(f"cannot read the network {path}: {error}") from error
-
-
 def _write(folder: Path, data: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "graph.tflite", data)
@@ -521,19 +266,16 @@ def _row(arguments: argparse.Namespace, told: str, data: bytes, whole: bytes) ->
 def _loss(graph: Graph, weights: Weights, arguments: argparse.Namespace) -> float:
     """Return the loss on the pictures kept back, as `train` logs it."""
     recipe = train.Recipe(steps=0, side=arguments.crop, held=arguments.held, seed=arguments.seed)
-    state = train._state(graph, weights, recipe, {}, torch.device("cpu"))
+    if network.box_channels(graph, weights) == network.STOCK_CHANNELS:
+        weights = network.with_log_sizes(graph, weights)
+    optimiser = torch.optim.AdamW(weights.values())  # no step is taken
+    state = train.State(weights, weights, optimiser, step=0, last_step=0)
     return train.Trainer(graph, recipe, state, arguments.data, arguments.out).validate()["held_loss"]
 
 
 def _quickest(files: Sequence[bytes], side: int) -> list[float]:
     """Return the least CPU ms of each network for side x side px, run in turn, LiteRT, one thread."""
-    interpreters = []
-    for data in files:
-        sized = flatbuffer.at_size(data, flatbuffer.size_constants(data), side, side)
-        interpreter = Interpreter(model_content=sized, num_threads=1)
-        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [1, side, side, 3])
-        interpreter.allocate_tensors()
-        interpreters.append(interpreter)
+    interpreters = [flatbuffer.interpreter_at(data, side, side) for data in files]
     least = [float("inf")] * len(files)
     for _ in range(ROUNDS):
         for index, interpreter in enumerate(interpreters):

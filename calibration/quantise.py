@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from calibration import CalibrationError, flatbuffer, network, sensitivity, write_whole
 from calibration.evaluate import chosen_pictures
-from calibration.flatbuffer import CONVOLUTIONS, operator_name, packed, unpacked
+from calibration.flatbuffer import packed, unpacked
+from calibration.rewrite import CONVOLUTIONS, operator_name
 from calibration.sample import load_set
 from calibration.score import Labelled
 

@@ -21,7 +21,6 @@ import argparse
 import hashlib
 import json
 import math
-import sys
 import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration import CalibrationError, write_whole
+from calibration import CalibrationError, counted, whole_at, write_whole
 from calibration.crops import Picture, decode, load_pictures, split
 
 __all__ = ["Candidate", "Recipe", "add_parser", "candidates", "choose", "load_recipe", "load_set", "run", "targets"]
@@ -170,15 +169,13 @@ def candidates(pictures: Sequence[Picture], recipe: Recipe) -> list[Candidate]:
     random = np.random.default_rng([recipe.seed, 0])
     found = []
     order = random.permutation(len(pictures))[: LOOKED_AT * recipe.count]
-    for done, index in enumerate(order):
+    for index in counted(order.tolist()):
         picture = pictures[index]
         rgb = decode(picture).pyramid[1]
         grey = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.uint8)
         for name in recipe.strata["size"]:
-            if (one := _candidate(int(index), picture, grey, name, recipe, random)) is not None:
+            if (one := _candidate(index, picture, grey, name, recipe, random)) is not None:
                 found.append(one)
-        if sys.stderr.isatty():
-            print(f"\r{done + 1}/{len(order)}", end="", file=sys.stderr)
     return found
 
 
@@ -354,13 +351,12 @@ def _contact(crops: Pixels, chosen: Sequence[Candidate]) -> bytes:
 
 def _save(path: Path, crops: Pixels) -> None:
     """Write the .npz; uncompressed and of a fixed time, so that the same crops give the same bytes."""
-    part = path.with_name(path.name + ".part")
     with (
+        whole_at(path) as part,
         zipfile.ZipFile(part, "w") as archive,
         archive.open(zipfile.ZipInfo("crops.npy"), "w", force_zip64=True) as file,
     ):
         np.lib.format.write_array(file, crops, allow_pickle=False)
-    part.replace(path)
 
 
 def _print(found: Sequence[Candidate], scenes: Sequence[str], chosen: Sequence[Candidate], recipe: Recipe) -> None:

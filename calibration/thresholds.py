@@ -73,4 +73,4 @@ def lowest_score(truth: Sequence[Labelled], found: Sequence[Detections], budget:
     if len(falling) <= allowed:
         return LOWEST
     just_above = (math.floor(float(falling[allowed]) * 10**DIGITS) + 1) / 10**DIGITS
-    return max(LOWEST, just_above)
+    return max(LOWEST, float(just_above))

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flatbuffers  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -41,12 +40,6 @@ def wheel_of(folder: Path, member: bytes) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(base.MEMBER, member)
     return path
-
-
-def packed(net: Any) -> bytes:
-    builder = flatbuffers.Builder(0)
-    builder.Finish(net.Pack(builder), flatbuffer.FILE_IDENTIFIER)
-    return bytes(builder.Output())
 
 
 def picture(height: int, width: int) -> Array:
@@ -156,7 +149,7 @@ def test_a_result_that_two_read_keeps_its_relu(original: bytes) -> None:
         stem.outputs[0],
         add.inputs[1],
     ]  # the first block's ADD now reads what comes before the RELU
-    other = packed(net)
+    other = flatbuffer.packed(net, share=False)
     changed = base.rewrite(other)
     assert flatbuffer.operator_names(changed)["RELU"] == 1
     base.prove(other, changed)
@@ -214,7 +207,7 @@ def test_a_shared_size_constant_is_refused(rewritten: bytes) -> None:
     pad = next(t for t in graph.tensors if t.type == schema.TensorType.INT32 and list(t.shape) == [4, 2])
     pad.buffer = size.buffer
     with pytest.raises(CalibrationError, match="shared"):
-        flatbuffer.size_constants(packed(net))
+        flatbuffer.size_constants(flatbuffer.packed(net, share=False))
 
 
 def test_rewritten_has_nothing_left_over(rewritten: bytes) -> None:

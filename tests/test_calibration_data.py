@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from blurguard.types import Detections
-from calibration import CalibrationError, data
+from calibration import CalibrationError, data, sources
 from calibration.__main__ import main
 from calibration.crops import load_pictures, split
 from calibration.score import load_truth
@@ -114,8 +114,8 @@ def test_every_form_of_labels_comes_out_the_same(form: Callable[[Path], Path], t
 def test_a_list_without_rows_of_zeros_and_with_the_pictures_elsewhere_is_read(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.png\n0\nb.png\n1\n1 2 3 4 0 0 0 0 0 0\n", "utf-8")
     with pytest.raises(CalibrationError, match=r"list\.txt do not lie beside it: give --pictures"):
-        data.read(tmp_path / "list.txt")
-    first, second = data.read(tmp_path / "list.txt", tmp_path / "there")
+        sources.read(tmp_path / "list.txt")
+    first, second = sources.read(tmp_path / "list.txt", tmp_path / "there")
     assert (first.path, second.path) == (tmp_path / "there" / "a.png", tmp_path / "there" / "b.png")
     assert first.rows is not None and second.rows is not None
     assert (first.rows.shape, second.rows.tolist()) == ((0, 5), [[1, 2, 3, 4, 0]])
@@ -237,7 +237,7 @@ def seen(name: str, bits: int, scene: str = "") -> data.Looked:
     """Return a picture whose print differs from another's by as many bits as their numbers do."""
     print_of = np.ones(data.BITS, np.float32)
     print_of[:bits] = -1
-    return data.Looked(data.Entry(Path("p") / name, np.zeros((0, 5)), (9, 9), "", scene), name.encode(), print_of)
+    return data.Looked(sources.Entry(Path("p") / name, np.zeros((0, 5)), (9, 9), "", scene), name.encode(), print_of)
 
 
 def test_neighbours_by_number_are_one_scene_where_strangers_are_not() -> None:
@@ -259,7 +259,7 @@ class Sure:
         return Detections(np.array(boxes, np.float32), np.array([0.9, 0.6, 0.3], np.float32))
 
 
-def taught(entry: data.Entry, unsure: float = 0.25) -> list[list[float]]:
+def taught(entry: sources.Entry, unsure: float = 0.25) -> list[list[float]]:
     teacher = data.Teacher(Sure(), 0.5, unsure)  # type: ignore[arg-type]  # it only detects
     looked = data.look(entry, teacher, data.Report())
     assert looked is not None and looked.entry.rows is not None
@@ -269,7 +269,7 @@ def taught(entry: data.Entry, unsure: float = 0.25) -> list[list[float]]:
 
 def test_the_teacher_labels_plain_pictures_by_how_sure_it_is(tmp_path: Path) -> None:
     save(tmp_path / "trip" / "b.png", scenery(0))
-    (entry,) = data.read(tmp_path)
+    (entry,) = sources.read(tmp_path)
     sure = [[10, 10, 20, 24, 0], [60, 60, 20, 24, 0]]
     assert taught(entry) == [*sure, [100, 10, 8, 10, IGNORE]]
     assert taught(entry, unsure=0.35) == sure
@@ -281,10 +281,10 @@ def test_the_teacher_labels_plain_pictures_by_how_sure_it_is(tmp_path: Path) -> 
 def test_in_labelled_pictures_the_teacher_adds_only_what_was_overlooked_and_ignores_it(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", scenery(0))
     rows: list[list[float]] = [[12, 12, 20, 20, 0]]
-    assert taught(data.Entry(path, np.array(rows))) == [*rows, [60, 60, 20, 24, IGNORE]]
-    assert taught(data.Entry(path, np.zeros((0, 5)))) == [[10, 10, 20, 24, IGNORE], [60, 60, 20, 24, IGNORE]]
+    assert taught(sources.Entry(path, np.array(rows))) == [*rows, [60, 60, 20, 24, IGNORE]]
+    assert taught(sources.Entry(path, np.zeros((0, 5)))) == [[10, 10, 20, 24, IGNORE], [60, 60, 20, 24, IGNORE]]
     crowd: list[list[float]] = [[0, 0, 160, 120, IGNORE]]
-    assert taught(data.Entry(path, np.array(crowd))) == crowd
+    assert taught(sources.Entry(path, np.array(crowd))) == crowd
 
 
 def test_the_same_pictures_give_the_same_bytes_and_their_result_is_a_source(
@@ -320,7 +320,7 @@ def test_the_same_pictures_give_the_same_bytes_and_their_result_is_a_source(
 def test_a_source_that_cannot_be_read_is_named(content: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "labels").write_text(content, "utf-8")
     with pytest.raises(CalibrationError, match=told) as caught:
-        data.read(tmp_path / "labels")
+        sources.read(tmp_path / "labels")
     assert str(tmp_path / "labels") in str(caught.value)
 
 

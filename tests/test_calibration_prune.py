@@ -17,7 +17,7 @@ from tests.conftest import Crowd
 if importlib.util.find_spec("torch"):
     import torch
 
-    from calibration import network, prune, train
+    from calibration import channels, network, prune, train
 
 pytestmark = training.needs_torch
 
@@ -39,9 +39,9 @@ def image(file: bytes, crowd: Crowd) -> NDArray[np.float32]:
     return training.fitted(file, (crowd[0][600:792, 200:392].astype(np.float32) / 127.5 - 1)[None])
 
 
-def groups(data: bytes) -> dict[str, prune.Group]:
+def groups(data: bytes) -> dict[str, channels.Group]:
     graph, weights = network.parse(data)
-    return {group.name: group for group in prune.groups_of(graph, prune.linked_channels(graph, weights))}
+    return {group.name: group for group in channels.groups_of(graph, channels.linked_channels(graph, weights))}
 
 
 def some_of_each_group(data: bytes) -> set[int]:
@@ -52,7 +52,7 @@ def some_of_each_group(data: bytes) -> set[int]:
 
 
 def masks(data: bytes, removed: set[int]) -> dict[int, NDArray[np.bool_]]:
-    linked = prune.linked_channels(*network.parse(data))
+    linked = channels.linked_channels(*network.parse(data))
     return {tensor: ~np.isin(numbers, list(removed)) for tensor, numbers in linked.items()}
 
 
@@ -88,7 +88,7 @@ def test_channels_are_linked_through_additions_depthwise_layers_and_cells() -> N
 
 def test_channels_are_linked_through_padding_of_channels() -> None:
     graph, weights = network.parse(FILES["padded"])
-    linked, found = prune.linked_channels(graph, weights), groups(FILES["padded"])
+    linked, found = channels.linked_channels(graph, weights), groups(FILES["padded"])
     assert [len(found[name].channels) for name in ("000", "012", "020", "024")] == [32, 16, 16, 32]
     wide = next(step for step in graph.steps if step.key == "048")  # the first layer at 1/32 writes 384
     assert sum(len(np.intersect1d(linked[wide.output], group.channels)) for group in found.values()) == 384
@@ -97,7 +97,7 @@ def test_channels_are_linked_through_padding_of_channels() -> None:
 
 def test_every_channel_of_an_addition_is_the_one_it_is_added_to(file: bytes) -> None:
     graph, weights = network.parse(file)
-    linked = prune.linked_channels(graph, weights)
+    linked = channels.linked_channels(graph, weights)
     for step in graph.steps:
         for source in (
             step.inputs if step.kind in ("ADD", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "RESIZE_BILINEAR") else ()
@@ -115,7 +115,7 @@ def test_channels_that_nothing_reads_leave_without_a_trace(file: bytes, image: N
         if step.kind == "CONV_2D":
             weights[f"{step.key}.weight"][:, ~kept[step.inputs[0]]] = 0
     unread = network.write_back(file, weights)
-    smaller = prune.left_out(unread, removed)
+    smaller = channels.left_out(unread, removed)
     assert len(smaller) < len(unread)
     assert_like(smaller, unread, image, 1e-5)
 
@@ -123,7 +123,7 @@ def test_channels_that_nothing_reads_leave_without_a_trace(file: bytes, image: N
 def test_parameters_and_macs_fall_as_the_channels_tell(file: bytes) -> None:
     removed = some_of_each_group(file)
     graph, before = network.parse(file)
-    small, after = network.parse(prune.left_out(file, removed))
+    small, after = network.parse(channels.left_out(file, removed))
     kept = {tensor: int(mask.sum()) for tensor, mask in masks(file, removed).items()}
     numbers = products = 0
     tensors = flatbuffer.unpacked(file).subgraphs[0].tensors
@@ -134,23 +134,23 @@ def test_parameters_and_macs_fall_as_the_channels_tell(file: bytes) -> None:
             _, high, wide, _ = tensors[step.output].shape  # of the file's own input
             products += kept[step.output] * each * high * wide
     side = int(tensors[graph.image].shape[1])
-    cells = {tensor: side // scale for tensor, scale in prune._scales(graph).items()}
+    cells = {tensor: side // scale for tensor, scale in channels.scales_of(graph).items()}
     assert cells == {tensor: int(tensors[tensor].shape[1]) for tensor in cells}
-    assert prune.parameters(after) == numbers < prune.parameters(before)
-    assert prune.macs(small, after, side) == products < prune.macs(graph, before, side)
-    assert prune.macs(small, after, 2 * side) == 4 * products
+    assert channels.parameters(after) == numbers < channels.parameters(before)
+    assert channels.macs(small, after, side) == products < channels.macs(graph, before, side)
+    assert channels.macs(small, after, 2 * side) == 4 * products
 
 
 def test_what_is_left_can_be_pruned_and_written_again(file: bytes, image: NDArray[np.float32]) -> None:
-    smaller = prune.left_out(file, some_of_each_group(file))
+    smaller = channels.left_out(file, some_of_each_group(file))
     assert network.write_back(smaller, network.parse(smaller)[1])
     assert [group.stage for group in groups(smaller).values()] == [group.stage for group in groups(file).values()]
-    assert len(prune.left_out(smaller, some_of_each_group(smaller))) < len(smaller)
-    assert_like(prune.left_out(smaller, set()), smaller, image, 0)
+    assert len(channels.left_out(smaller, some_of_each_group(smaller))) < len(smaller)
+    assert_like(channels.left_out(smaller, set()), smaller, image, 0)
     assert signatures(smaller) == signatures(file)
     assert len(flatbuffer.size_constants(smaller)) == len(flatbuffer.size_constants(file))
     with pytest.raises(CalibrationError, match="leave out less"):
-        prune.left_out(file, set(groups(file)["000"].channels))
+        channels.left_out(file, set(groups(file)["000"].channels))
 
 
 def faces(*rows: tuple[int, int, int, int, bool], side: int = 64) -> crops.Crop:
@@ -180,10 +180,10 @@ def test_activations_are_told_for_faces_each_counting_alike_and_for_what_is_else
         prune.measure(graph, weights, [faces((0, 56, 16, 64, True))])
 
 
-def ranked(activity: prune.Activity, rank: str, weights: network.Weights) -> list[int]:
+def ranked(activity: channels.Activity, rank: str, weights: network.Weights) -> list[int]:
     """Return the positions of the channels of Tiny's second layer, from the one that does least."""
     graph, _ = network.parse(FILES["tiny"])
-    linked = prune.linked_channels(graph, weights)
+    linked = channels.linked_channels(graph, weights)
     output = next(step.output for step in graph.steps if step.key == "001")
     return [int(place) for place in np.argsort(prune.ranking(graph, weights, linked, activity, rank)[linked[output]])]
 
@@ -194,7 +194,7 @@ def test_channels_are_ranked_by_faces_by_weights_and_by_both() -> None:
     size = {step.inputs[0]: np.ones((2, 8)) for step in graph.steps if step.kind == "CONV_2D" and step.inputs[0]}
     last = max(size)
     size[last] = np.array([[5, 1, 1, 3, 4, 5, 6, 7], [5, 3, 1.5, 9, 4, 9, 9, 9]])
-    activity = prune.Activity(size, {})
+    activity = channels.Activity(size, {})
     # 1 in faces and 3 elsewhere tells them apart better than 1 and 1.5 do.
     assert ranked(activity, "attention", weights)[:2] == [2, 1]
     weights["001.weight"][6] *= 0.5
@@ -208,7 +208,7 @@ def test_channels_are_ranked_by_faces_by_weights_and_by_both() -> None:
 
 
 def test_of_each_group_those_that_do_least_leave() -> None:
-    wide, narrow = prune.Group("000", 2, tuple(range(10))), prune.Group("001", 2, (10, 11, 12))
+    wide, narrow = channels.Group("000", 2, tuple(range(10))), channels.Group("001", 2, (10, 11, 12))
     ranks = np.array([3, 0.1, 3, 0.2, 3, 0.1, 3, 3, 3, 3, 0, 0, 0])
     assert prune._least([wide, narrow], ranks, 0.2, 1) == {1, 5, 10}
     assert prune._least([wide, narrow], ranks, 0.25, 4) == {1, 5}
@@ -219,7 +219,7 @@ def test_of_each_group_those_that_do_least_leave() -> None:
 def test_what_was_read_from_a_channel_is_laid_upon_one_like_it() -> None:
     data = FILES["sparse"]
     graph, weights = network.parse(data)
-    linked = prune.linked_channels(graph, weights)
+    linked = channels.linked_channels(graph, weights)
     twin, other = linked[next(step.output for step in graph.steps if step.key == "002")][:2].tolist()
     for key in ("002.weight", "002.bias", "003.weight", "003.bias"):
         weights[key][0] = 2 * weights[key][1] if key[:3] == "002" else weights[key][1]
@@ -227,8 +227,8 @@ def test_what_was_read_from_a_channel_is_laid_upon_one_like_it() -> None:
     data = network.write_back(data, weights)
     crop = faces((20, 20, 50, 60, False), (80, 30, 86, 36, False), side=192)
     image = (crop.pixels.astype(np.float32) / 127.5 - 1)[None]
-    smaller = prune.left_out(data, {twin}, prune.measure(graph, weights, [crop]))
-    bare = prune.left_out(data, {twin})
+    smaller = channels.left_out(data, {twin}, prune.measure(graph, weights, [crop]))
+    bare = channels.left_out(data, {twin})
     assert twin != other
     (_, scores), (_, got), (_, without) = (training.lite(file, image) for file in (data, smaller, bare))
     assert abs(got - scores).mean() < 0.02 * abs(without - scores).mean()
@@ -238,7 +238,7 @@ def test_what_was_read_from_a_channel_is_laid_upon_one_like_it() -> None:
 def test_a_block_that_adds_nothing_leaves_without_a_trace(name: str, blocks: int, crowd: Crowd) -> None:
     data = FILES[name]
     graph, weights = network.parse(data)
-    found = prune.blocks(graph)
+    found = channels.blocks(graph)
     assert len(found) == blocks
     dropped = [*found][:2] + [*found][-1:]
     for first in dropped:
@@ -249,13 +249,13 @@ def test_a_block_that_adds_nothing_leaves_without_a_trace(name: str, blocks: int
         weights[f"{key}.weight"].zero_()
         weights[f"{key}.bias"].zero_()
     idle = network.write_back(data, weights)
-    smaller = prune.without_blocks(idle, dropped)
+    smaller = channels.without_blocks(idle, dropped)
     image = training.fitted(data, (crowd[0][600:792, 200:392].astype(np.float32) / 127.5 - 1)[None])
     assert_like(smaller, idle, image, 1e-5)
     assert signatures(smaller) == signatures(data)
     assert len(network.parse(smaller)[1]) == len(weights) - 8 * len(dropped)  # four layers each
     with pytest.raises(CalibrationError, match="no block to drop begins with 002"):
-        prune.without_blocks(data, ["002"])
+        channels.without_blocks(data, ["002"])
 
 
 @pytest.fixture

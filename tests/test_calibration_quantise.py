@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-from calibration import CalibrationError, base, flatbuffer
+from calibration import CalibrationError, base, flatbuffer, rewrite
 from calibration.__main__ import main
 from tests.conftest import Crowd
 from tests.test_calibration_train import Tiny
@@ -75,9 +75,7 @@ def weight_types(data: bytes) -> Counter[int]:
     """Return how many layers have weights of each type."""
     model = flatbuffer.unpacked(data)
     tensors = model.subgraphs[0].tensors
-    layers = [
-        op for op in model.subgraphs[0].operators if flatbuffer.operator_name(model, op) in flatbuffer.CONVOLUTIONS
-    ]
+    layers = [op for op in model.subgraphs[0].operators if rewrite.operator_name(model, op) in rewrite.CONVOLUTIONS]
     return Counter(int(tensors[op.inputs[1]].type) for op in layers)
 
 
@@ -92,7 +90,7 @@ def test_convolutions_that_pad_themselves_give_the_same_bits(crowd: Crowd, size:
 def test_the_pads_that_stay_are_those_before_a_stride_or_that_add_channels() -> None:
     model = flatbuffer.unpacked(flatbuffer.with_same_padding(BASE))
     (graph,) = model.subgraphs
-    pads = {int(op.outputs[0]) for op in graph.operators if flatbuffer.operator_name(model, op) == "PAD"}
+    pads = {int(op.outputs[0]) for op in graph.operators if rewrite.operator_name(model, op) == "PAD"}
     strides = [
         op.builtinOptions.strideH
         for op in graph.operators

@@ -1,4 +1,4 @@
-"""Blocks left out and repeated."""
+"""A block that is repeated."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-from calibration import CalibrationError, base
+from calibration import base
 from calibration.__main__ import main
 
 if importlib.util.find_spec("torch"):
-    from calibration import network, shape
+    from calibration import channels, network, shape
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="torch is not installed: only developers who retrain need it"
@@ -64,14 +64,15 @@ def test_the_twin_has_weights_of_its_own(start: bytes) -> None:
     assert changed == {f"{key}.weight" for key in before}
 
 
-def test_a_block_left_out_takes_its_layers_along(start: bytes) -> None:
-    assert layers(shape.without_block(start, 1)) == layers(start) - 4
-    # Without what it adds, a block is its shortcut: a repeated one can go again.
-    there_and_back = shape.without_block(shape.repeat_last_block(start), 16)
+def test_a_repeated_block_can_go_again(start: bytes) -> None:
+    repeated = shape.repeat_last_block(start)
+    known = list(channels.blocks(network.parse(start)[0]))
+    twin = list(channels.blocks(network.parse(repeated)[0]))[-1]
+    assert twin not in known
+    there_and_back = channels.without_blocks(repeated, [twin])
+    assert layers(there_and_back) == layers(start)
     for before, after in zip(maps(start), maps(there_and_back), strict=True):
         assert np.array_equal(before, after)
-    with pytest.raises(CalibrationError, match="no block 16: the network has 16"):
-        shape.without_block(start, 16)
 
 
 def test_the_step_puts_weights_in_and_writes_one_file(start: bytes, tmp_path: Path) -> None:
@@ -79,7 +80,18 @@ def test_the_step_puts_weights_in_and_writes_one_file(start: bytes, tmp_path: Pa
     network.save_npz(tmp_path / "w.npz", network.with_log_sizes(graph, weights))
     (tmp_path / "a.tflite").write_bytes(start)
     arguments = ["shape", tmp_path / "a.tflite", tmp_path / "b.tflite", "--weights", tmp_path / "w.npz"]
-    assert main([*map(str, arguments), "--without", "0", "--without", "1", "--repeat-last"]) == 0
+    assert main([*map(str, arguments), "--repeat-last"]) == 0
     written = (tmp_path / "b.tflite").read_bytes()
-    assert layers(written) == layers(start) - 4
+    assert layers(written) == layers(start) + 4
     assert maps(written)[0].shape == (1, 48, 48, 4)
+
+
+@pytest.mark.parametrize(("content", "told"), [(None, "cannot read the network"), (b"no such file", "no .tflite file")])
+def test_what_is_no_network_is_told(
+    content: bytes | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content:
+        (tmp_path / "a.tflite").write_bytes(content)
+    assert main(["shape", str(tmp_path / "a.tflite"), str(tmp_path / "b.tflite"), "--repeat-last"]) == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "b.tflite").exists()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import flatbuffers  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -99,9 +98,7 @@ class Tiny:
             weights = [self.noise(8, 3, 3, channels), self.noise(8)]
             x = self.add("CONV_2D", [self.pad(x, side, channels), *weights], (1, side // 2, side // 2, 8), **options)
         self.graph.inputs, self.graph.outputs = [image], [self.head(x, 16), self.head(x, 1)]
-        builder = flatbuffers.Builder(0)
-        builder.Finish(self.model.Pack(builder), flatbuffer.FILE_IDENTIFIER)
-        return bytes(builder.Output())
+        return flatbuffer.packed(self.model, share=False)
 
 
 @pytest.fixture(scope="module", params=["base", "tiny"])
@@ -190,10 +187,8 @@ def test_an_operator_that_it_does_not_know_is_refused() -> None:
     model = schema.ModelT.InitFromPackedBuf(BASE.read_bytes(), 0)
     pool = next(c for c in model.operatorCodes if c.builtinCode == schema.BuiltinOperator.MAX_POOL_2D)
     pool.builtinCode = pool.deprecatedBuiltinCode = schema.BuiltinOperator.AVERAGE_POOL_2D
-    builder = flatbuffers.Builder(0)
-    builder.Finish(model.Pack(builder), flatbuffer.FILE_IDENTIFIER)
     with pytest.raises(CalibrationError, match="AVERAGE_POOL_2D"):
-        network.parse(bytes(builder.Output()))
+        network.parse(flatbuffer.packed(model))
 
 
 @needs_torch

@@ -328,7 +328,7 @@ def test_the_report_tells_all_there_is_to_tell(home: Path, tmp_path: Path) -> No
     (x0, y0, x1, y1), region = found["box"], found["region"]
     assert region[0] < x0 < 64 < x1 < region[2] and region[1] < y0 < 64 < y1 < region[3]
     assert all(isinstance(value, int) for value in region) and 0.5 <= found["score"] <= 1
-    assert re.fullmatch(r"stock@[0-9a-f]{64}", with_face["model"]) and with_face["seconds"] > 0
+    assert re.fullmatch(r"far@[0-9a-f]{64}", with_face["model"]) and with_face["seconds"] > 0
     assert with_face["settings"]["min_score"] == 0.5
     assert [line["status"] for line in (with_face, without, failed)] == ["done", "done", "failed"]
     assert (failed["error"], failed["exit_code"], failed["faces"]) == ("InputError", 5, [])
