@@ -10,6 +10,7 @@ from calibration import CalibrationError
 # Modules of this package with add_parser(subparsers), which sets `run`. Only the one that is asked for is
 # imported: a step's own libraries are no concern of the others.
 STEPS = {
+    "barren": "make pictures without people, to count false boxes on",
     "base": "free the published network of its size",
     "data": "bring labelled pictures into one form, and check them",
     "evaluate": "recall, false boxes and AP on labelled pictures",

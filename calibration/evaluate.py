@@ -40,7 +40,7 @@ from calibration.score import (
     load_truth,
 )
 
-SWEEP = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+SWEEP = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
 MARGINS = (0.1, 0.2, 0.25, 0.3, 0.4)
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MIN_SCORE = 0.02  # for AP; operating points lie far above it
@@ -50,7 +50,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     """Add this step to ``python -m calibration``."""
     parser = steps.add_parser("evaluate", help="recall, false boxes and AP on labelled pictures")
     add_choice(parser)
-    parser.add_argument("--sweep", action="store_true", help="several thresholds instead of the shipped one")
+    parser.add_argument("--sweep", action="store_true", help="several thresholds besides the shipped one")
     parser.add_argument("--boxes", action="store_true", help="measure box_scale and box_shift of the manifest instead")
     parser.add_argument("--margins", action="store_true", help="measure what the default margin is chosen from instead")
     parser.set_defaults(run=run)
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         detector = detector_of(arguments, mode)
         found, milliseconds = detect_all(detector, truth)
         aps = [100 * average_precision(truth, found, bit) for bit in SUBSETS.values()]
-        for threshold in SWEEP if arguments.sweep else (detector.threshold,):
+        for threshold in sorted({detector.threshold, *(SWEEP if arguments.sweep else ())}):
             point = hidden_at(truth, found, threshold, Settings().margin)
             rows.append(row_of(mode, aps, point, milliseconds))
     print("\n".join([*TABLE_HEAD, *rows]))

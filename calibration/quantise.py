@@ -24,12 +24,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import quantizer, recipe
 from numpy.typing import NDArray
 
-from calibration import CalibrationError, flatbuffer, network, sensitivity, write_whole
+from calibration import CalibrationError, flatbuffer, network, read_network, sensitivity, write_whole
 from calibration.evaluate import chosen_pictures
 from calibration.flatbuffer import packed, unpacked
 from calibration.rewrite import CONVOLUTIONS, operator_name
@@ -80,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CalibrationError: a file cannot be read or is no network of this project, or no such layer.
     """
-    data = _read(arguments.graph)
+    data = read_network(arguments.graph)
     crops = load_set(arguments.set)
     ranges = measured(data, crops)
     source = prepared(data, ranges)
@@ -213,16 +212,6 @@ def quantised(source: Prepared, kept_float: Collection[str]) -> bytes:
     with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):  # progress, memory
         result = made.quantize(values, enable_progress_bar=False, enable_progress_report=False)
     return _finished(bytes(result.quantized_model))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CalibrationError(f"cannot read {path}: {error.strerror}") from error
-    if not schema.Model.ModelBufferHasIdentifier(data, 0):
-        raise CalibrationError(f"{path} is no .tflite file")
-    return data
 
 
 def _named(data: bytes) -> tuple[bytes, dict[str, str]]:

@@ -25,7 +25,7 @@ from calibration.score import SUBSETS, Labelled, average_precision, false_boxes,
 __all__ = ["add_parser", "lowest_score", "run"]
 
 LOWEST = 0.05  # of scores that may be chosen: under it everything is a face
-DIGITS = 3  # of the score that is written down
+STEPS = 1000  # of the scores that are written down: three digits
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -72,5 +72,5 @@ def lowest_score(truth: Sequence[Labelled], found: Sequence[Detections], budget:
     falling = np.sort(scores)[::-1]
     if len(falling) <= allowed:
         return LOWEST
-    just_above = (math.floor(float(falling[allowed]) * 10**DIGITS) + 1) / 10**DIGITS
-    return max(LOWEST, float(just_above))
+    just_above = (math.floor(float(falling[allowed]) * STEPS) + 1) / STEPS
+    return max(LOWEST, just_above)
