@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import cv2
 from PIL import Image as Pillow
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def processors() -> int:
@@ -34,6 +38,29 @@ def worker_process() -> None:
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     own_process()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off what signals do in the main thread: a process that is half started can be neither used nor stopped.
+
+    Blocking them keeps them from threads and processes that start meanwhile, but not from this thread: libraries
+    have threads of their own, one of those takes the signal, and Python runs its handler here all the same.
+    """
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        wanted = [number for number in _INTERRUPTS if callable(signal.getsignal(number))]
+        before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in wanted}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _die_with(parent: multiprocessing.process.BaseProcess) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import signal
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
@@ -23,13 +22,14 @@ from pebble import ProcessExpired, ProcessPool
 from blurguard.errors import EXIT_UNFORESEEN, BlurguardError
 from blurguard.output import digest_of
 from blurguard.pipeline import Anonymizer, Progress, Work
-from blurguard.process import worker_process
+from blurguard.process import uninterrupted, worker_process
 from blurguard.types import Outcome, Status
 
 Factory = Callable[[], Anonymizer]
 # Files handed out to each worker, with the one it works on: enough that no worker waits.
 _AHEAD_PER_WORKER = 3
 _START_SECONDS = 5.0  # the longest wait for a worker that is still starting when the others are done
+_DYING_SECONDS = 2.0  # after the workers were stopped, until nobody can tell anything any more
 # How a worker tells of a video: who (digest of the path), frames done, frames in all or -1. Writes to a pipe of
 # less than PIPE_BUF (POSIX: at least 512) bytes are atomic, so workers need no lock that one could die with.
 _TOLD = struct.Struct("=32sqq")
@@ -152,7 +152,7 @@ class Pool:
         """Hand over a job; ``result_of`` tells what became of it."""
         self._starting = self._workers  # the pool starts all of them with its first task
         self._reader.expect(job.source)
-        with _sigint_blocked():
+        with uninterrupted():
             if not self._pool.active:  # pebble's gives up when a worker dies while none has anything to do
                 self._stop()
                 self._pool = self._start()
@@ -180,7 +180,7 @@ class _Reader:
         self._progress = progress
         self._sources: dict[bytes, Path] = {}
         self._thread = Thread(target=self._run, daemon=True)
-        with _sigint_blocked():
+        with uninterrupted():
             self._thread.start()
 
     def expect(self, source: Path) -> None:
@@ -194,8 +194,9 @@ class _Reader:
     def close(self) -> None:
         """End the thread; what was told last may get lost."""
         self.mouth.close()
-        self._thread.join()
-        self._ear.close()
+        self._thread.join(_DYING_SECONDS)
+        if not self._thread.is_alive():  # else somebody who shall be dead still holds the other end: leave him
+            self._ear.close()
 
     def _run(self) -> None:
         with contextlib.suppress(EOFError):
@@ -220,16 +221,6 @@ def _seldom(progress: Progress) -> Progress:
             progress(source, done, total)
 
     return told
-
-
-@contextlib.contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Have threads and processes that start meanwhile never see Ctrl-C, which is this thread's business."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def result_of(job: Job, future: Future[Work | Outcome]) -> Work | Outcome:

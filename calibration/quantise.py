@@ -218,6 +218,9 @@ def _named(data: bytes) -> tuple[bytes, dict[str, str]]:
     """Return the network as it is quantised, its tensors named ``LAYER.NUMBER``, and what each layer is."""
     model = unpacked(flatbuffer.with_same_padding(data))
     (graph,) = model.subgraphs
+    for number, tensor in enumerate(graph.tensors):
+        if number not in graph.inputs and number not in graph.outputs:
+            tensor.name = f"constant.{number}".encode()  # the quantiser wants names that no other one has
     layers: dict[str, str] = {}
     for number, op in enumerate(graph.operators):
         kind = operator_name(model, op)

@@ -44,8 +44,8 @@ FACES = {
     "obama_portrait": (250, 30, 730, 510),
 }
 SUFFIXES = (".jpg", ".png", ".webp")
-OPTIONS = ("--quiet", "--style", "solid", "--shape", "box", "--mode", "fast", "--min-score", "0.2")
-SETTINGS = Settings(style=Style.SOLID, shape=Shape.BOX, mode=Mode.FAST, min_score=0.2)
+OPTIONS = ("--quiet", "--style", "solid", "--shape", "box", "--mode", "fast", "--min-score", "0.5")
+SETTINGS = Settings(style=Style.SOLID, shape=Shape.BOX, mode=Mode.FAST, min_score=0.5)
 BLACK_AT_MOST = 24  # of 255: JPEG and WebP are lossy
 LONGEST_WAIT_SECONDS = 120.0  # for the impossible to be told from the slow
 TICK_SECONDS = 0.001

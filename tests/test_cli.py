@@ -192,7 +192,7 @@ def test_an_empty_folder_says_so(home: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "no manifest"])
 def test_a_damaged_model_is_an_error_of_the_whole_run(package: Path, tmp_path: Path, damage: str) -> None:
-    victim = package / "models" / ("manifest.toml" if damage == "no manifest" else "blazeface_full_range.tflite")
+    victim = package / "models" / ("manifest.toml" if damage == "no manifest" else "blazeface_far.tflite")
     whole = victim.read_bytes()
     photo = put(tmp_path / "photos" / "a.jpg", face())
     commands = [("file", photo), ("dir", photo.parent), ("detect", photo), ("doctor", tmp_path)]

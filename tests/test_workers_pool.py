@@ -17,7 +17,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from blurguard import workers
 from blurguard.pipeline import Anonymizer, Work
+from blurguard.process import uninterrupted
 from blurguard.types import Detections, Outcome, Status
 from blurguard.workers import Crew, Job, Pool, result_of
 from tests.faults import LONGEST_WAIT_SECONDS, make_films, ticks
@@ -291,3 +293,39 @@ def test_nothing_is_kept_of_files_that_have_ended(tmp_path: Path) -> None:
             gc.collect()
             if not any(name() for name in seen):
                 break
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_what_is_being_started_stands(number: signal.Signals) -> None:
+    """Also one that a thread of some library takes: Python then runs the handler in the main thread, masked or not."""
+    before = signal.signal(number, signal.default_int_handler)
+    started, stopped = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        started.set()
+        stopped.wait()
+
+    other = threading.Thread(target=stay)
+    other.start()
+    started.wait()
+    done = []
+    try:
+        with pytest.raises(KeyboardInterrupt), uninterrupted():
+            signal.pthread_kill(other.ident or 0, number)
+            done += [sum(range(1000)) for _ in range(100)]  # enough for Python to look for signals
+        assert len(done) == 100
+        with uninterrupted():
+            pass
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+        stopped.set()
+        other.join()
+
+
+def test_an_end_of_the_pipe_that_somebody_still_holds_does_not_hold_up_the_end() -> None:
+    reader = workers._Reader(lambda *_: None)
+    held = os.dup(reader.mouth.fileno())
+    reader.close()
+    os.close(held)
+    reader._thread.join()
