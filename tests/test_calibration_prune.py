@@ -23,7 +23,7 @@ pytestmark = training.needs_torch
 
 FILES = {
     "tiny": training.Tiny().data(),
-    "sparse": (base.MODELS / "blazeface_far_float.tflite").read_bytes(),
+    "sparse": base.start(),
     "padded": (base.MODELS / base.REWRITTEN_FILE).read_bytes(),  # shortcuts get channels of zeros
 }
 pictures = training.data  # a fixture
@@ -117,7 +117,7 @@ def test_channels_that_nothing_reads_leave_without_a_trace(file: bytes, image: N
     unread = network.write_back(file, weights)
     smaller = channels.left_out(unread, removed)
     assert len(smaller) < len(unread)
-    assert_like(smaller, unread, image, 1e-5)
+    assert_like(smaller, unread, image, 5e-5)
 
 
 def test_parameters_and_macs_fall_as_the_channels_tell(file: bytes) -> None:
@@ -251,7 +251,7 @@ def test_a_block_that_adds_nothing_leaves_without_a_trace(name: str, blocks: int
     idle = network.write_back(data, weights)
     smaller = channels.without_blocks(idle, dropped)
     image = training.fitted(data, (crowd[0][600:792, 200:392].astype(np.float32) / 127.5 - 1)[None])
-    assert_like(smaller, idle, image, 1e-5)
+    assert_like(smaller, idle, image, 5e-5)
     assert signatures(smaller) == signatures(data)
     assert len(network.parse(smaller)[1]) == len(weights) - 8 * len(dropped)  # four layers each
     with pytest.raises(CalibrationError, match="no block to drop begins with 002"):
