@@ -97,7 +97,9 @@ def merged(
         seen = np.repeat(np.array(scales, np.float32), [len(p) for p in parts]) * longer_sides(boxes)
         weights = scores * np.clip(seen / SHARP_PX, 1e-3, 1) ** 2
     kept = suppress(boxes, scores, most_iou, most_contained)
-    return Detections(np.array([_mean_box(boxes, weights, best) for best in kept], np.float32), scores[kept])
+    means, scores = np.array([_mean_box(boxes, weights, best) for best in kept], np.float32), scores[kept]
+    apart = suppress(means, scores, most_iou, most_contained)  # means of one face can come nearer to each other
+    return Detections(means[apart], scores[apart])
 
 
 def _mean_box(boxes: Boxes, weights: NDArray[np.float32], best: np.intp) -> Boxes:

@@ -139,18 +139,19 @@ def test_it_fails_cleanly(name: str, test_data: Path, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-# Measured with the stock model: 176 and 167 of 176. Floors, so that a better one need not change them.
-FLOORS = {"accurate": 0.97, "fast": 0.9}
+# The faces of the distant crowd are 5 px high at the size that the fast mode looks at.
+BEYOND = {"accurate": [], "fast": ["12mp_distant.jpg"]}
+FLOOR = 0.97  # a floor, so that a better model need not change it
 
 
-@pytest.mark.parametrize("mode", FLOORS)
+@pytest.mark.parametrize("mode", BEYOND)
 def test_the_detector_finds_as_many_faces_as_it_did(mode: str, test_data: Path) -> None:
     hider, covered, total = Anonymizer(Settings(mode=mode)), 0, 0  # type: ignore[arg-type]
     for name in GOOD:
         path = test_data / "hostile_images" / name
-        if TRUTHS[name].get("boxes") and TRUTHS[name]["should_decode"] and path.exists():
+        if name not in BEYOND[mode] and TRUTHS[name].get("boxes") and TRUTHS[name]["should_decode"] and path.exists():
             outcome = hider.look(path)
             here, there = hidden_faces(outcome, TRUTHS[name])
             covered, total = covered + here, total + there
     print(f"{mode}: {covered} of {total} faces")  # noqa: T201 - shown with -s
-    assert covered >= FLOORS[mode] * total
+    assert covered >= FLOOR * total
