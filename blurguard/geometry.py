@@ -7,6 +7,7 @@ covers columns up to 9.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,14 +66,8 @@ def suppress(
     with more than ``most_contained`` of its area. Equal scores keep their order, so that the same picture
     gives the same faces. Boxes beyond the best ``MOST_BOXES`` go as well.
     """
-    order = np.argsort(-scores, kind="stable")[:MOST_BOXES]
-    kept: list[int] = []
-    while len(order):
-        best, rest = int(order[0]), order[1:]
-        kept.append(best)
-        one, others = boxes[best : best + 1], boxes[rest]
-        order = rest[(iou(one, others)[0] <= most_iou) & (contained(one, others)[0] <= most_contained)]
-    return np.array(kept, np.intp)
+    order = _best_first(scores)
+    return order[[index for index, _ in _kept(boxes[order], most_iou, most_contained)]]
 
 
 def merged(
@@ -96,16 +91,37 @@ def merged(
     if scales is not None:
         seen = np.repeat(np.array(scales, np.float32), [len(p) for p in parts]) * longer_sides(boxes)
         weights = scores * np.clip(seen / SHARP_PX, 1e-3, 1) ** 2
-    kept = suppress(boxes, scores, most_iou, most_contained)
-    means, scores = np.array([_mean_box(boxes, weights, best) for best in kept], np.float32), scores[kept]
-    apart = suppress(means, scores, most_iou, most_contained)  # means of one face can come nearer to each other
-    return Detections(means[apart], scores[apart])
+    order = _best_first(scores)
+    boxes, scores, weights = boxes[order], scores[order], weights[order]
+    kept, means = [], []
+    for index, overlap in _kept(boxes, most_iou, most_contained):
+        agreeing = np.flatnonzero(overlap > AGREEING_IOU)
+        kept.append(index)
+        means.append(weights[agreeing] @ boxes[agreeing] / weights[agreeing].sum())
+    faces, scores = np.array(means, np.float32).reshape(-1, 4), scores[kept]
+    apart = suppress(faces, scores, most_iou, most_contained)  # means of one face can come nearer to each other
+    return Detections(faces[apart], scores[apart])
 
 
-def _mean_box(boxes: Boxes, weights: NDArray[np.float32], best: np.intp) -> Boxes:
-    """Return the mean of the boxes (N, 4) that agree with the best one, (4,)."""
-    agree = iou(boxes[best][None], boxes)[0] > AGREEING_IOU
-    return np.asarray(np.average(boxes[agree], axis=0, weights=weights[agree]), np.float32)
+def _best_first(scores: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return the order of the scores, equal ones as they are, without those beyond the best ``MOST_BOXES``."""
+    return np.argsort(-scores, kind="stable")[:MOST_BOXES]
+
+
+def _kept(boxes: Boxes, most_iou: float, most_contained: float) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the index of each box (N, 4), best first, that `suppress` keeps, and its IoU with all of them, (N,)."""
+    x0, y0, x1, y1 = np.ascontiguousarray(boxes.T)  # a third of the time that `iou` and `contained` take together
+    area = np.maximum(areas(boxes), 1e-9)
+    standing = np.ones(len(boxes), np.bool_)
+    for index in range(len(boxes)):
+        if not standing[index]:
+            continue
+        width = np.minimum(x1, x1[index]) - np.maximum(x0, x0[index])
+        height = np.minimum(y1, y1[index]) - np.maximum(y0, y0[index])
+        shared = np.maximum(width, 0) * np.maximum(height, 0)
+        overlap = shared / (area + area[index] - shared)
+        standing &= (overlap <= most_iou) & (shared <= most_contained * np.minimum(area, area[index]))
+        yield index, overlap
 
 
 def turned_back(boxes: Boxes, quarters: int, width: int, height: int) -> Boxes:

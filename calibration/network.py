@@ -89,9 +89,11 @@ class Graph:
         trunk = self.trunk()
         for step in trunk:
             values[step.output] = run_step(step, values, weights)
+        heads = self.steps[len(trunk) :]
+        read = {tensor for step in heads for tensor in step.inputs}
         with torch.autocast(image.device.type, enabled=False):
-            values = {tensor: value.float() for tensor, value in values.items()}
-            for step in self.steps[len(trunk) :]:
+            values = {tensor: value.float() for tensor, value in values.items() if tensor in read}
+            for step in heads:
                 values[step.output] = run_step(step, values, weights)
         return values[self.boxes], values[self.scores]
 
