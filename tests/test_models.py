@@ -165,11 +165,11 @@ def test_kept_interpreters_stay_within_their_bound() -> None:
 def test_the_interpreter_used_last_is_dropped_last() -> None:
     spec = models.find()
     network = Network(spec, models.load(spec))
-    for side in (512, 576, 512, 576, 512):  # both fit
+    for side in (640, 576, 640, 576, 640):  # both fit
         network.run(np.zeros((side, side, 3), np.uint8))
-    kept = network._interpreters[512, 512]
-    network.run(np.zeros((480, 480, 3), np.uint8))
-    assert network._interpreters.get((512, 512)) is kept
+    kept = network._interpreters[640, 640]
+    network.run(np.zeros((544, 544, 3), np.uint8))
+    assert network._interpreters.get((640, 640)) is kept
     assert (576, 576) not in network._interpreters
 
 
