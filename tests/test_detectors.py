@@ -18,18 +18,14 @@ from blurguard import models
 from blurguard.blazeface import MOST_PER_PASS, bucket, detect_once
 from blurguard.config import Mode, Settings
 from blurguard.detectors import (
-    CELL_PX,
-    CELLS_ACROSS,
+    CLOSER_SCALE,
     COARSEST_PX,
     FAST_SIDE_PX,
     SAME_IOU,
-    SECOND_FACE_PX,
-    SECOND_WEIGHT,
     TILE_MULTIPLE_PX,
     TILE_OVERLAP_PX,
     TILE_PX,
     BlazeFaceDetector,
-    _mirrored_cell,
     accurate_plan,
     fast_plan,
     load_detector,
@@ -353,51 +349,56 @@ def test_what_is_seen_in_a_turned_picture_counts_less_where_the_upright_one_has_
         assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx([40, 100], abs=4)
 
 
-class Mistaken(Network):
-    """A network that takes the middle of all it is shown for a small face: less surely so in a cell than elsewhere."""
+class Closer(Network):
+    """A network that sees a small face at the mark in what it is shown, with another score in what is square."""
 
-    def __init__(self, first: float, again: float) -> None:
+    def __init__(self, first: float, again: float, side: float = 20) -> None:
         self.spec = dataclasses.replace(models.find("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0))
-        self._first, self._again, self.canvases = first, again, 0
+        self._first, self._again, self._side, self.looks = first, again, side, 0
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        rows, columns = canvas.shape[0] // 4, canvas.shape[1] // 4
-        logits, boxes = np.full((rows, columns), -99, np.float32), np.zeros((rows, columns, 4), np.float32)
-        second = canvas.shape[:2] == (CELL_PX, CELLS_ACROSS * CELL_PX)
-        self.canvases += second
-        row, column = (CELL_PX // 8,) * 2 if second else (rows // 2, columns // 2)
-        side = SECOND_FACE_PX if second else 20
-        score = self._again if second else self._first
-        logits[row, column], boxes[row, column] = math.log(score / (1 - score)), [-2, -2, side, side]
-        return boxes, logits
+        height, width = canvas.shape[:2]
+        logits, boxes = np.full((height // 4, width // 4), -99, np.float32), np.zeros((height // 4, width // 4, 4))
+        self.looks += height == width
+        score = self._again if height == width else self._first if width == 640 else 0.001
+        marks = np.argwhere(canvas[:, :, 0] > canvas.max() / 2)
+        row, column = (int(value) // 4 for value in marks[len(marks) // 2][:2])
+        side = self._side * (CLOSER_SCALE if height == width else 1)
+        logits[row, column], boxes[row, column] = math.log(score / (1 - score)), [0, 0, side, side]
+        return boxes.astype(np.float32), logits
 
 
-def looked_at(network: Mistaken, mode: Mode = Mode.ACCURATE) -> float:
-    """Return the best score in an empty picture of 192 px with the threshold of the stock model, 0.15."""
+def looked_at(network: Closer, mode: Mode = Mode.ACCURATE) -> Detections:
+    """Return what is found in a wide picture with a mark at (60, 100); the threshold is the stock model's, 0.15."""
     detector = BlazeFaceDetector(network, mode)
     detector.turns = ()
-    return float(detector.detect(np.zeros((192, 192, 3), np.uint8), 0.01).scores.max(initial=0))
+    rgb = np.zeros((320, 640, 3), np.uint8)
+    rgb[98:103, 58:63] = 255
+    return detector.detect(rgb, 0.001)
 
 
-def test_a_second_look_moves_the_score_of_what_is_unsure_and_of_nothing_else() -> None:
-    for first, again, wanted in (
-        (0.16, 0.9, 0.16 + SECOND_WEIGHT * 0.74),
-        (0.16, 0.05, 0.16 - SECOND_WEIGHT * 0.11),
-        (0.9, 0.05, 0.9),
-        (0.05, 0.9, 0.05),
-    ):
-        network = Mistaken(first, again)
-        assert looked_at(network) == pytest.approx(wanted, abs=1e-4)
-        assert bool(network.canvases) == (first == 0.16)
-    fast = Mistaken(0.16, 0.9)
-    assert looked_at(fast, Mode.FAST) == pytest.approx(0.16, abs=1e-4)
-    assert not fast.canvases
+@pytest.mark.parametrize(
+    ("first", "again", "side", "wanted"),
+    [
+        (0.3, 0.9, 20, 0.6),  # the mean of both looks
+        (0.9, 0.3, 20, 0.6),
+        (0.03, 0.9, 20, 0.03),  # surely none: not worth a look
+        (0.3, 0.9, 60, 0.3),  # large enough to have been seen well
+    ],
+)
+def test_a_closer_look_is_taken_at_small_faces(first: float, again: float, side: float, wanted: float) -> None:
+    network = Closer(first, again, side)
+    found = looked_at(network)
+    assert found.scores[0] == pytest.approx(wanted, abs=1e-3)
+    assert bool(network.looks) == (wanted != first)
+    for box in found.boxes[:1]:
+        assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx([60, 100], abs=3)
 
 
-def test_a_cell_shows_what_is_round_a_box_mirrored() -> None:
-    rgb = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
-    cell = _mirrored_cell(rgb, np.array([86, 96, 114, 124], np.float32), 1.0)
-    assert np.array_equal(cell, rgb[62:158, 52:148][:, ::-1])
+def test_the_fast_mode_takes_no_closer_look() -> None:
+    network = Closer(0.3, 0.9)
+    looked_at(network, Mode.FAST)
+    assert not network.looks
 
 
 def test_a_dark_picture_is_looked_at_a_second_time(network: Network, crowd: Crowd) -> None:
