@@ -148,7 +148,7 @@ class BlazeFaceDetector:
         x0, y0, x1, y1 = block
         part = np.ascontiguousarray(rgb[y0:y1, x0:x1][:, ::-1])
         level = _resized(part, part, scale)
-        found = _enlarged(self._look(level, min_score, 0.0), level, part)
+        found = _enlarged(self._look(level, min_score, self._network.spec.fine_logit_shift), level, part)
         boxes = found.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
         boxes += np.array([x1, y0, x1, y0], np.float32)
         uncut = _uncut(boxes, block, rgb.shape[1], rgb.shape[0])

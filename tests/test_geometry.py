@@ -206,3 +206,17 @@ def test_a_box_that_was_seen_with_few_pixels_weighs_less_in_the_mean() -> None:
 def test_merging_nothing_gives_nothing(scales: list[float]) -> None:
     nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
     assert len(merged([nothing] * len(scales), 0.3, scales=scales)) == 0
+
+
+def test_of_two_passes_the_sharper_one_says_where_and_the_surer_one_how_sure() -> None:
+    coarse = Detections(np.array([[10, 10, 24, 24]], np.float32), np.array([0.9], np.float32))
+    fine = Detections(np.array([[13, 12, 25, 26]], np.float32), np.array([0.5], np.float32))
+    found = merged([fine, coarse], 0.35, 0.75, [1.0, 0.125])
+    assert len(found) == 1
+    assert found.scores.tolist() == [pytest.approx(0.9)]
+    assert np.abs(found.boxes[0] - fine.boxes[0]).max() < 0.2
+
+
+def test_empty_boxes_do_no_harm() -> None:
+    empty = Detections(np.array([[5, 5, 5, 5], [9, 9, 8, 8]], np.float32), np.array([0.5, 0.4], np.float32))
+    assert len(merged([empty], 0.35, 0.75)) == 2
