@@ -90,7 +90,7 @@ class Graph:
         for step in trunk:
             values[step.output] = run_step(step, values, weights)
         heads = self.steps[len(trunk) :]
-        read = {tensor for step in heads for tensor in step.inputs}
+        read = {self.boxes, self.scores}.union(*(step.inputs for step in heads))
         with torch.autocast(image.device.type, enabled=False):
             values = {tensor: value.float() for tensor, value in values.items() if tensor in read}
             for step in heads:
