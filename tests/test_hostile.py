@@ -139,19 +139,29 @@ def test_it_fails_cleanly(name: str, test_data: Path, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-# The faces of the distant crowd are 5 px high at the size that the fast mode looks at.
-BEYOND = {"accurate": [], "fast": ["12mp_distant.jpg"]}
-FLOOR = 0.97  # a floor, so that a better model need not change it
+DISTANT = "12mp_distant.jpg"  # its 24 faces are 5 px high at the size that the fast mode looks at
 
 
-@pytest.mark.parametrize("mode", BEYOND)
-def test_the_detector_finds_as_many_faces_as_it_did(mode: str, test_data: Path) -> None:
-    hider, covered, total = Anonymizer(Settings(mode=mode)), 0, 0  # type: ignore[arg-type]
+# Measured: 176 and 158 of 176 with the default, 170 with the stock model at its twice as many false boxes. Floors, so
+# that a better one need not change them.
+@pytest.mark.parametrize(
+    ("model", "mode", "left_out", "floor"),
+    [
+        ("far", "accurate", "", 0.97),
+        ("far", "fast", DISTANT, 0.97),
+        ("far", "fast", "", 0.88),
+        ("stock", "fast", "", 0.9),
+    ],
+)
+def test_the_detector_finds_as_many_faces_as_it_did(
+    model: str, mode: str, left_out: str, floor: float, test_data: Path
+) -> None:
+    hider, covered, total = Anonymizer(Settings(model=model, mode=mode)), 0, 0  # type: ignore[arg-type]
     for name in GOOD:
         path = test_data / "hostile_images" / name
-        if name not in BEYOND[mode] and TRUTHS[name].get("boxes") and TRUTHS[name]["should_decode"] and path.exists():
+        if name != left_out and TRUTHS[name].get("boxes") and TRUTHS[name]["should_decode"] and path.exists():
             outcome = hider.look(path)
             here, there = hidden_faces(outcome, TRUTHS[name])
             covered, total = covered + here, total + there
-    print(f"{mode}: {covered} of {total} faces")  # noqa: T201 - shown with -s
-    assert covered >= FLOOR * total
+    print(f"{model}, {mode}: {covered} of {total} faces")  # noqa: T201 - shown with -s
+    assert covered >= floor * total
