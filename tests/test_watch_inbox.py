@@ -449,7 +449,7 @@ def test_what_is_no_picture_is_looked_into_once(tmp_path: Path) -> None:
 def test_what_fails_is_tried_again_only_when_it_changes(tmp_path: Path) -> None:
     with Drop(tmp_path, *QUICK_RESCAN) as drop:
         put(drop.inbox / "sub" / "a.jpg", DAMAGED)
-        drop.settle()
+        drop.until(note_on(drop, "sub/a.jpg").exists)  # written once the failure is in the journal
         note = json.loads(note_on(drop, "sub/a.jpg").read_text("utf-8"))
         assert note["name"] == "sub/a.jpg" and note["error"] == "InputError" and note["size"] == len(DAMAGED)
         assert rescanned(drop, drop.inbox / "sub")["a.jpg"] == 0
@@ -466,7 +466,7 @@ def test_what_fails_is_tried_again_only_when_it_changes(tmp_path: Path) -> None:
 def test_a_note_goes_with_the_file_it_is_on(spot: Spot) -> None:
     put(spot.inbox / "a.jpg", DAMAGED)
     spot.settle()
-    assert note_on(spot.drop, f"{spot.at}/a.jpg").exists()
+    spot.drop.until(note_on(spot.drop, f"{spot.at}/a.jpg").exists)
     (spot.inbox / "a.jpg").unlink()
     spot.drop.until(lambda: spot.state("a.jpg") is None)
     assert not note_on(spot.drop, f"{spot.at}/a.jpg").exists()
@@ -494,7 +494,7 @@ def test_failed_originals_have_a_folder_and_come_back_from_it(tmp_path: Path) ->
         put(drop.inbox / "b.jpg", TWO)
         put(drop.outbox / "b.jpg", b"in the way")
         drop.until(lambda: drop.status().failed == 2)
-        assert names(kept) == ["b.jpg", "b.jpg.json", "sub/a.jpg", "sub/a.jpg.json"]
+        drop.until(lambda: names(kept) == ["b.jpg", "b.jpg.json", "sub/a.jpg", "sub/a.jpg.json"])
         assert (kept / "sub" / "a.jpg").read_bytes() == DAMAGED and names(drop.inbox) == []
         (drop.outbox / "b.jpg").unlink()
         drop.restart("--retry-failed")
