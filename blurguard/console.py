@@ -244,7 +244,9 @@ class ConsoleProgress:
         return self.errors if self._bar is not None and self.out.is_terminal else self.out
 
     def _json(self, event: str, **values: object) -> None:
-        self.errors.print(Text(json.dumps({"event": event, **values})))
+        # Not through the console: an interruption while that prints leaves it collecting lines for ever.
+        self.errors.file.write(json.dumps({"event": event, **values}) + "\n")
+        self.errors.file.flush()
 
 
 def _line(outcome: Outcome) -> Text:
