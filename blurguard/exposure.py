@@ -1,6 +1,6 @@
 """Pictures in which a detector sees little: told by cheap statistics, and evened out for a second look.
 
-The detector looks a second time at a picture that has a flaw, and the report tells of it: both ask ``flaw``.
+The detector looks a second time at a picture that has a flaw, and the report tells of it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from blurguard.cloak import WEAK_SHARE, Plane, Roll, cloaked
 from blurguard.config import Settings
 from blurguard.detectors import Detector, load_detector
 from blurguard.errors import InputError
-from blurguard.exposure import flaw
 from blurguard.geometry import paired_regions
 from blurguard.images import Page, Still, open_still
 from blurguard.journal import Stamp
@@ -319,7 +318,7 @@ def hide_faces(image: Pixels | Image, settings: Settings | None = None) -> Pixel
 
 @dataclass(frozen=True, slots=True)
 class _Noting:
-    """A detector that notes the flaws of what it is shown, for which it looks twice."""
+    """A detector that notes for which flaws of what it is shown it looks twice."""
 
     inner: Detector
     flaws: set[str]
@@ -333,9 +332,10 @@ class _Noting:
         return self.inner.threshold
 
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
-        if told := flaw(rgb):
-            self.flaws.add(told)
-        return self.inner.detect(rgb, min_score)
+        found = self.inner.detect(rgb, min_score)
+        if found.flaw:
+            self.flaws.add(found.flaw)
+        return found
 
 
 def recipe_of(settings: dict[str, object], identity: str) -> str:

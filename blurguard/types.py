@@ -117,10 +117,12 @@ class Detections:
     Attributes:
         boxes: float32 (N, 4), x0 y0 x1 y1 in px of the whole upright image, half-open; may lie outside it.
         scores: float32 (N,), 0 to 1, in falling order.
+        flaw: what `exposure.flaw` told of the picture, if it was looked at a second time for that.
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
+    flaw: str = ""
 
     def __post_init__(self) -> None:
         """Make the arrays what the docstring says, and read-only."""

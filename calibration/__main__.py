@@ -12,6 +12,7 @@ from calibration import CalibrationError
 STEPS = {
     "barren": "make pictures without people, to count false boxes on",
     "base": "free the published network of its size",
+    "cost": "bytes, multiplications, time by input size and memory of networks",
     "data": "bring labelled pictures into one form, and check them",
     "evaluate": "recall, false boxes and AP on labelled pictures",
     "film": "share of faces hidden in a video with known faces",

@@ -29,7 +29,6 @@ __all__ = [
     "groups_of",
     "left_out",
     "linked_channels",
-    "macs",
     "parameters",
     "scales_of",
     "without_blocks",
@@ -65,16 +64,6 @@ class Activity:
 
     size: Mapping[int, NDArray[np.float64]]
     moments: Mapping[int, NDArray[np.float64]]
-
-
-def macs(graph: Graph, weights: Mapping[str, torch.Tensor], side: int) -> int:
-    """Return the multiplications of all convolutions for an input of side x side px, a multiple of 32."""
-    scales = scales_of(graph)
-    return sum(
-        round(side / scales[step.output]) ** 2 * weights[f"{step.key}.weight"].numel()
-        for step in graph.steps
-        if step.key
-    )
 
 
 def parameters(weights: Mapping[str, torch.Tensor]) -> int:

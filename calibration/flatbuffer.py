@@ -7,6 +7,7 @@ bytes per constant and needs no flatbuffer library: that is what `size_constants
 does.
 """
 
+import math
 import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import flatbuffers  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from calibration import FILE_IDENTIFIER, CalibrationError, rewrite
 from calibration.rewrite import CONVOLUTIONS, name_of, operator_name
@@ -24,6 +25,7 @@ __all__ = [
     "at_size",
     "drop_unused",
     "interpreter_at",
+    "macs",
     "operator_name",
     "operator_names",
     "packed",
@@ -79,13 +81,23 @@ def at_size(data: bytes, constants: SizeConstants, height: int, width: int) -> b
     return bytes(patched)
 
 
-def interpreter_at(data: bytes, height: int, width: int) -> Any:
+def interpreter_at(data: bytes, height: int, width: int, **options: Any) -> Any:
     """Return a LiteRT interpreter of one thread, ready for inputs of (1, height, width, 3)."""
     sized = at_size(data, size_constants(data), height, width)
-    interpreter = Interpreter(model_content=sized, num_threads=1)
+    interpreter = Interpreter(model_content=sized, num_threads=1, **options)
     interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [1, height, width, 3])
     interpreter.allocate_tensors()
     return interpreter
+
+
+def macs(data: bytes, side: int) -> int:
+    """Return the multiplications of all convolutions of a .tflite for an input of side x side px."""
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # with XNNPACK, shapes inside stay those of the file
+    told = interpreter_at(data, side, side, experimental_op_resolver_type=plain).get_tensor_details()
+    shapes = {int(tensor["index"]): [int(length) for length in tensor["shape"]] for tensor in told}
+    model = unpacked(data)
+    layers = [op for op in model.subgraphs[0].operators if operator_name(model, op) in CONVOLUTIONS]
+    return sum(math.prod(shapes[op.outputs[0]][1:3]) * math.prod(shapes[op.inputs[1]]) for op in layers)
 
 
 def operator_names(data: bytes) -> Counter[str]:

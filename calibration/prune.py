@@ -33,7 +33,6 @@ from calibration.channels import (
     groups_of,
     left_out,
     linked_channels,
-    macs,
     parameters,
     scales_of,
     without_blocks,
@@ -258,7 +257,7 @@ def _row(arguments: argparse.Namespace, told: str, data: bytes, whole: bytes) ->
     before, after = _quickest([whole, data], arguments.side)
     widths = " | ".join(map(str, _widths(graph, weights).values()))
     return (
-        f"| {told} | {widths} | {parameters(weights):,} | {macs(graph, weights, arguments.side) / 1e6:.0f} | "
+        f"| {told} | {widths} | {parameters(weights):,} | {flatbuffer.macs(data, arguments.side) / 1e6:.0f} | "
         f"{after:.1f} | {after / before:.0%} | {_loss(graph, weights, arguments):.3f} |"
     )
 

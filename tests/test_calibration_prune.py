@@ -123,7 +123,8 @@ def test_channels_that_nothing_reads_leave_without_a_trace(file: bytes, image: N
 def test_parameters_and_macs_fall_as_the_channels_tell(file: bytes) -> None:
     removed = some_of_each_group(file)
     graph, before = network.parse(file)
-    small, after = network.parse(channels.left_out(file, removed))
+    less = channels.left_out(file, removed)
+    after = network.parse(less)[1]
     kept = {tensor: int(mask.sum()) for tensor, mask in masks(file, removed).items()}
     numbers = products = 0
     tensors = flatbuffer.unpacked(file).subgraphs[0].tensors
@@ -137,8 +138,7 @@ def test_parameters_and_macs_fall_as_the_channels_tell(file: bytes) -> None:
     cells = {tensor: side // scale for tensor, scale in channels.scales_of(graph).items()}
     assert cells == {tensor: int(tensors[tensor].shape[1]) for tensor in cells}
     assert channels.parameters(after) == numbers < channels.parameters(before)
-    assert channels.macs(small, after, side) == products < channels.macs(graph, before, side)
-    assert channels.macs(small, after, 2 * side) == 4 * products
+    assert flatbuffer.macs(less, side) == products < flatbuffer.macs(file, side)
 
 
 def test_what_is_left_can_be_pruned_and_written_again(file: bytes, image: NDArray[np.float32]) -> None:

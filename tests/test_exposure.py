@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from blurguard.config import Settings
+from blurguard.config import Mode, Settings
 from blurguard.exposure import equalised, flaw
+from blurguard.pipeline import Anonymizer
 from blurguard.report import detection_json, outcome_json
 from blurguard.types import Image as Picture
 from blurguard.types import Layout
@@ -90,7 +91,7 @@ def saved(path: Path, *pages: RGB) -> Path:
 
 def test_the_report_names_the_flaw_of_this_file_and_no_other(crowd: Crowd, tmp_path: Path) -> None:
     good = np.ascontiguousarray(crowd[0][:400, :600])
-    tool = anonymizer([(10, 10, 60, 60)])
+    tool = Anonymizer(Settings(mode=Mode.FAST))
     tool.hide(Picture(dark(good), Layout.RGB))  # not of a file: nothing is reported of it
     for name, pages, told in (
         ("good.png", [good], ""),
@@ -105,3 +106,9 @@ def test_the_report_names_the_flaw_of_this_file_and_no_other(crowd: Crowd, tmp_p
             for record in (outcome_json(outcome, Settings()), detection_json(outcome)):
                 assert record.get("second_pass", "") == told
                 assert ("second_pass" in record) == bool(told)
+
+
+def test_a_detector_that_looks_once_is_not_said_to_have_looked_twice(crowd: Crowd, tmp_path: Path) -> None:
+    path = saved(tmp_path / "dark.png", dark(np.ascontiguousarray(crowd[0][:400, :600])))
+    tool = anonymizer([(10, 10, 60, 60)])
+    assert tool.look(path).second_pass == tool.process(path, tmp_path / "out.png").second_pass == ""

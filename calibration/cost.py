@@ -1,0 +1,108 @@
+"""What networks cost: ``python -m calibration cost [MODEL ...]``: bytes, multiplications, time by input size, memory.
+
+Time is the least processor time of one thread over some rounds in which all networks take turns, so that what else
+the machine does meanwhile weighs on all of them. Memory is what a fresh process comes to need at most for looking
+at the project's crowd picture, beyond what it has once everything is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import math
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from time import process_time
+
+import cv2
+import numpy as np
+from PIL import Image as Pillow
+
+from blurguard import models
+from blurguard.config import Mode, Settings
+from blurguard.detectors import load_detector
+from blurguard.runtime import Network
+from calibration import CalibrationError, flatbuffer
+from calibration.evaluate import EXAMPLES
+
+__all__ = ["add_parser", "run"]
+
+SIDES = (192, 384, 640, 768, 1024)
+MEMORY_SIDE = 1024
+KIB = 1024
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add this step to ``python -m calibration``."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = steps.add_parser("cost", help="bytes, time and memory", description=__doc__, formatter_class=raw)
+    parser.add_argument("models", nargs="*", help="names in the manifest (default: all); shares are of the first")
+    parser.add_argument("--side", type=int, action="append", help="px, a multiple of 32 (may be repeated)")
+    parser.add_argument("--rounds", type=int, default=15, help="of which the quickest counts (default: 15)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the tables.
+
+    Raises:
+        CalibrationError: a side is no multiple of 32.
+    """
+    cv2.setNumThreads(1)
+    sides = arguments.side or SIDES
+    if any(side % 32 or side < 32 for side in sides):
+        raise CalibrationError(f"sides are multiples of 32 px: {', '.join(map(str, sides))}")
+    specs = [models.find(name) for name in arguments.models] or models.specs()
+    data = [models.load(spec) for spec in specs]
+    print("| model | bytes | " + " | ".join(f"{side} px: MMAC, ms" for side in sides) + " |")
+    print("|---" * (2 + len(sides)) + "|")
+    times = [_quickest([*zip(specs, data, strict=True)], side, arguments.rounds) for side in sides]
+    for index, (spec, content) in enumerate(zip(specs, data, strict=True)):
+        told = (
+            f"{flatbuffer.macs(content, side) / 1e6:.0f}, {row[index]:.1f} ({row[0] / row[index]:.2f}x)"
+            for side, row in zip(sides, times, strict=True)
+        )
+        print(f"| {spec.name} | {len(content):,} ({len(content) / len(data[0]):.2f}x) | {' | '.join(told)} |")
+    print(f"\n| model | {' | '.join(f'{mode}, {MEMORY_SIDE} px: MB' for mode in Mode)} |\n" + "|---" * 3 + "|")
+    with concurrent.futures.ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as fresh:
+        for spec in specs:
+            needed = (fresh.submit(_memory, spec.name, mode).result() for mode in Mode)
+            print(f"| {spec.name} | {' | '.join(f'{megabytes:.0f}' for megabytes in needed)} |")
+    return 0
+
+
+def _quickest(networks: Sequence[tuple[models.ModelSpec, bytes]], side: int, rounds: int) -> list[float]:
+    """Return the least CPU ms of each network for side x side px, run in turn on one thread."""
+    canvas = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    ready = [Network(spec, data) for spec, data in networks]
+    least = [math.inf] * len(ready)
+    for turn in range(rounds + 1):
+        for index, network in enumerate(ready):
+            began = process_time()
+            network.run(canvas)
+            if turn:  # the first one builds the interpreter
+                least[index] = min(least[index], 1000 * (process_time() - began))
+    return least
+
+
+def _memory(name: str, mode: Mode) -> float:
+    """Return how many MB this process needs at most for a detector that looks at one picture of 1024 px."""
+    cv2.setNumThreads(1)
+    with Pillow.open(EXAMPLES / "photos" / "crowd.jpg") as photo:
+        photo.thumbnail((MEMORY_SIDE, MEMORY_SIDE))
+        picture = np.asarray(photo.convert("RGB"))
+    before = _kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak counts from here on
+    detector = load_detector(Settings(mode=mode, model=name))
+    detector.detect(picture, detector.threshold)
+    return (_kib("VmHWM") - before) * KIB / 1e6
+
+
+def _kib(name: str) -> int:
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise CalibrationError(f"this system does not tell {name}: memory is measured on Linux only")

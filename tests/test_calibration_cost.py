@@ -1,0 +1,43 @@
+"""The table of what networks cost: it tells the truth about bytes and multiplications, and of each model in turn."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import pytest
+
+from blurguard import models
+from calibration import CalibrationError, cost, flatbuffer
+
+
+def printed(capsys: pytest.CaptureFixture[str], *given: str) -> list[list[str]]:
+    parser = argparse.ArgumentParser()
+    cost.add_parser(parser.add_subparsers())
+    cost.run(parser.parse_args(["cost", *given]))
+    lines = capsys.readouterr().out.splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_each_model_has_its_bytes_its_multiplications_and_its_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    head, _, *rows = printed(capsys, "stock", "far", "--side", "64", "--rounds", "1")
+    stock, far, *memory = rows
+    assert head == ["model", "bytes", "64 px: MMAC, ms"]
+    for row, name in ((stock, "stock"), (far, "far")):
+        assert row[0] == name
+        assert row[1].startswith(f"{len(models.load(models.find(name))):,} (")
+    assert stock[1].endswith("(1.00x)") and stock[2].endswith("(1.00x)")
+    assert [row[0] for row in memory] == ["model", "---", "stock", "far"]
+    assert all(1 < float(megabytes) < 1000 for row in memory[2:] for megabytes in row[1:])
+
+
+def test_multiplications_are_those_of_the_side_that_is_asked_for() -> None:
+    data = models.load(models.find("far"))
+    assert flatbuffer.macs(data, 128) == 4 * flatbuffer.macs(data, 64) > 4e7
+
+
+def test_a_side_that_no_network_runs_at_is_told() -> None:
+    arguments = argparse.Namespace(models=["stock"], side=[100], rounds=1)
+    with pytest.raises(CalibrationError, match="multiples of 32 px: 100"):
+        cost.run(arguments)
