@@ -18,7 +18,7 @@ from blurguard import models
 from blurguard.blazeface import detect_once
 from blurguard.config import Mode, Settings
 from blurguard.exposure import equalised, flaw
-from blurguard.geometry import iou, longer_sides, merged, tile_spans, turned_back
+from blurguard.geometry import iou, longer_sides, merged, mirrored, tile_spans, turned_back
 from blurguard.runtime import Network
 from blurguard.types import Detections
 
@@ -69,7 +69,7 @@ class Detector(Protocol):
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
         """Return the faces in an upright (H, W, 3) uint8 RGB picture that score at least ``min_score``.
 
-        One that `exposure.flaw` tells something of is looked at twice: reports say so for it.
+        A detector that looks a second time at what `exposure.flaw` tells something of says so in their ``flaw``.
         """
 
 
@@ -102,15 +102,16 @@ class BlazeFaceDetector:
         least = min(min_score, CLOSER_SHARE * self.threshold) if accurate else min_score
         scales = (accurate_plan if accurate else fast_plan)(rgb.shape[1], rgb.shape[0])
         parts = self._levels(rgb, scales, least)
-        best = rgb
-        if flaw(rgb):
+        best, told = rgb, flaw(rgb)
+        if told:
             best = equalised(rgb)
             parts += self._levels(best, scales, least)
         found = merged(parts, SAME_IOU, SAME_CONTAINED, scales * (len(parts) // len(scales)))
         if accurate:
             found = _from(self._closer(best, found, scales[0], least), min_score)
         turned = self._turned(best, found, min_score)
-        return merged([found, *turned], SAME_IOU, SAME_CONTAINED) if turned else found
+        found = merged([found, *turned], SAME_IOU, SAME_CONTAINED) if turned else found
+        return Detections(found.boxes, found.scores, told)
 
     def _levels(self, rgb: NDArray[np.uint8], scales: list[float], min_score: float) -> list[Detections]:
         """Return what is found at each scale, px of ``rgb``."""
@@ -148,9 +149,9 @@ class BlazeFaceDetector:
         x0, y0, x1, y1 = block
         part = np.ascontiguousarray(rgb[y0:y1, x0:x1][:, ::-1])
         level = _resized(part, part, scale)
-        found = _enlarged(self._look(level, min_score, self._network.spec.fine_logit_shift), level, part)
-        boxes = found.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
-        boxes += np.array([x1, y0, x1, y0], np.float32)
+        seen = self._look(level, min_score, self._network.spec.fine_logit_shift)
+        found = _enlarged(Detections(mirrored(seen.boxes, level.shape[1]), seen.scores), level, part)
+        boxes = found.boxes + np.array([x0, y0, x0, y0], np.float32)
         uncut = _uncut(boxes, block, rgb.shape[1], rgb.shape[0])
         return Detections(boxes[uncut], found.scores[uncut])
 
@@ -222,9 +223,9 @@ def load_detector(settings: Settings, threads: int = 1) -> BlazeFaceDetector:
 
 
 def _enlarged(found: Detections, level: NDArray[np.uint8], rgb: NDArray[np.uint8]) -> Detections:
-    """Return what was found in a level of the picture in px of the picture."""
+    """Return what was found in a level of the picture in px of the picture; boxes count px, whose centres they are."""
     factor = np.array([rgb.shape[1] / level.shape[1], rgb.shape[0] / level.shape[0]] * 2, np.float32)
-    return Detections(found.boxes * factor, found.scores)
+    return Detections((found.boxes + 0.5) * factor - 0.5, found.scores)
 
 
 def _from(found: Detections, min_score: float) -> Detections:

@@ -41,7 +41,7 @@ from blurguard.runtime import Network
 from calibration import CalibrationError, flatbuffer, network, plot, write_whole
 from calibration.base import OUTPUTS
 from calibration.candidate import OFFSET_UNIT, SIZE_UNIT, candidate
-from calibration.crops import Batch, Blocks, Plan, load_pictures, split
+from calibration.crops import LEAST_WEIGHT_AT, MOST_WEIGHT_AT, USUAL_PX, Batch, Blocks, Plan, load_pictures, split
 from calibration.evaluate import pixels_of
 from calibration.network import Graph, Weights
 from calibration.score import SUBSETS, Labelled, average_precision, load_truth
@@ -50,6 +50,7 @@ __all__ = ["Losses", "Recipe", "Trainer", "add_parser", "exported", "losses_of",
 
 ALPHA, BETA = 2, 4  # CenterNet (arXiv 1904.07850), equation 1
 OVERLAP_WEIGHT, DISTANCE_WEIGHT = 2.0, 0.5
+BOX_EASE = 0.4  # boxes of large faces are easy: a face's size to this power less counts in their part of the loss
 LOG_SIZE_RANGE = (0.0, 7.0)  # 1 to 1100 px: keeps the areas of wild guesses finite
 MOST_GRADIENT = 5.0  # norm
 WEIGHT_DECAY = 1e-3
@@ -302,8 +303,9 @@ def losses_of(boxes: Tensor, logits: Tensor, targets: list[Tensor], *, quality: 
     mine = share > 0
     weight, found, truth = share[mine], boxes.float().movedim(1, -1)[mine], wanted.movedim(1, -1)[mine]  # (N,), (N, 4)
     iou, generalised = _overlaps(_corners(found), _corners(truth))
-    total = weight.sum().clamp(min=1e-6)
     sizes = truth[:, 2:].mean(dim=1, keepdim=True).exp()  # the geometric mean, px
+    weight = weight * (sizes[:, 0] / USUAL_PX).clamp(LEAST_WEIGHT_AT, MOST_WEIGHT_AT) ** -BOX_EASE
+    total = weight.sum().clamp(min=1e-6)
     errors = torch.cat([(found[:, :2] - truth[:, :2]) / sizes, found[:, 2:] - truth[:, 2:]], dim=1)
     overlap = ((1 - generalised) * weight).sum() / total
     distance = (errors.abs().sum(dim=1) * weight).sum() / total

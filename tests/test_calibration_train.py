@@ -250,6 +250,27 @@ def test_targets_lie_where_the_faces_are(data: Path) -> None:
     assert np.mean(np.array(brighter) > 20) > 0.95  # some lie on a bright border, or are drowned in noise
 
 
+def test_faces_keep_their_pixels_in_a_mirrored_crop_too() -> None:
+    """Labels count px, so the middle of a face from the first to the last of 20 and 40 is the one of 30."""
+    rows, columns = np.mgrid[:240, :320]
+    disc = (np.hypot(columns - 110, rows - 90) <= 14).astype(np.uint8) * 200
+    faces = np.array([[90, 70, 40, 40]], np.float32)
+    picture = crops.Picture(Path("disc.png"), "", "", faces, np.zeros(1, np.bool_))
+    decoded = crops.Decoded(picture, {1: np.dstack([disc] * 3)})
+    plan, random = crops.Plan(side=192, mosaics=(1.0, 0, 0), small=24, large=60, distant=30), np.random.default_rng(0)
+    misses = []
+    for _ in range(120):
+        crop = crops.crop_of([decoded], 0, plan, random)
+        if len(crop.faces) and not crop.ignored[0] and (crop.faces > 8).all() and (crop.faces < 184).all():
+            levels = crop.pixels[slice_of(crop.faces[0])].mean(axis=2)
+            ys, xs = np.nonzero(levels > (levels.min() + levels.max()) / 2)
+            y, x = (part.start for part in slice_of(crop.faces[0]))
+            middle = (crop.faces[0, :2] + crop.faces[0, 2:]) / 2
+            misses.append([xs.mean() + x - middle[0], ys.mean() + y - middle[1]])
+    assert len(misses) > 30
+    assert np.median(np.abs(misses), axis=0).max() < 0.12
+
+
 def slice_of(box: Array) -> tuple[slice, slice]:
     x0, y0, x1, y1 = box.round().astype(int)
     return slice(max(y0, 0), max(y1, 1)), slice(max(x0, 0), max(x1, 1))

@@ -15,6 +15,7 @@ from blurguard.geometry import (
     contained,
     iou,
     merged,
+    mirrored,
     paired_regions,
     regions_from,
     suppress,
@@ -190,6 +191,13 @@ def test_boxes_of_a_turned_picture_are_turned_back_to_the_pixels_they_were(quart
     rows, columns = np.nonzero(np.rot90(picture, quarters))
     box = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
     assert turned_back(box, quarters, 50, 30).tolist() == [[7, 4, 20, 9]]
+
+
+def test_boxes_that_count_pixels_have_the_same_ones_in_the_mirror() -> None:
+    picture = np.zeros((30, 50), np.uint8)
+    picture[4:9, 7:20] = 1
+    first, last = (np.argwhere(picture[:, ::-1])[end] for end in (0, -1))
+    assert mirrored(np.array([[7, 4, 19, 8]], np.float32), 50).tolist() == [[first[1], first[0], last[1], last[0]]]
 
 
 def test_a_box_that_was_seen_with_few_pixels_weighs_less_in_the_mean() -> None:
