@@ -77,6 +77,7 @@ class BlazeFaceDetector:
     """BlazeFace full-range over the scale plan of a mode. Not thread-safe.
 
     Attributes:
+        closer: whether parts with small faces are looked at a second time.
         turns: quarter turns against the clock at which the picture is looked at besides.
     """
 
@@ -84,6 +85,7 @@ class BlazeFaceDetector:
         """Take the weights and how hard to look."""
         self._network = network
         self._mode = mode
+        self.closer = mode is Mode.ACCURATE
         self.turns: tuple[int, ...] = QUARTER_TURNS if mode is Mode.ACCURATE else ()
 
     @property
@@ -98,16 +100,16 @@ class BlazeFaceDetector:
 
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
         """Return the faces, best first, one box per face, px of ``rgb``."""
-        accurate = self._mode is Mode.ACCURATE
-        least = min(min_score, CLOSER_SHARE * self.threshold) if accurate else min_score
-        scales = (accurate_plan if accurate else fast_plan)(rgb.shape[1], rgb.shape[0])
+        least = min(min_score, CLOSER_SHARE * self.threshold) if self.closer else min_score
+        plan = accurate_plan if self._mode is Mode.ACCURATE else fast_plan
+        scales = plan(rgb.shape[1], rgb.shape[0])
         parts = self._levels(rgb, scales, least)
         best, told = rgb, flaw(rgb)
         if told:
             best = equalised(rgb)
             parts += self._levels(best, scales, least)
         found = merged(parts, SAME_IOU, SAME_CONTAINED, scales * (len(parts) // len(scales)))
-        if accurate:
+        if self.closer:
             found = _from(self._closer(best, found, scales[0], least), min_score)
         turned = self._turned(best, found, min_score)
         found = merged([found, *turned], SAME_IOU, SAME_CONTAINED) if turned else found

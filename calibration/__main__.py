@@ -16,6 +16,7 @@ STEPS = {
     "data": "bring labelled pictures into one form, and check them",
     "evaluate": "recall, false boxes and AP on labelled pictures",
     "film": "share of faces hidden in a video with known faces",
+    "parts": "what each pass of the accurate mode is worth",
     "prune": "leave out channels that do little",
     "quantise": "make it INT8, with a report of what each layer loses",
     "release": "write the model, its entry in the manifest and its card",

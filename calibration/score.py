@@ -65,10 +65,10 @@ def load_truth(folder: Path) -> list[Labelled]:
     return [dataclasses.replace(picture, flags=_by_height(picture)) for picture in pictures]
 
 
-def average_precision(truth: list[Labelled], found: list[Detections], subset: int) -> float:
-    """Return the AP of a subset, 0 to 1, by the protocol of WIDER FACE.
+def average_precision(truth: list[Labelled], found: list[Detections], subset: int, least_iou: float = 0.5) -> float:
+    """Return the AP of a subset, 0 to 1, by the protocol of WIDER FACE, where ``least_iou`` is 0.5.
 
-    IoU 0.5; a detection on a face outside the subset counts neither way, a second one on the same face and
+    A detection on a face outside the subset counts neither way, a second one on the same face and
     one on no face are false, in every picture.
     """
     scored: list[tuple[float, bool]] = []
@@ -76,7 +76,7 @@ def average_precision(truth: list[Labelled], found: list[Detections], subset: in
     for picture, detections in zip(truth, found, strict=True):
         wanted = (picture.flags & subset) > 0
         wanted_count += int(wanted.sum())
-        scored.extend(_judged(picture, detections, wanted))
+        scored.extend(_judged(picture, detections, wanted, least_iou))
     if not scored or not wanted_count:
         return 0.0
     scored.sort(key=lambda pair: -pair[0])
@@ -152,7 +152,9 @@ def _by_height(picture: Labelled) -> NDArray[np.int64]:
     return np.where(picture.flags & IGNORE, picture.flags, subsets).astype(np.int64)
 
 
-def _judged(picture: Labelled, detections: Detections, wanted: NDArray[np.bool_]) -> list[tuple[float, bool]]:
+def _judged(
+    picture: Labelled, detections: Detections, wanted: NDArray[np.bool_], least_iou: float
+) -> list[tuple[float, bool]]:
     """(score, right or wrong) of each detection that counts."""
     if not len(detections) or not len(picture.boxes):
         return []
@@ -161,11 +163,11 @@ def _judged(picture: Labelled, detections: Detections, wanted: NDArray[np.bool_]
     overlaps = iou(detections.boxes + _LAST_PIXEL, picture.boxes + _LAST_PIXEL)
     for row, score in zip(overlaps, detections.scores, strict=True):
         best = int(row.argmax())
-        if row[best] < 0.5:
+        if row[best] < least_iou:
             judged.append((float(score), False))
         elif wanted[best]:
             judged.append((float(score), not taken[best]))
-        taken[best] |= row[best] >= 0.5
+        taken[best] |= row[best] >= least_iou
     return judged
 
 
