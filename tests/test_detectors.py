@@ -18,7 +18,6 @@ from blurguard import models
 from blurguard.blazeface import MOST_PER_PASS, bucket, detect_once
 from blurguard.config import Mode, Settings
 from blurguard.detectors import (
-    CLOSER_SCALE,
     COARSEST_PX,
     FAST_SIDE_PX,
     SAME_IOU,
@@ -349,8 +348,14 @@ def test_what_is_seen_in_a_turned_picture_counts_less_where_the_upright_one_has_
         assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx([40, 100], abs=4)
 
 
+MARK_PX = 5
+
+
 class Closer(Network):
-    """A network that sees a small face at the mark in what it is shown, with another score in what is square."""
+    """A network that sees a small face at the mark in what it is shown, with another score in what is no wide picture.
+
+    That is what closer looks show round the mark.
+    """
 
     def __init__(self, first: float, again: float, side: float = 20) -> None:
         self.spec = dataclasses.replace(models.find("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0))
@@ -363,7 +368,8 @@ class Closer(Network):
         score = self._again if height == width else self._first if width == 640 else 0.001
         marks = np.argwhere(canvas[:, :, 0] > canvas.max() / 2)
         row, column = (int(value) // 4 for value in marks[len(marks) // 2][:2])
-        side = self._side * (CLOSER_SCALE if height == width else 1)
+        enlarged = (np.ptp(marks[:, 0]) + 1) / MARK_PX if height == width else 1
+        side = self._side * enlarged
         logits[row, column], boxes[row, column] = math.log(score / (1 - score)), [0, 0, side, side]
         return boxes.astype(np.float32), logits
 
@@ -373,7 +379,7 @@ def looked_at(network: Closer, mode: Mode = Mode.ACCURATE) -> Detections:
     detector = BlazeFaceDetector(network, mode)
     detector.turns = ()
     rgb = np.zeros((320, 640, 3), np.uint8)
-    rgb[98:103, 58:63] = 255
+    rgb[98 : 98 + MARK_PX, 58 : 58 + MARK_PX] = 255
     return detector.detect(rgb, 0.001)
 
 
@@ -382,6 +388,7 @@ def looked_at(network: Closer, mode: Mode = Mode.ACCURATE) -> Detections:
     [
         (0.3, 0.9, 20, 0.6),  # the mean of both looks
         (0.9, 0.3, 20, 0.6),
+        (0.3, 0.9, 10, 0.7),  # of all three: the smallest are looked at once more
         (0.03, 0.9, 20, 0.03),  # surely none: not worth a look
         (0.3, 0.9, 60, 0.3),  # large enough to have been seen well
     ],

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from blurguard.geometry import (
     MIN_MARGIN_PX,
+    SHARP_PX,
     areas,
     contained,
     iou,
@@ -204,9 +205,9 @@ def test_a_box_that_was_seen_with_few_pixels_weighs_less_in_the_mean() -> None:
     coarse = Detections(np.array([[0, 0, 20, 20]]), np.array([0.8]))
     fine = Detections(np.array([[4, 0, 24, 20]]), np.array([0.6]))
     assert merged([fine, coarse], 0.3).boxes[0, 0] == pytest.approx(4 * 0.6 / 1.4, abs=1e-4)
-    weighted = merged([fine, coarse], 0.3, scales=[1, 0.25])  # 20 and 5 px: 16 px and more have their full weight
-    weight = 0.8 * (5 / 16) ** 2
-    assert weighted.boxes[0, 0] == pytest.approx(4 * 0.6 / (0.6 + weight), abs=1e-4)
+    weighted = merged([fine, coarse], 0.3, scales=[1, 0.25])  # of 20 and 5 px
+    sharp, blunt = 0.6 * (20 / SHARP_PX) ** 2, 0.8 * (5 / SHARP_PX) ** 2
+    assert weighted.boxes[0, 0] == pytest.approx(4 * sharp / (sharp + blunt), abs=1e-4)
     assert weighted.scores.tolist() == pytest.approx([0.8])
 
 
