@@ -90,7 +90,7 @@ class BlazeFaceDetector:
     """BlazeFace full-range over the scale plan of a mode. Not thread-safe.
 
     Attributes:
-        closer: whether parts with small faces are looked at a second time.
+        closer: whether parts with small faces are looked at again, enlarged.
         turns: quarter turns against the clock at which the picture is looked at besides.
     """
 

@@ -115,7 +115,7 @@ class Detections:
     """Faces as a detector saw them.
 
     Attributes:
-        boxes: float32 (N, 4), x0 y0 x1 y1 in px of the whole upright image, half-open; may lie outside it.
+        boxes: float32 (N, 4), x0 y0 x1 y1 in px of the whole upright image; may lie outside it.
         scores: float32 (N,), 0 to 1, in falling order.
         flaw: what `exposure.flaw` told of the picture, if it was looked at a second time for that.
     """

@@ -102,7 +102,8 @@ def _memory(name: str, mode: Mode) -> float:
 
 
 def _kib(name: str) -> int:
-    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+    status = Path("/proc/self/status")
+    for line in status.read_text("ascii").splitlines() if status.exists() else ():
         if line.startswith(f"{name}:"):
             return int(line.split()[1])
     raise CalibrationError(f"this system does not tell {name}: memory is measured on Linux only")

@@ -289,8 +289,8 @@ def _part(source: Decoded, shape_hw: tuple[int, int], plan: Plan, random: np.ran
         spare = np.sort([-low, part_wh - high_end], axis=0)  # moves by between these show no more border than need be
         shift += np.clip(0, spare[0], spare[1])
     pixels = _warp(source.pyramid, matrix, shift, shape_hw, random)
-    # Labels count px: their 10 is the px whose centre lies at 10.5. As if it were an edge, mirroring moved each second
-    # face half a px to the other side, and the network, which cannot know which, found all of them so far right.
+    # Labels count px: their 10 is the px whose centre lies at 10.5. As if it were an edge, every mirrored crop had its
+    # faces a px further right, and the network, which cannot know which are mirrored, found all half a px right.
     centres = (picture.faces[:, :2] + picture.faces[:, 2:] / 2 + 0.5) @ matrix.T + shift - 0.5
     half = picture.faces[:, 2:] * (wide, high) / 2
     whole = np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)

@@ -1,6 +1,6 @@
 """What each pass of the accurate mode is worth: ``python -m calibration parts DATA --held N``.
 
-The own size and the octaves alone, with the closer look, and with the turned passes, each at the scores that let
+The own size and the octaves alone, with the closer looks, and with the turned passes, each at the scores that let
 through one and two false boxes a picture. AP stands there with an IoU of 0.4 too: what that adds is lost by boxes
 that lie beside small faces, not by faces that are not seen.
 """
@@ -21,7 +21,7 @@ __all__ = ["add_parser", "run"]
 
 PARTS = (
     ("own size, octaves", False, ()),
-    ("+ closer look", True, ()),
+    ("+ closer looks", True, ()),
     ("+ turned passes", True, QUARTER_TURNS),
 )
 BUDGETS = (1.0, 2.0)  # false boxes a picture

@@ -59,6 +59,6 @@ def test_each_part_of_the_accurate_mode_has_its_row(labelled_crowd: Path, capsys
     assert main(["parts", str(labelled_crowd)]) == 0
     rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()[-3:]]
     names, strict, loose, *_ = zip(*rows, strict=True)
-    assert [name.strip() for name in names] == ["own size, octaves", "+ closer look", "+ turned passes"]
+    assert [name.strip() for name in names] == ["own size, octaves", "+ closer looks", "+ turned passes"]
     of_all = [[float(aps.split("/")[-1]) for aps in column] for column in (strict, loose)]
     assert all(20 < half <= less < 100 for half, less in zip(*of_all, strict=True))
