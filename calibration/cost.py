@@ -11,7 +11,8 @@ import argparse
 import concurrent.futures
 import math
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import process_time
 
@@ -26,7 +27,7 @@ from blurguard.runtime import Network
 from calibration import CalibrationError, flatbuffer
 from calibration.evaluate import EXAMPLES
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "quickest", "run"]
 
 SIDES = (192, 384, 640, 768, 1024)
 MEMORY_SIDE = 1024
@@ -57,8 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     data = [models.load(spec) for spec in specs]
     print("| model | bytes | " + " | ".join(f"{side} px: MMAC, ms" for side in sides) + " |")
     print("|---" * (2 + len(sides)) + "|")
-    times = [_quickest([*zip(specs, data, strict=True)], side, arguments.rounds) for side in sides]
-    for index, (spec, content) in enumerate(zip(specs, data, strict=True)):
+    networks = [*zip(specs, data, strict=True)]
+    times = [quickest(_looks(networks, side), arguments.rounds) for side in sides]
+    for index, (spec, content) in enumerate(networks):
         told = (
             f"{flatbuffer.macs(content, side) / 1e6:.0f}, {row[index]:.1f} ({row[0] / row[index]:.2f}x)"
             for side, row in zip(sides, times, strict=True)
@@ -74,18 +76,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _quickest(networks: Sequence[tuple[models.ModelSpec, bytes]], side: int, rounds: int) -> list[float]:
-    """Return the least CPU ms of each network for side x side px, run in turn on one thread."""
-    canvas = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    ready = [Network(spec, data) for spec, data in networks]
-    least = [math.inf] * len(ready)
-    for turn in range(rounds + 1):
-        for index, network in enumerate(ready):
+def quickest(actions: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Return the least CPU ms of each action over so many rounds, in which they take turns."""
+    least = [math.inf] * len(actions)
+    for _ in range(rounds):
+        for index, action in enumerate(actions):
             began = process_time()
-            network.run(canvas)
-            if turn:  # the first one builds the interpreter
-                least[index] = min(least[index], 1000 * (process_time() - began))
+            action()
+            least[index] = min(least[index], 1000 * (process_time() - began))
     return least
+
+
+def _looks(networks: Sequence[tuple[models.ModelSpec, bytes]], side: int) -> list[Callable[[], object]]:
+    """Return for each network what looks at noise of side x side px, with its interpreter built."""
+    canvas = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    ready: list[Callable[[], object]] = [partial(Network(spec, data).run, canvas) for spec, data in networks]
+    for look in ready:
+        look()
+    return ready
 
 
 def _memory(name: str, mode: Mode) -> float:

@@ -31,13 +31,13 @@ from calibration.crops import load_pictures, split
 from calibration.score import (
     BUCKETS,
     IGNORE,
-    SUBSETS,
     Hidden,
     Labelled,
     average_precision,
     covered_shares,
     hidden_at,
     load_truth,
+    subset_aps,
 )
 
 SWEEP = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     for mode in arguments.mode or [*Mode]:
         detector = detector_of(arguments, mode)
         found, milliseconds = detect_all(detector, truth)
-        aps = [100 * average_precision(truth, found, bit) for bit in SUBSETS.values()]
+        aps = subset_aps(truth, found)
         for threshold in sorted({detector.threshold, *(SWEEP if arguments.sweep else ())}):
             point = hidden_at(truth, found, threshold, Settings().margin)
             rows.append(row_of(mode, aps, point, milliseconds))

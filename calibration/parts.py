@@ -14,7 +14,7 @@ import cv2
 from blurguard.config import Mode, Settings
 from blurguard.detectors import QUARTER_TURNS
 from calibration.evaluate import add_choice, chosen_pictures, detect_all, detector_of
-from calibration.score import SUBSETS, average_precision, hidden_at
+from calibration.score import hidden_at, subset_aps
 from calibration.thresholds import lowest_score
 
 __all__ = ["add_parser", "run"]
@@ -48,10 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, closer, turns in PARTS:
         detector.closer, detector.turns = closer, turns
         found, milliseconds = detect_all(detector, truth)
-        cells = [
-            " / ".join(f"{100 * average_precision(truth, found, bit, least):.1f}" for bit in SUBSETS.values())
-            for least in IOUS
-        ]
+        cells = [" / ".join(f"{ap:.1f}" for ap in subset_aps(truth, found, least)) for least in IOUS]
         for budget in BUDGETS:
             point = hidden_at(truth, found, lowest_score(truth, found, budget), Settings().margin)
             cells.append(f"{point.from_10_px:.1f} %")

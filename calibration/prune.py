@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import process_time
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from calibration.channels import (
     scales_of,
     without_blocks,
 )
+from calibration.cost import quickest
 from calibration.crops import Crop, Picture, Plan, crop_of, decode, load_pictures, split
 from calibration.network import Graph, Weights
 
@@ -254,7 +254,8 @@ def _head(graph: Graph, weights: Weights, side: int) -> str:
 
 def _row(arguments: argparse.Namespace, told: str, data: bytes, whole: bytes) -> str:
     graph, weights = network.parse(data)
-    before, after = _quickest([whole, data], arguments.side)
+    interpreters = [flatbuffer.interpreter_at(content, arguments.side, arguments.side) for content in (whole, data)]
+    before, after = quickest([interpreter.invoke for interpreter in interpreters], ROUNDS)
     widths = " | ".join(map(str, _widths(graph, weights).values()))
     return (
         f"| {told} | {widths} | {parameters(weights):,} | {flatbuffer.macs(data, arguments.side) / 1e6:.0f} | "
@@ -270,15 +271,3 @@ def _loss(graph: Graph, weights: Weights, arguments: argparse.Namespace) -> floa
     optimiser = torch.optim.AdamW(weights.values())  # no step is taken
     state = train.State(weights, weights, optimiser, step=0, last_step=0)
     return train.Trainer(graph, recipe, state, arguments.data, arguments.out).validate()["held_loss"]
-
-
-def _quickest(files: Sequence[bytes], side: int) -> list[float]:
-    """Return the least CPU ms of each network for side x side px, run in turn, LiteRT, one thread."""
-    interpreters = [flatbuffer.interpreter_at(data, side, side) for data in files]
-    least = [float("inf")] * len(files)
-    for _ in range(ROUNDS):
-        for index, interpreter in enumerate(interpreters):
-            began = process_time()
-            interpreter.invoke()
-            least[index] = min(least[index], 1000 * (process_time() - began))
-    return least

@@ -87,6 +87,11 @@ def average_precision(truth: list[Labelled], found: list[Detections], subset: in
     return float((steps * envelope).sum())
 
 
+def subset_aps(truth: list[Labelled], found: list[Detections], least_iou: float = 0.5) -> list[float]:
+    """Return the AP of the easy, the medium and the hard subset, percent."""
+    return [100 * average_precision(truth, found, subset, least_iou) for subset in SUBSETS.values()]
+
+
 def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, margin: float) -> Hidden:
     """Return what is hidden when every detection from ``threshold`` is, with ``margin`` on each side."""
     seen, covered = np.zeros(len(BUCKETS)), np.zeros(len(BUCKETS))

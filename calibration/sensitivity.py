@@ -15,7 +15,7 @@ from blurguard.detectors import BlazeFaceDetector
 from blurguard.runtime import Network
 from calibration.candidate import candidate
 from calibration.evaluate import TABLE_HEAD, detect_all, row_of
-from calibration.score import BUCKETS, SUBSETS, Hidden, Labelled, average_precision, hidden_at
+from calibration.score import BUCKETS, Hidden, Labelled, hidden_at, subset_aps
 
 __all__ = ["Noise", "Quality", "comparison", "layer_table", "milliseconds", "noise_of", "noises_by_layer", "quality_of"]
 
@@ -129,7 +129,7 @@ def _found(data: bytes, truth: list[Labelled], mode: str) -> tuple[list[float], 
     """Return APs in percent, the operating point, and ms of processor time a picture."""
     detector = BlazeFaceDetector(Network(candidate(data), data), Mode(mode))
     found, spent = detect_all(detector, truth)
-    aps = [100 * average_precision(truth, found, bit) for bit in SUBSETS.values()]
+    aps = subset_aps(truth, found)
     return aps, hidden_at(truth, found, detector.threshold, Settings().margin), spent
 
 

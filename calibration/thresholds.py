@@ -20,7 +20,7 @@ from blurguard.config import Mode, Settings
 from blurguard.types import Detections
 from calibration import CalibrationError
 from calibration.evaluate import TABLE_HEAD, add_choice, chosen_pictures, detect_all, detector_of, row_of
-from calibration.score import SUBSETS, Labelled, average_precision, false_boxes, hidden_at
+from calibration.score import Labelled, false_boxes, hidden_at, subset_aps
 
 __all__ = ["add_parser", "lowest_score", "run"]
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         detector = detector_of(arguments, mode)
         found, milliseconds = detect_all(detector, truth)
         scores[str(mode)] = lowest_score(truth, found, arguments.budget)
-        aps = [100 * average_precision(truth, found, bit) for bit in SUBSETS.values()]
+        aps = subset_aps(truth, found)
         rows.append(row_of(mode, aps, hidden_at(truth, found, scores[str(mode)], Settings().margin), milliseconds))
     print(f"{len(truth)} pictures, at most {arguments.budget:g} false boxes a picture\n")
     print("\n".join([*TABLE_HEAD, *rows]))

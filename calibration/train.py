@@ -44,7 +44,7 @@ from calibration.candidate import OFFSET_UNIT, SIZE_UNIT, candidate
 from calibration.crops import LEAST_WEIGHT_AT, MOST_WEIGHT_AT, USUAL_PX, Batch, Blocks, Plan, load_pictures, split
 from calibration.evaluate import pixels_of
 from calibration.network import Graph, Weights
-from calibration.score import SUBSETS, Labelled, average_precision, load_truth
+from calibration.score import Labelled, load_truth, subset_aps
 
 __all__ = ["Losses", "Recipe", "Trainer", "add_parser", "exported", "losses_of", "run"]
 
@@ -217,8 +217,8 @@ class Trainer:
         data = exported((self.out / "graph.tflite").read_bytes(), self.state.average)
         detector = BlazeFaceDetector(Network(candidate(data), data), Mode.ACCURATE)
         found = [detector.detect(pixels_of(picture), LOWEST_SCORE) for picture in self.watched]
-        subsets = zip(("large", "medium", "small"), SUBSETS.values(), strict=True)
-        return {f"ap_{name}": 100 * average_precision(self.watched, found, bit) for name, bit in subsets}
+        names = ("ap_large", "ap_medium", "ap_small")
+        return dict(zip(names, subset_aps(self.watched, found), strict=True))
 
     def _step(self, batch: Batch) -> tuple[Losses, Tensor]:
         """Change the weights once; return the losses before and the norm of their gradient."""
