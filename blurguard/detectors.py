@@ -18,7 +18,7 @@ from blurguard import models
 from blurguard.blazeface import detect_once
 from blurguard.config import Mode, Settings
 from blurguard.exposure import equalised, flaw
-from blurguard.geometry import iou, longer_sides, merged, mirrored, tile_spans, turned_back
+from blurguard.geometry import iou, longer_sides, merged, mirrored, resized, tile_spans, turned_back
 from blurguard.runtime import Network
 from blurguard.types import Detections
 
@@ -99,6 +99,7 @@ class BlazeFaceDetector:
 
     Attributes:
         closer: whether parts with small faces are looked at again, enlarged.
+        threshold: the model's own for the mode; what is looked at again follows from it.
         turns: quarter turns against the clock at which the picture is looked at besides.
     """
 
@@ -106,6 +107,7 @@ class BlazeFaceDetector:
         """Take the weights and how hard to look."""
         self._network = network
         self._mode = mode
+        self.threshold = network.spec.thresholds[mode]
         self.closer = mode is Mode.ACCURATE
         self.turns: tuple[int, ...] = QUARTER_TURNS if mode is Mode.ACCURATE else ()
 
@@ -113,11 +115,6 @@ class BlazeFaceDetector:
     def identity(self) -> str:
         """Name and SHA-256 of the weights."""
         return self._network.spec.identity
-
-    @property
-    def threshold(self) -> float:
-        """The model's own for the mode."""
-        return self._network.spec.thresholds[self._mode]
 
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
         """Return the faces, best first, one box per face, px of ``rgb``."""
@@ -249,9 +246,9 @@ def load_detector(settings: Settings, threads: int = 1) -> BlazeFaceDetector:
 
 
 def _enlarged(found: Detections, level: NDArray[np.uint8], rgb: NDArray[np.uint8]) -> Detections:
-    """Return what was found in a level of the picture in px of the picture; what boxes count are centres of px."""
-    factor = np.array([rgb.shape[1] / level.shape[1], rgb.shape[0] / level.shape[0]] * 2, np.float32)
-    return Detections((found.boxes + 0.5) * factor - 0.5, found.scores)
+    """Return what was found in a level of the picture in px of the picture."""
+    (level_h, level_w), (height, width) = level.shape[:2], rgb.shape[:2]
+    return Detections(resized(found.boxes, (level_w, level_h), (width, height)), found.scores)
 
 
 def _from(found: Detections, min_score: float) -> Detections:

@@ -24,7 +24,7 @@ from blurguard.cloak import WEAK_SHARE, Plane, Roll, cloaked
 from blurguard.config import Audio, Mode, Settings
 from blurguard.detectors import FAST_SIDE_PX, Detector
 from blurguard.errors import InputError
-from blurguard.geometry import NO_DETECTIONS
+from blurguard.geometry import NO_DETECTIONS, resized
 from blurguard.planes import Viewer, can_paint, planes_of
 from blurguard.remux import Recorder
 from blurguard.scenes import CutFinder
@@ -213,8 +213,8 @@ class _Lookout:
             found = detector.detect(rgb, self._weakest)
         finally:
             self._free.put(tools)
-        scale = np.array([self._size[0] / rgb.shape[1], self._size[1] / rgb.shape[0]] * 2, np.float32)
-        return _Seen(frame, Detections(found.boxes * scale, found.scores), _thumb(rgb))
+        boxes = resized(found.boxes, (rgb.shape[1], rgb.shape[0]), self._size)
+        return _Seen(frame, Detections(boxes, found.scores), _thumb(rgb))
 
 
 def _thumb(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:

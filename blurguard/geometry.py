@@ -140,6 +140,12 @@ def mirrored(boxes: Boxes, width: int) -> Boxes:
     return np.stack([width - 1 - right, top, width - 1 - left, bottom], axis=1).astype(np.float32)
 
 
+def resized(boxes: Boxes, seen_wh: tuple[int, int], wanted_wh: tuple[int, int]) -> Boxes:
+    """Return boxes (N, 4) seen in a picture of one size as they lie in it at another; they count centres of px."""
+    factor = np.array([wanted_wh[0] / seen_wh[0], wanted_wh[1] / seen_wh[1]] * 2, np.float32)
+    return np.asarray((boxes + 0.5) * factor - 0.5, np.float32)
+
+
 def turned_back(boxes: Boxes, quarters: int, width: int, height: int) -> Boxes:
     """Return boxes (N, 4) seen in ``np.rot90(picture, quarters)`` as px of the upright picture.
 
@@ -150,12 +156,13 @@ def turned_back(boxes: Boxes, quarters: int, width: int, height: int) -> Boxes:
         height: of the upright picture, px.
     """
     left, top, right, bottom = boxes.T
+    last_x, last_y = width - 1, height - 1  # boxes count px, as in `mirrored`
     if quarters % 4 == 1:
-        left, top, right, bottom = width - bottom, left, width - top, right
+        left, top, right, bottom = last_x - bottom, left, last_x - top, right
     elif quarters % 4 == 2:
-        left, top, right, bottom = width - right, height - bottom, width - left, height - top
+        left, top, right, bottom = last_x - right, last_y - bottom, last_x - left, last_y - top
     elif quarters % 4 == 3:
-        left, top, right, bottom = top, height - right, bottom, height - left
+        left, top, right, bottom = top, last_y - right, bottom, last_y - left
     return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
 
 

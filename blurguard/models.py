@@ -27,6 +27,8 @@ class ModelSpec:
         name: what ``--model`` takes.
         file: beside the manifest.
         sha256: of the file, hex.
+        size: of the file, bytes.
+        layers: how many convolutions have weights of which type: int8, float32.
         stride: px of the input per output cell.
         input: name of the one input tensor, (1, h, w, 3).
         boxes: name of the output (1, h / stride, w / stride, >= 4): x y of the centre from the cell's, width, height.
@@ -54,6 +56,8 @@ class ModelSpec:
     name: str
     file: str
     sha256: str
+    size: int
+    layers: dict[str, int]
     stride: int
     input: str
     boxes: str

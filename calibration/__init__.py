@@ -36,8 +36,11 @@ def read_network(path: Path) -> bytes:
 def whole_at(path: Path) -> Iterator[Path]:
     """Give a file to write, which gets its name once it is whole; if writing fails, the name keeps what it has."""
     part = path.with_name(path.name + ".part")
-    yield part
-    part.replace(path)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from blurguard.errors import BlurguardError
 from calibration import CalibrationError
 
 # Modules of this package with add_parser(subparsers), which sets `run`. Only the one that is asked for is
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"calibration: error: {error}; pip install --group calibration has it", file=sys.stderr)
         return 1
-    except CalibrationError as error:
+    except (CalibrationError, BlurguardError, OSError) as error:  # OSError tells the file by itself
         print(f"calibration: error: {error}", file=sys.stderr)
         return 1
     return 0

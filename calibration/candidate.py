@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
+from blurguard import models
 from blurguard.config import Mode
 from blurguard.models import ModelSpec
-from calibration import flatbuffer
+from calibration import CalibrationError, flatbuffer, read_network
 
-__all__ = ["OFFSET_UNIT", "SIZE_UNIT", "candidate"]
+__all__ = ["OFFSET_UNIT", "SIZE_UNIT", "UNITS", "candidate", "read_in_units"]
 
 # Of the boxes in released files, px: offsets and logarithms of sizes then both lie within about -2.5 and 2.5, and
 # 8 bits serve both. Faces of 6 to 340 px (crops.Plan) have offsets of up to 55 px.
 OFFSET_UNIT, SIZE_UNIT = 24.0, 45.0
-UNSET = 0.5  # thresholds of a network for which none were chosen
+UNITS = f"boxes in units of {OFFSET_UNIT:g} and {SIZE_UNIT:g} px"  # ends the description of every file that has them
+
+
+def read_in_units(path: Path) -> bytes:
+    """Return a .tflite file with boxes in these units; others would be read as boxes that cover half the picture.
+
+    Raises:
+        CalibrationError: it cannot be read, or is another network.
+    """
+    data = read_network(path)
+    if not flatbuffer.description(data).endswith(UNITS):
+        raise CalibrationError(f"{path} has no {UNITS}: give units.tflite of a run, or what was made from it")
+    return data
 
 
 def candidate(data: bytes, file: str = "", name: str = "candidate", **known: str | Mapping[Mode, float]) -> ModelSpec:
     """Return what the manifest would say of a .tflite file with boxes in these units.
 
-    ``known`` are further fields of `ModelSpec`: thresholds, evidence, source, licence, training_data.
+    ``known`` are further fields of `ModelSpec`: thresholds (else those of the default model, since the closer looks
+    and the turned passes go by them too), evidence, source, licence, training_data.
     """
-    told: dict[str, object] = {"thresholds": dict.fromkeys(Mode, UNSET), "evidence": "", "source": "", "licence": ""}
+    told: dict[str, object] = {"thresholds": models.find().thresholds, "evidence": "", "source": "", "licence": ""}
     told |= {"crowd_ap": {}}
     told |= {"training_data": "", **known}
     return ModelSpec(
         name=name,
         file=file,
         sha256=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        layers=flatbuffer.layer_types(data),
         stride=4,
         input="image",
         boxes="boxes",

@@ -81,13 +81,16 @@ def scales_of(graph: Graph) -> dict[int, int]:
     return scales
 
 
-def linked_channels(graph: Graph, weights: Mapping[str, torch.Tensor]) -> Linked:
-    """Return which channels of which tensors are one and the same, over all tensors of the graph."""
+def linked_channels(graph: Graph, weights: Mapping[str, torch.Tensor], *, through_depthwise: bool = True) -> Linked:
+    """Return which channels of which tensors are one and the same, over all tensors of the graph.
+
+    With ``through_depthwise`` False those that a depthwise layer writes are new ones.
+    """
     links = _Links()
     found: Linked = {graph.image: links.new(3)}
     for step in graph.steps:
         first = found[step.inputs[0]]
-        if step.kind == "CONV_2D":
+        if step.kind == "CONV_2D" or (step.key and not through_depthwise):
             first = links.new(len(weights[f"{step.key}.bias"]))
         elif step.kind == "ADD":
             links.join(first, found[step.inputs[1]])

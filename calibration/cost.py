@@ -21,10 +21,11 @@ import numpy as np
 from PIL import Image as Pillow
 
 from blurguard import models
-from blurguard.config import Mode, Settings
-from blurguard.detectors import load_detector
+from blurguard.config import Mode
+from blurguard.detectors import BlazeFaceDetector
 from blurguard.runtime import Network
 from calibration import CalibrationError, flatbuffer
+from calibration.candidate import candidate, read_in_units
 from calibration.evaluate import EXAMPLES
 
 __all__ = ["add_parser", "quickest", "run"]
@@ -39,6 +40,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     raw = argparse.RawDescriptionHelpFormatter
     parser = steps.add_parser("cost", help="bytes, time and memory", description=__doc__, formatter_class=raw)
     parser.add_argument("models", nargs="*", help="names in the manifest (default: all); shares are of the first")
+    parser.add_argument("--file", type=Path, action="append", default=[], help="a .tflite of ours besides")
     parser.add_argument("--side", type=int, action="append", help="px, a multiple of 32 (may be repeated)")
     parser.add_argument("--rounds", type=int, default=15, help="of which the quickest counts (default: 15)")
     parser.set_defaults(run=run)
@@ -54,24 +56,27 @@ def run(arguments: argparse.Namespace) -> int:
     sides = arguments.side or SIDES
     if any(side % 32 or side < 32 for side in sides):
         raise CalibrationError(f"sides are multiples of 32 px: {', '.join(map(str, sides))}")
-    specs = [models.find(name) for name in arguments.models] or models.specs()
-    data = [models.load(spec) for spec in specs]
+    named = [models.find(name) for name in arguments.models] or models.specs()
+    networks = [(spec, models.load(spec)) for spec in named]
+    for path in arguments.file:
+        content = read_in_units(path)
+        networks.append((candidate(content, path.name, path.name), content))
+    first = len(networks[0][1])
     print("| model | bytes | " + " | ".join(f"{side} px: MMAC, ms" for side in sides) + " |")
     print("|---" * (2 + len(sides)) + "|")
-    networks = [*zip(specs, data, strict=True)]
     times = [quickest(_looks(networks, side), arguments.rounds) for side in sides]
     for index, (spec, content) in enumerate(networks):
         told = (
             f"{flatbuffer.macs(content, side) / 1e6:.0f}, {row[index]:.1f} ({row[0] / row[index]:.2f}x)"
             for side, row in zip(sides, times, strict=True)
         )
-        print(f"| {spec.name} | {len(content):,} ({len(content) / len(data[0]):.2f}x) | {' | '.join(told)} |")
+        print(f"| {spec.name} | {len(content):,} ({len(content) / first:.2f}x) | {' | '.join(told)} |")
     print(f"\n| model | {' | '.join(f'{mode}, {MEMORY_SIDE} px: MB' for mode in Mode)} |\n" + "|---" * 3 + "|")
     with concurrent.futures.ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as fresh:
-        for spec in specs:
-            needed = (fresh.submit(_memory, spec.name, mode).result() for mode in Mode)
+        for spec, content in networks:
+            needed = (fresh.submit(_memory, spec, content, mode).result() for mode in Mode)
             print(f"| {spec.name} | {' | '.join(f'{megabytes:.0f}' for megabytes in needed)} |")
     return 0
 
@@ -96,7 +101,7 @@ def _looks(networks: Sequence[tuple[models.ModelSpec, bytes]], side: int) -> lis
     return ready
 
 
-def _memory(name: str, mode: Mode) -> float:
+def _memory(spec: models.ModelSpec, data: bytes, mode: Mode) -> float:
     """Return how many MB this process needs at most for a detector that looks at one picture of 1024 px."""
     cv2.setNumThreads(1)
     with Pillow.open(EXAMPLES / "photos" / "crowd.jpg") as photo:
@@ -104,7 +109,7 @@ def _memory(name: str, mode: Mode) -> float:
         picture = np.asarray(photo.convert("RGB"))
     before = _kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak counts from here on
-    detector = load_detector(Settings(mode=mode, model=name))
+    detector = BlazeFaceDetector(Network(spec, data), mode)
     detector.detect(picture, detector.threshold)
     return (_kib("VmHWM") - before) * KIB / 1e6
 

@@ -154,7 +154,11 @@ def load_pictures(folder: Path) -> list[Picture]:
 
 
 def split(pictures: list[Picture], held: int, seed: int = 0) -> tuple[list[Picture], list[Picture]]:
-    """Return pictures to train on and about ``held`` kept back, of every event its part, no scene in both."""
+    """Return pictures to train on and about ``held`` kept back, of every event its part, no scene in both.
+
+    At most a third of a small set is kept back.
+    """
+    held = min(held, len(pictures) // 3)
     events: dict[str, dict[str, list[Picture]]] = defaultdict(lambda: defaultdict(list))
     for picture in pictures:
         events[picture.event][picture.scene].append(picture)
@@ -300,7 +304,8 @@ def _part(source: Decoded, shape_hw: tuple[int, int], plan: Plan, random: np.ran
 def _cut(crop: Crop, plan: Plan) -> Crop:
     """Return the crop with the faces that are seen, as far as they are; of too little the network learns nothing."""
     height, width = crop.pixels.shape[:2]
-    faces = np.clip(crop.faces, 0, np.array([width, height] * 2, np.float32))
+    edges = np.array([width, height] * 2, np.float32) - 0.5
+    faces = np.clip(crop.faces, -0.5, edges)  # labels count px: the first one begins half a px before 0
     seen, whole = (((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)) for boxes in (faces, crop.faces))
     kept = seen > 0
     ignored = crop.ignored | (seen < plan.visible * whole)

@@ -26,10 +26,13 @@ from blurguard.detectors import BlazeFaceDetector, load_detector
 from blurguard.geometry import iou
 from blurguard.runtime import Network
 from blurguard.types import Detections
-from calibration.candidate import candidate
+from calibration import CalibrationError
+from calibration.candidate import candidate, read_in_units
 from calibration.crops import load_pictures, split
 from calibration.score import (
+    BOX_FACTOR,
     BUCKETS,
+    FOUND_IOU,
     IGNORE,
     Hidden,
     Labelled,
@@ -37,6 +40,7 @@ from calibration.score import (
     covered_shares,
     hidden_at,
     load_truth,
+    recall_at,
     subset_aps,
 )
 
@@ -50,6 +54,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     """Add this step to ``python -m calibration``."""
     parser = steps.add_parser("evaluate", help="recall, false boxes and AP on labelled pictures")
     add_choice(parser)
+    parser.add_argument("--against", default="", help="another model of the manifest, at the same scores")
     parser.add_argument("--sweep", action="store_true", help="several thresholds besides the shipped one")
     parser.add_argument("--boxes", action="store_true", help="measure box_scale and box_shift of the manifest instead")
     parser.add_argument("--margins", action="store_true", help="measure what the default margin is chosen from instead")
@@ -68,21 +73,32 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_pictures(arguments: argparse.Namespace) -> list[Labelled]:
-    """Return the labelled pictures that ``add_choice``'s arguments ask for."""
+    """Return the labelled pictures that ``add_choice``'s arguments ask for, at least one.
+
+    Raises:
+        CalibrationError: they cannot be read, or there is none.
+    """
     truth = load_truth(arguments.data)
     if arguments.held:
         kept = {picture.path for picture in split(load_pictures(arguments.data), arguments.held)[1]}
         truth = [picture for picture in truth if picture.path in kept]
+        if not truth:
+            raise CalibrationError(f"--held {arguments.held} keeps none of the pictures of {arguments.data} back")
     if arguments.limit:
         truth = random.Random(arguments.seed).sample(truth, min(arguments.limit, len(truth)))  # noqa: S311 - a sample
     return truth
 
 
 def detector_of(arguments: argparse.Namespace, mode: str) -> BlazeFaceDetector:
-    """Return the detector that ``add_choice``'s arguments ask for."""
+    """Return the detector that ``add_choice``'s arguments ask for.
+
+    Raises:
+        CalibrationError: the file is no network of ours.
+        ModelError: no such model.
+    """
     if not arguments.file:
         return load_detector(Settings(mode=Mode(mode), model=arguments.model))
-    data = arguments.file.read_bytes()
+    data = read_in_units(arguments.file)
     return BlazeFaceDetector(Network(candidate(data, arguments.file.name), data), Mode(mode))
 
 
@@ -94,16 +110,28 @@ def run(arguments: argparse.Namespace) -> int:
         return _print_margins(detector_of(arguments, Mode.ACCURATE), truth)
     if arguments.boxes:
         return _print_box_correction(arguments.model, truth)
-    print(f"{len(truth)} pictures, one thread, margin {Settings().margin:g}\n")
-    rows = []
+    rows: dict[float | None, list[str]] = {Settings().margin: [], None: []}
+    recalls = []
     for mode in arguments.mode or [*Mode]:
-        detector = detector_of(arguments, mode)
-        found, milliseconds = detect_all(detector, truth)
-        aps = subset_aps(truth, found)
-        for threshold in sorted({detector.threshold, *(SWEEP if arguments.sweep else ())}):
-            point = hidden_at(truth, found, threshold, Settings().margin)
-            rows.append(row_of(mode, aps, point, milliseconds))
-    print("\n".join([*TABLE_HEAD, *rows]))
+        detectors = {mode: detector_of(arguments, mode)}
+        if arguments.against:
+            other = load_detector(Settings(mode=Mode(mode), model=arguments.against))
+            detectors[f"{mode}, {arguments.against}"] = other
+        thresholds = sorted({detectors[mode].threshold, *(SWEEP if arguments.sweep else ())})
+        for name, detector in detectors.items():
+            found, milliseconds = detect_all(detector, truth)
+            aps = subset_aps(truth, found)
+            for threshold in thresholds:
+                for margin, table in rows.items():
+                    table.append(row_of(name, aps, hidden_at(truth, found, threshold, margin), milliseconds))
+                shares = " | ".join(f"{share:.1f} %" for share in recall_at(truth, found, threshold))
+                recalls.append(f"| {name} | {threshold:g} | {shares} |")
+    print(f"{len(truth)} pictures, one thread. Hidden with the margin of {Settings().margin:g}:\n")
+    print("\n".join([*TABLE_HEAD, *rows[Settings().margin]]))
+    print(f"\nHidden under boxes {BOX_FACTOR:g} times as large, as any detector's boxes are compared:\n")
+    print("\n".join([*TABLE_HEAD, *rows[None]]))
+    print(f"\nFaces that a box lies on (IoU {FOUND_IOU:g}), by their height:\n")
+    print("\n".join([f"| mode | score from | {_SIZES} |", "|---" * (2 + len(BUCKETS)) + "|", *recalls]))
     return 0
 
 

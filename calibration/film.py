@@ -27,7 +27,7 @@ from blurguard.cloak import Roll
 from blurguard.config import Mode, Settings, Shape, Style
 from blurguard.detectors import Detector, load_detector
 from blurguard.footage import Look, look_at_video, upright_size
-from blurguard.geometry import iou, regions_from
+from blurguard.geometry import iou, regions_from, resized
 from blurguard.obscure import Canvas, Veil, veil_into
 from blurguard.pipeline import Anonymizer
 from blurguard.tracks import Cover
@@ -126,8 +126,8 @@ class Witness:
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
         """Return what the detector says."""
         found = self._detector.detect(rgb, min_score)
-        scale = np.array([self._size[0] / rgb.shape[1], self._size[1] / rgb.shape[0]] * 2, np.float32)
-        self.said.append(Detections(found.boxes * scale, found.scores))
+        boxes = resized(found.boxes, (rgb.shape[1], rgb.shape[0]), self._size)
+        self.said.append(Detections(boxes, found.scores))
         return found
 
 

@@ -23,8 +23,10 @@ from calibration.rewrite import CONVOLUTIONS, name_of, operator_name
 
 __all__ = [
     "at_size",
+    "description",
     "drop_unused",
     "interpreter_at",
+    "layer_types",
     "macs",
     "operator_name",
     "operator_names",
@@ -39,6 +41,7 @@ __all__ = [
 SizeConstants = Sequence[tuple[int, int]]
 """(byte offset in the file, what to divide the input's height and width by), one pair per constant."""
 
+TYPE_NAMES = {schema.TensorType.INT8: "int8", schema.TensorType.FLOAT32: "float32"}
 SIZE = struct.Struct("<2i")  # height, width
 
 # Operators that work at any size: the shapes of their outputs follow from those of their inputs.
@@ -98,6 +101,23 @@ def macs(data: bytes, side: int) -> int:
     model = unpacked(data)
     layers = [op for op in model.subgraphs[0].operators if operator_name(model, op) in CONVOLUTIONS]
     return sum(math.prod(shapes[op.outputs[0]][1:3]) * math.prod(shapes[op.inputs[1]]) for op in layers)
+
+
+def layer_types(data: bytes) -> dict[str, int]:
+    """Return how many convolutions have weights of which type: int8, float32."""
+    model = unpacked(data)
+    (graph,) = model.subgraphs
+    layers = [op for op in graph.operators if operator_name(model, op) in CONVOLUTIONS]
+    return dict(Counter(TYPE_NAMES[graph.tensors[op.inputs[1]].type] for op in layers))
+
+
+def description(data: bytes) -> str:
+    """Return what a .tflite file says of itself.
+
+    Raises:
+        CalibrationError: it is damaged.
+    """
+    return (unpacked(data).description or b"").decode(errors="replace")
 
 
 def operator_names(data: bytes) -> Counter[str]:
@@ -182,8 +202,15 @@ def with_uint8_input(data: bytes, scale: float, zero_point: int) -> bytes:
 
 
 def unpacked(data: bytes) -> Any:
-    """Return a .tflite file in the object form of the schema, all its constants inside."""
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    """Return a .tflite file in the object form of the schema, all its constants inside.
+
+    Raises:
+        CalibrationError: it is damaged.
+    """
+    try:
+        model = schema.ModelT.InitFromPackedBuf(data, 0)
+    except (struct.error, ValueError, IndexError, TypeError, OverflowError) as error:
+        raise CalibrationError(f"the .tflite file is damaged: {error!r}") from error
     for buffer in model.buffers:
         if buffer.offset > 1:  # behind the flatbuffer's end, where the quantiser puts large ones; 1 is an empty one
             buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)

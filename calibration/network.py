@@ -11,7 +11,7 @@ Weights are keyed by the position of their layer among the convolutions, in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 Weights = dict[str, Tensor]
+Written = Callable[[int, Tensor], Tensor]
 
 STOCK_CHANNELS = 16  # x, y, width, height and six keypoints, all in px of the input
 BOX_CHANNELS = 4  # what is kept: centre x, y from the cell's centre in px, log of width and height in px
@@ -80,15 +81,18 @@ class Graph:
     boxes: int
     scores: int
 
-    def __call__(self, weights: Mapping[str, Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, weights: Mapping[str, Tensor], image: Tensor, written: Written = lambda _tensor, value: value
+    ) -> tuple[Tensor, Tensor]:
         """Return boxes (b, 16 or 4, h/4, w/4) and logits (b, 1, h/4, w/4); h and w are multiples of 32.
 
-        Under autocast the heads, where 8 bits of mantissa would cost px, still run in float32.
+        What the steps before the heads write goes through ``written``. Under autocast the heads, where 8 bits of
+        mantissa would cost px, still run in float32.
         """
         values = {self.image: image}
         trunk = self.trunk()
         for step in trunk:
-            values[step.output] = run_step(step, values, weights)
+            values[step.output] = written(step.output, run_step(step, values, weights))
         heads = self.steps[len(trunk) :]
         read = {self.boxes, self.scores}.union(*(step.inputs for step in heads))
         with torch.autocast(image.device.type, enabled=False):

@@ -23,7 +23,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own habit
 from numpy.typing import NDArray
 
+from blurguard.config import Mode
 from calibration import CalibrationError, flatbuffer, network, read_network, train, write_whole
+from calibration.base import OUTPUTS
 from calibration.channels import (
     Activity,
     Group,
@@ -38,7 +40,10 @@ from calibration.channels import (
 )
 from calibration.cost import quickest
 from calibration.crops import Crop, Picture, Plan, crop_of, decode, load_pictures, split
+from calibration.evaluate import chosen_pictures
 from calibration.network import Graph, Weights
+from calibration.score import Labelled
+from calibration.sensitivity import quality_of
 
 __all__ = ["RANKS", "add_parser", "measure", "ranking", "run"]
 
@@ -73,7 +78,8 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--drop", nargs="+", default=[], help="blocks to leave out wholly, by their first layer")
     parser.add_argument("--multiple", type=int, default=4, help="what stays of a group is a multiple (default: 4)")
     parser.add_argument("--pictures", type=int, default=64, help="that activations are taken from (default: 64)")
-    parser.add_argument("--held", type=int, default=100, help="pictures kept back for the loss (default: 100)")
+    parser.add_argument("--held", type=int, default=100, help="pictures kept back for loss and AP (default: 100)")
+    parser.add_argument("--limit", type=int, default=24, help="of these, how many for the AP (default: 24)")
     parser.add_argument("--crop", type=int, default=384, help="px of the crops they are seen in (default: 384)")
     parser.add_argument("--side", type=int, default=768, help="px at which time and MACs are told (default: 768)")
     parser.add_argument("--table", action="store_true", help="measure each stage and each block alone, too")
@@ -89,6 +95,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if not all(0 <= share < 1 for share in arguments.share) or arguments.multiple < 1:
         raise CalibrationError("--share must be at least 0 and less than 1, --multiple must be 1 or more")
+    truth = chosen_pictures(arguments)
+    if arguments.held < 1:
+        raise CalibrationError("--held must be 1 or more: loss and AP are those of pictures kept back")
     data = read_network(arguments.graph)
     if arguments.weights:
         data = network.write_back(data, network.load_npz(arguments.weights))
@@ -97,14 +106,14 @@ def run(arguments: argparse.Namespace) -> int:
     activity = measure(graph, weights, _crops(pictures, arguments))
     variants, others = _variants(data, activity, arguments)
     print(_head(graph, weights, arguments.side))
-    print(_row(arguments, "nothing", data, data), flush=True)
+    print(_row(arguments, truth, "nothing", data, data), flush=True)
     for share, variant in variants.items():
         smaller = without_blocks(left_out(data, variant.removed, activity), variant.dropped)
         _write(arguments.out / f"{share:g}", smaller)
-        print(_row(arguments, variant.told, smaller, data), flush=True)
+        print(_row(arguments, truth, variant.told, smaller, data), flush=True)
     for variant in others:
         smaller = without_blocks(left_out(data, variant.removed, activity), variant.dropped)
-        print(_row(arguments, variant.told, smaller, data), flush=True)
+        print(_row(arguments, truth, variant.told, smaller, data), flush=True)
     return 0
 
 
@@ -248,26 +257,29 @@ def _widths(graph: Graph, weights: Weights) -> dict[str, int]:
 def _head(graph: Graph, weights: Weights, side: int) -> str:
     stages = " | ".join(f"at {stage}" for stage in _widths(graph, weights))
     work = f"MMAC at {side} px | CPU ms at {side} px | of before"
-    head = f"| left out | channels {stages} | parameters | {work} | held loss |"
+    head = f"| left out | channels {stages} | parameters | {work} | held loss | AP easy / medium / hard |"
     return f"{head}\n" + "|---" * head.strip("|").count("|") + "|---|"
 
 
-def _row(arguments: argparse.Namespace, told: str, data: bytes, whole: bytes) -> str:
+def _row(arguments: argparse.Namespace, truth: list[Labelled], told: str, data: bytes, whole: bytes) -> str:
     graph, weights = network.parse(data)
+    if network.box_channels(graph, weights) == network.STOCK_CHANNELS:
+        weights = network.with_log_sizes(graph, weights)
+    resizable = flatbuffer.resizable(data, OUTPUTS, train.DESCRIPTION)
+    aps = quality_of(train.exported(resizable, weights), truth, Mode.FAST).aps
     interpreters = [flatbuffer.interpreter_at(content, arguments.side, arguments.side) for content in (whole, data)]
     before, after = quickest([interpreter.invoke for interpreter in interpreters], ROUNDS)
     widths = " | ".join(map(str, _widths(graph, weights).values()))
     return (
         f"| {told} | {widths} | {parameters(weights):,} | {flatbuffer.macs(data, arguments.side) / 1e6:.0f} | "
-        f"{after:.1f} | {after / before:.0%} | {_loss(graph, weights, arguments):.3f} |"
+        f"{after:.1f} | {after / before:.0%} | {_loss(graph, weights, arguments):.3f} | "
+        f"{' / '.join(f'{ap:.1f}' for ap in aps)} |"
     )
 
 
 def _loss(graph: Graph, weights: Weights, arguments: argparse.Namespace) -> float:
     """Return the loss on the pictures kept back, as `train` logs it."""
     recipe = train.Recipe(steps=0, side=arguments.crop, held=arguments.held, seed=arguments.seed)
-    if network.box_channels(graph, weights) == network.STOCK_CHANNELS:
-        weights = network.with_log_sizes(graph, weights)
     optimiser = torch.optim.AdamW(weights.values())  # no step is taken
     state = train.State(weights, weights, optimiser, step=0, last_step=0)
     return train.Trainer(graph, recipe, state, arguments.data, arguments.out).validate()["held_loss"]

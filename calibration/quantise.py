@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -24,28 +25,36 @@ from typing import Any
 
 import cv2
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import quantizer, recipe
 from numpy.typing import NDArray
 
-from calibration import CalibrationError, flatbuffer, network, read_network, sensitivity, write_whole
+from calibration import CalibrationError, equalise, flatbuffer, network, sensitivity, write_whole
+from calibration.candidate import UNITS, read_in_units
+from calibration.equalise import Scales
 from calibration.evaluate import chosen_pictures
 from calibration.flatbuffer import packed, unpacked
 from calibration.rewrite import CONVOLUTIONS, operator_name
 from calibration.sample import load_set
 from calibration.score import Labelled
 
-__all__ = ["Prepared", "add_parser", "chosen_layers", "load_ranges", "measured", "prepared", "quantised", "run"]
+__all__ = [
+    "Measured",
+    "Prepared",
+    "add_parser",
+    "chosen_layers",
+    "load_measured",
+    "measured",
+    "prepared",
+    "quantised",
+    "run",
+]
 
 # Of the pixels. The network was trained with p / 127.5 - 1, but no integer is the middle of 0 to 255: what it gets,
 # (p - 128) / 127.5, is half a step darker, which moves its logits by 0.002 and its boxes by 0.02 px (measured).
 SCALE, ZERO_POINT = 1 / 127.5, 128
-# Of the crops, how many have a value beyond each end of a range: these are cut off. AP hard on 99 held-back training
-# pictures 74.1, 74.0, 74.5, 74.9, 74.0 with 0.02, 0.1, 0.2, 0.3, 0.5, float 74.8; with 0.3 large faces are missed.
-SPREAD = 0.2
 DESCRIPTION = (
     "BlazeFace full-range (MediaPipe, Google, Apache-2.0), changed by blurguard: retrained, quantised to INT8, "
-    "uint8 pixels in, float32 maps out, any input size that is a multiple of 32 px."
+    f"uint8 pixels in, float32 maps out, any input size that is a multiple of 32 px, {UNITS}"
 )
 OUTPUTS = ("boxes", "scores")
 LAYER_CROPS = 16  # on which the noise of each layer is measured
@@ -61,7 +70,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("graph", type=Path, metavar="FLOAT", help="float .tflite of this project")
     parser.add_argument("--set", type=Path, required=True, help="folder that `sample` wrote")
     parser.add_argument("--out", type=Path, required=True, help="INT8 .tflite to write")
-    parser.add_argument("--ranges", type=Path, help=".json to write the ranges to: all that is needed of the set")
+    parser.add_argument("--ranges", type=Path, help=".json for what was measured on the set: all that is needed of it")
     parser.add_argument("--float", default="heads", help="layers: heads, boxes, scores, 017, or '' (default: heads)")
     report = parser.add_argument_group("report")
     report.add_argument(
@@ -81,14 +90,14 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CalibrationError: a file cannot be read or is no network of this project, or no such layer.
     """
-    data = read_network(arguments.graph)
+    data = read_in_units(arguments.graph)
     crops = load_set(arguments.set)
-    ranges = measured(data, crops)
-    source = prepared(data, ranges)
+    told = measured(data, crops)
+    source = prepared(data, told)
     result = quantised(source, chosen_layers(source, arguments.float))
     write_whole(arguments.out, result)
     if arguments.ranges:
-        write_whole(arguments.ranges, (json.dumps(ranges, indent=1) + "\n").encode())
+        write_whole(arguments.ranges, told.as_json().encode())
     print(f"{arguments.out}: {len(result)} bytes, {len(result) / len(data):.3f} of {arguments.graph}")
     print(f"size_constants = {[list(pair) for pair in flatbuffer.size_constants(result)]}")
     if arguments.data:
@@ -99,6 +108,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.float:
             networks[f"INT8 but {arguments.float}"] = networks.pop("INT8")
             networks["INT8, all of it"] = quantised(source, ())
+        plain = prepared(data, measured(data, crops, alike=False))
+        networks["INT8, channels as they are"] = quantised(plain, chosen_layers(plain, arguments.float))
         print(sensitivity.comparison(networks, truth, arguments.mode), "", sep="\n")
         print(_layers(data, source, crops[:: max(len(crops) // LAYER_CROPS, 1)], truth, arguments))
     return 0
@@ -120,8 +131,24 @@ def _layers(data: bytes, source: Prepared, crops: Pixels, truth: list[Labelled],
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What a calibration set tells of a network."""
+
+    scales: Scales  # what its channels are multiplied with first
+    ranges: Ranges  # then of each tensor, by its name
+
+    def as_json(self) -> str:
+        """Return it as text, a line for each layer and each tensor."""
+        tables = []
+        for name in ("scales", "ranges"):
+            rows = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in getattr(self, name).items())
+            tables.append(f' "{name}": {{\n' + ",\n".join(rows) + "\n }")
+        return "{\n" + ",\n".join(tables) + "\n}\n"
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
-    """A float network ready to be quantised: ``data`` has SAME padding and tensors named by layer."""
+    """A float network ready to be quantised: ``data`` has SAME padding, like channels and tensors named by layer."""
 
     data: bytes
     layers: dict[str, str]  # what each one is, by its name, in order
@@ -129,25 +156,27 @@ class Prepared:
     ranges: Ranges  # of each tensor, by its name
 
 
-def prepared(data: bytes, ranges: Ranges) -> Prepared:
-    """Return a float .tflite network with the ranges that `measured` found for it.
+def prepared(data: bytes, told: Measured) -> Prepared:
+    """Return a float .tflite network with what `measured` found for it.
 
     Raises:
-        CalibrationError: the network is not a float one of this project, or the ranges are of another one.
+        CalibrationError: the network is not a float one of this project, or that was found for another one.
     """
     graph, _ = network.parse(data)
     heads = {name: frozenset(step.key for step in graph.head(getattr(graph, name))) for name in OUTPUTS}
-    named, layers = _named(data)
+    named, layers = _named(equalise.equalised(data, told.scales))
     tensors = {"image", *_written(unpacked(named)).values()}
-    if ranges.keys() != tensors:
+    if told.ranges.keys() != tensors:
         raise CalibrationError("the ranges are of another network: not the same tensors")
-    return Prepared(named, layers, heads, ranges)
+    return Prepared(named, layers, heads, told.ranges)
 
 
-def measured(data: bytes, crops: Pixels) -> Ranges:
-    """Return the lowest and highest value of each tensor on crops, uint8 (N, h, w, 3) RGB, but for a few extremes.
+def measured(data: bytes, crops: Pixels, *, alike: bool = True) -> Measured:
+    """Return how to make the channels of a network alike, and the lowest and highest value of each tensor then.
 
-    The input's are those of all pixels, so that a step is a step of the pixels.
+    On crops, uint8 (N, h, w, 3) RGB, without leaving any extreme out: other pictures have what few crops have (the
+    report tells how near the maps are then). The ranges of the input are those of all pixels, so that a step is a
+    step of the pixels. Without ``alike`` channels stay as they are.
 
     Raises:
         CalibrationError: no crops, or the network is not a float one.
@@ -156,34 +185,40 @@ def measured(data: bytes, crops: Pixels) -> Ranges:
         raise CalibrationError("the calibration set is empty: make it again with `sample`")
     if flatbuffer.operator_names(data).keys() & {"QUANTIZE", "DEQUANTIZE"}:
         raise CalibrationError("the network is quantised already: give the float one")
+    scales = equalise.scales_for(data, _as_fed(crops)) if alike else {}
+    return Measured(scales, _ranges(equalise.equalised(data, scales), crops))
+
+
+def _ranges(data: bytes, crops: Pixels) -> Ranges:
     model = unpacked(_named(data)[0])
     names = _written(model)
     model.subgraphs[0].outputs = [*names]  # so that each of them outlives the run
-    interpreter = _interpreter(packed(model), *crops.shape[1:3])
-    extremes = np.empty((len(crops), len(names), 2), np.float32)
-    for crop, found in zip(crops, extremes, strict=True):
+    interpreter = flatbuffer.interpreter_at(packed(model), *crops.shape[1:3])
+    ranges = dict.fromkeys(names.values(), (math.inf, -math.inf))
+    for crop in crops:
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], _as_fed(crop[None]))
         interpreter.invoke()
-        for tensor, ends in zip(names, found, strict=True):
-            values = interpreter.get_tensor(tensor)
-            ends[:] = values.min(), values.max()
-    low, high = np.quantile(extremes[..., 0], SPREAD, axis=0), np.quantile(extremes[..., 1], 1 - SPREAD, axis=0)
-    ranges = {name: (float(a), float(b)) for name, a, b in zip(names.values(), low, high, strict=True)}
+        for tensor, name in names.items():
+            values, (low, high) = interpreter.get_tensor(tensor), ranges[name]
+            ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
     lowest, highest = _as_fed(np.array([0, 255], np.uint8))
     return {"image": (float(lowest), float(highest))} | ranges
 
 
-def load_ranges(path: Path) -> Ranges:
-    """Return the ranges that ``--ranges`` wrote.
+def load_measured(path: Path) -> Measured:
+    """Return what ``--ranges`` wrote.
 
     Raises:
         CalibrationError: the file cannot be read, or holds something else.
     """
     try:
         told = json.loads(path.read_text("utf-8"))
-        return {str(name): (float(low), float(high)) for name, (low, high) in told.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CalibrationError(f"cannot read the ranges {path}: {error}; make them by quantise") from error
+        return Measured(
+            {str(layer): [float(scale) for scale in scales] for layer, scales in told["scales"].items()},
+            {str(name): (float(low), float(high)) for name, (low, high) in told["ranges"].items()},
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CalibrationError(f"cannot read what was measured in {path}: {error}; make it by quantise") from error
 
 
 def chosen_layers(source: Prepared, chosen: str) -> set[str]:
@@ -242,14 +277,6 @@ def _written(model: Any) -> dict[int, str]:
     """Return the tensors that operators write, and their names."""
     (graph,) = model.subgraphs
     return {int(op.outputs[0]): graph.tensors[op.outputs[0]].name.decode() for op in graph.operators}
-
-
-def _interpreter(data: bytes, height: int, width: int) -> Any:
-    sized = flatbuffer.at_size(data, flatbuffer.size_constants(data), height, width)
-    interpreter = Interpreter(model_content=sized, num_threads=1)
-    interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [1, height, width, 3])
-    interpreter.allocate_tensors()
-    return interpreter
 
 
 def _as_fed(pixels: Pixels) -> NDArray[np.float32]:

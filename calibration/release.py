@@ -18,7 +18,7 @@ from typing import Any
 
 from blurguard.config import Mode
 from blurguard.models import MANIFEST, ModelSpec
-from calibration import CalibrationError, base, flatbuffer, network, quantise, write_whole
+from calibration import CalibrationError, base, flatbuffer, network, quantise, read_network, write_whole
 from calibration.candidate import candidate
 from calibration.evaluate import crowd_aps
 from calibration.train import exported
@@ -81,18 +81,23 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.float_only:
         write_whole(arguments.float_only, data)
         return 0
-    source = quantise.prepared(data, quantise.load_ranges(facts.ranges))
+    source = quantise.prepared(data, quantise.load_measured(facts.ranges))
     small = quantise.quantised(source, quantise.chosen_layers(source, facts.kept_float))
     specs = [
         dataclasses.replace(spec, crowd_ap=crowd_aps(spec, content))
         for spec, content in ((_spec(facts, small, ""), small), (_spec(facts, data, "float"), data))
     ]
-    for spec, content in zip(specs, (small, data), strict=True):
-        write_whole(arguments.models / spec.file, content)
     manifest = arguments.models / MANIFEST
-    write_whole(manifest, with_entries(manifest.read_text("utf-8"), specs).encode())
     told = {f"{kind}_{key}": value for kind, key, value in _figures(specs, (small, data))}
-    write_whole(arguments.models / CARD, Template(facts.card.read_text("utf-8")).substitute(told).encode())
+    try:
+        card = Template(facts.card.read_text("utf-8")).substitute(told)
+    except (OSError, KeyError, ValueError) as error:
+        raise CalibrationError(f"cannot fill in the card {facts.card}: {error!r}") from error
+    files = {arguments.models / spec.file: content for spec, content in zip(specs, (small, data), strict=True)}
+    files[manifest] = with_entries(manifest.read_text("utf-8"), specs).encode()
+    files[arguments.models / CARD] = card.encode()
+    for path, content in files.items():
+        write_whole(path, content)
     print(f"{specs[0].file}: {len(small)} bytes, {len(small) / len(data):.3f} of {specs[1].file}")
     return 0
 
@@ -115,7 +120,7 @@ def load_facts(path: Path) -> Facts:
 
 def float_network(facts: Facts) -> bytes:
     """Return the float network of a release, with boxes in the units of `candidate`."""
-    data = facts.checkpoint.read_bytes()
+    data = read_network(facts.checkpoint)
     _, weights = network.parse(data)
     return flatbuffer.with_same_padding(exported(data, weights))
 

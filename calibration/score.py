@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blurguard.geometry import iou, regions_from
 from blurguard.types import Detections
+from calibration import CalibrationError
 
 IGNORE = 8
 SUBSETS = {"easy": 1, "medium": 2, "hard": 4}
@@ -27,6 +30,8 @@ FROM_PX = {1: 60, 2: 24, 4: 8}  # heights that stand in for the subsets where th
 BUCKETS = ((0, 10), (10, 20), (20, 40), (40, 80), (80, 1_000_000))  # height of a face, px
 HIDDEN_SHARE = 0.8
 FALSE_IOU = 0.1
+FOUND_IOU = 0.5
+BOX_FACTOR = 1.3  # how much larger than its box a face is hidden where nothing is known of regions
 _LAST_PIXEL = np.array([0, 0, 1, 1], np.float32)  # the official protocol counts the last px in: width is x1 - x0 + 1
 
 
@@ -57,9 +62,17 @@ def load_truth(folder: Path) -> list[Labelled]:
     """Return the pictures of a folder with ``faces.jsonl``.
 
     Where no face belongs to a subset, as in training pictures, those of 60, 24 and 8 px and more stand for them.
+
+    Raises:
+        CalibrationError: ``faces.jsonl`` cannot be read, or names no picture.
     """
-    lines = (folder / "faces.jsonl").read_text("utf-8").splitlines()
-    pictures = [_labelled(folder, json.loads(line)) for line in lines if line.strip()]
+    try:
+        lines = (folder / "faces.jsonl").read_text("utf-8").splitlines()
+        pictures = [_labelled(folder, json.loads(line)) for line in lines if line.strip()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CalibrationError(f"cannot read the labels of {folder}: {error!r}") from error
+    if not pictures:
+        raise CalibrationError(f"{folder / 'faces.jsonl'} names no picture")
     if any((picture.flags & ~IGNORE).any() for picture in pictures):
         return pictures
     return [dataclasses.replace(picture, flags=_by_height(picture)) for picture in pictures]
@@ -68,8 +81,8 @@ def load_truth(folder: Path) -> list[Labelled]:
 def average_precision(truth: list[Labelled], found: list[Detections], subset: int, least_iou: float = 0.5) -> float:
     """Return the AP of a subset, 0 to 1, by the protocol of WIDER FACE, where ``least_iou`` is 0.5.
 
-    A detection on a face outside the subset counts neither way, a second one on the same face and
-    one on no face are false, in every picture.
+    A detection on a face outside the subset counts neither way, a second one on the same face and one on no face are
+    false. Pictures without a labelled face count neither way, as in the official code.
     """
     scored: list[tuple[float, bool]] = []
     wanted_count = 0
@@ -92,8 +105,11 @@ def subset_aps(truth: list[Labelled], found: list[Detections], least_iou: float 
     return [100 * average_precision(truth, found, subset, least_iou) for subset in SUBSETS.values()]
 
 
-def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, margin: float) -> Hidden:
-    """Return what is hidden when every detection from ``threshold`` is, with ``margin`` on each side."""
+def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, margin: float | None) -> Hidden:
+    """Return what is hidden when every detection from ``threshold`` is, with ``margin`` on each side.
+
+    With ``margin`` None the ellipses of boxes `BOX_FACTOR` times as large are, as detectors of any kind are compared.
+    """
     seen, covered = np.zeros(len(BUCKETS)), np.zeros(len(BUCKETS))
     clean = counted = false_count = outside = area = 0
     for picture, detections in zip(truth, found, strict=True):
@@ -120,6 +136,20 @@ def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, 
         false_count / max(len(truth), 1),
         100 * outside / max(area, 1),
     )
+
+
+def recall_at(truth: list[Labelled], found: list[Detections], threshold: float) -> tuple[float, ...]:
+    """Return the share of faces of each size in `BUCKETS` that a box from ``threshold`` up lies on, percent."""
+    seen, hit = np.zeros(len(BUCKETS)), np.zeros(len(BUCKETS))
+    for picture, detections in zip(truth, found, strict=True):
+        boxes = picture.boxes[(picture.flags & IGNORE) == 0]
+        best = iou(boxes, detections.boxes[detections.scores >= threshold]).max(axis=1, initial=0)
+        heights = boxes[:, 3] - boxes[:, 1]
+        for index, (low, high) in enumerate(BUCKETS):
+            inside = (heights >= low) & (heights < high)
+            seen[index] += inside.sum()
+            hit[index] += (best[inside] >= FOUND_IOU).sum()
+    return tuple(float(share) for share in 100 * hit / np.maximum(seen, 1))
 
 
 def false_boxes(picture: Labelled, found: Detections) -> NDArray[np.bool_]:
@@ -192,11 +222,17 @@ def _ellipse(
     return rows, columns, dx[None] ** 2 + dy[:, None] ** 2 <= 1
 
 
-def _mask(picture: Labelled, detections: Detections, margin: float) -> NDArray[np.bool_]:
+def _mask(picture: Labelled, detections: Detections, margin: float | None) -> NDArray[np.bool_]:
     """(H, W) what is hidden."""
     mask = np.zeros((picture.height, picture.width), np.bool_)
-    for region in regions_from(detections, margin, picture.width, picture.height):
-        rows, columns, inside = _ellipse(region.box, mask.shape)
+    areas: Iterable[Any]
+    if margin is None:
+        grow = (detections.boxes[:, 2:] - detections.boxes[:, :2]) * (BOX_FACTOR - 1) / 2
+        areas = np.concatenate([detections.boxes[:, :2] - grow, detections.boxes[:, 2:] + grow], axis=1)
+    else:
+        areas = (region.box for region in regions_from(detections, margin, picture.width, picture.height))
+    for area in areas:
+        rows, columns, inside = _ellipse(area, mask.shape)
         mask[rows, columns] |= inside
     return mask
 

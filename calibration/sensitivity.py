@@ -14,13 +14,14 @@ from blurguard.config import Mode, Settings
 from blurguard.detectors import BlazeFaceDetector
 from blurguard.runtime import Network
 from calibration.candidate import candidate
-from calibration.evaluate import TABLE_HEAD, detect_all, row_of
+from calibration.evaluate import TABLE_HEAD, detect_all, pixels_of, row_of
 from calibration.score import BUCKETS, Hidden, Labelled, hidden_at, subset_aps
 
 __all__ = ["Noise", "Quality", "comparison", "layer_table", "milliseconds", "noise_of", "noises_by_layer", "quality_of"]
 
 SIDES = (192, 384, 768)  # px, at which time is measured
 ROUNDS = 20  # runs of which the quickest counts
+MIDDLE_PX = 384  # side of the part of a picture that maps are compared on
 TOP_SHARE = 0.01  # of all cells: those with the highest scores, where faces are
 
 Make = Callable[[str], bytes]
@@ -56,16 +57,21 @@ class Quality:
 def comparison(networks: Mapping[str, bytes], truth: list[Labelled], mode: str, sides: Sequence[int] = SIDES) -> str:
     """Return a Markdown table with a row for each .tflite file: what it finds, its time on one thread, its size.
 
-    Faces are hidden from the same score in all rows.
+    Faces are hidden from the same score in all rows. How near the maps are to those of the first file is told of the
+    middles of the pictures.
     """
     head, rule = TABLE_HEAD
-    columns = f" ms at {' / '.join(map(str, sides))} px | bytes |"
+    columns = f" ms at {' / '.join(map(str, sides))} px | boxes / scores dB | bytes |"
     times = milliseconds(networks, sides)
-    lines = [head.replace("| mode |", "| network |") + columns, rule + "---|---|"]
+    lines = [head.replace("| mode |", "| network |") + columns, rule + "---|---|---|"]
+    middles = _middles(truth)
+    first = next(iter(networks.values()))
     for name, data in networks.items():
         aps, point, spent = _found(data, truth, mode)
         row = row_of(name, aps, point, spent)
-        lines.append(f"{row} {' / '.join(f'{time:.1f}' for time in times[name])} | {len(data):,} |")
+        noise = noise_of(first, data, middles)
+        took = " / ".join(f"{time:.1f}" for time in times[name])
+        lines.append(f"{row} {took} | {noise.boxes:.1f} / {noise.scores:.1f} | {len(data):,} |")
     return "\n".join(lines)
 
 
@@ -131,6 +137,17 @@ def _found(data: bytes, truth: list[Labelled], mode: str) -> tuple[list[float], 
     found, spent = detect_all(detector, truth)
     aps = subset_aps(truth, found)
     return aps, hidden_at(truth, found, detector.threshold, Settings().margin), spent
+
+
+def _middles(truth: list[Labelled]) -> Pixels:
+    """Return the middle of each picture, uint8 (N, MIDDLE_PX, MIDDLE_PX, 3) RGB; smaller pictures end in black."""
+    middles = np.zeros((len(truth), MIDDLE_PX, MIDDLE_PX, 3), np.uint8)
+    for picture, middle in zip(truth, middles, strict=True):
+        pixels = pixels_of(picture)
+        y, x = (max(0, side - MIDDLE_PX) // 2 for side in pixels.shape[:2])
+        part = pixels[y : y + MIDDLE_PX, x : x + MIDDLE_PX]
+        middle[: part.shape[0], : part.shape[1]] = part
+    return middles
 
 
 def _maps(data: bytes, crops: Pixels) -> Maps:

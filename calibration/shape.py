@@ -27,7 +27,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("graph", type=Path, help="float .tflite")
     parser.add_argument("out", type=Path, help="float .tflite to write")
     parser.add_argument("--weights", type=Path, help=".npz to put into it first")
-    parser.add_argument("--repeat-last", action="store_true", help="the last block twice")
+    parser.add_argument("--repeat-last", action="store_true", required=True, help="the last block twice")
     parser.set_defaults(run=run)
 
 
@@ -40,9 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = read_network(arguments.graph)
     if arguments.weights:
         data = network.write_back(data, network.load_npz(arguments.weights))
-    if arguments.repeat_last:
-        data = repeat_last_block(data)
-    write_whole(arguments.out, data)
+    write_whole(arguments.out, repeat_last_block(data))
     return 0
 
 

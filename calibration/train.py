@@ -2,8 +2,9 @@
 
 DATA is a folder with ``faces.jsonl``. FOLDER gets, every few minutes:
 
-- ``model.tflite``: the network with the moving average of the weights, which is what a model is made of; ``ema.npz``:
-  that average alone; ``weights.npz``: the last ones;
+- ``model.tflite``: the network with the moving average of the weights, which is what a model is made of and further
+  training starts from; ``units.tflite``: the same with boxes as released files have them, for ``evaluate --file`` and
+  ``quantise``; ``ema.npz``: that average alone; ``weights.npz``: the last ones;
 - ``state.pt``: all that ``--resume`` needs to go on as if nothing had happened;
 - ``log.jsonl``: losses, learning rate and speed; of the moving average, the losses on pictures kept back and the AP
   of the accurate mode on some of them (faces of 60, 24 and 8 px and more);
@@ -21,6 +22,7 @@ import ctypes
 import dataclasses
 import json
 import math
+import pickle
 import random
 import sys
 import time
@@ -31,27 +33,25 @@ from typing import Any
 
 import cv2
 import torch
-import torch.nn.functional as F  # noqa: N812 - PyTorch's own habit
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from blurguard.config import Mode
 from blurguard.detectors import BlazeFaceDetector
 from blurguard.runtime import Network
-from calibration import CalibrationError, flatbuffer, network, plot, write_whole
+from calibration import CalibrationError, flatbuffer, network, plot, read_network, write_whole
 from calibration.base import OUTPUTS
-from calibration.candidate import OFFSET_UNIT, SIZE_UNIT, candidate
-from calibration.crops import LEAST_WEIGHT_AT, MOST_WEIGHT_AT, USUAL_PX, Batch, Blocks, Plan, load_pictures, split
+from calibration.candidate import OFFSET_UNIT, SIZE_UNIT, UNITS, candidate
+from calibration.crops import Batch, Blocks, Plan, load_pictures, split
 from calibration.evaluate import pixels_of
+from calibration.losses import PARTS, Losses, losses_of
 from calibration.network import Graph, Weights
+from calibration.quantise import load_measured
+from calibration.rounding import Rounded
 from calibration.score import Labelled, load_truth, subset_aps
 
-__all__ = ["Losses", "Recipe", "Trainer", "add_parser", "exported", "losses_of", "run"]
+__all__ = ["Recipe", "Trainer", "add_parser", "exported", "run"]
 
-ALPHA, BETA = 2, 4  # CenterNet (arXiv 1904.07850), equation 1
-OVERLAP_WEIGHT, DISTANCE_WEIGHT = 2.0, 0.5
-BOX_EASE = 0.4  # boxes of large faces are easy: a face's size to this power less counts in their part of the loss
-LOG_SIZE_RANGE = (0.0, 7.0)  # 1 to 1100 px: keeps the areas of wild guesses finite
 MOST_GRADIENT = 5.0  # norm
 WEIGHT_DECAY = 1e-3
 DESCRIPTION = "BlazeFace full-range, retrained by blurguard"
@@ -83,23 +83,7 @@ class Recipe:
     held: int = _described(100, "pictures kept back for validation")
     quality: bool = _described(False, "let the score learn the IoU of its box")
     seed: int = _described(0, "of pictures and crops")
-
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """The loss and its parts, scalars."""
-
-    loss: Tensor
-    heat: Tensor
-    overlap: Tensor
-    distance: Tensor
-
-    def stacked(self) -> Tensor:
-        """Return the four values, cut off from what they were computed from."""
-        return torch.stack([self.loss, self.heat, self.overlap, self.distance]).detach()
-
-
-PARTS = tuple(part.name for part in dataclasses.fields(Losses))
+    ranges: str = _described("", "train as INT8 will compute, by this .json that `quantise` wrote for these weights")
 
 
 @dataclass(slots=True)
@@ -149,8 +133,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _refuse_unfit(arguments)
         stored, recipe = {}, Recipe(**given)
+        load_pictures(arguments.data)  # cannot be read? Then nothing is written
+        graph_file = flatbuffer.resizable(read_network(arguments.graph), OUTPUTS, DESCRIPTION)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "graph.tflite").write_bytes(flatbuffer.resizable(arguments.graph.read_bytes(), OUTPUTS, DESCRIPTION))
+        write_whole(out / "graph.tflite", graph_file)
     graph, weights = network.parse((out / "graph.tflite").read_bytes())
     if arguments.init and not stored:
         weights = network.load_npz(arguments.init)
@@ -170,6 +156,10 @@ class Trainer:
         self.device = next(iter(state.weights.values())).device
         self.plan = Plan(side=recipe.side)
         self.data = data
+        self.computed: Graph | Rounded = graph
+        if recipe.ranges:
+            given = exported((out / "graph.tflite").read_bytes(), state.average)
+            self.computed = Rounded(given, load_measured(Path(recipe.ranges)), self.device)
         self.pictures, self.held = split(load_pictures(data), recipe.held)
         self.watched: list[Labelled] = []
         # Elsewhere the CPU only emulates bfloat16, slower than float32.
@@ -241,7 +231,7 @@ class Trainer:
         pixels, *targets = (torch.as_tensor(values).to(self.device) for values in batch)
         image = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)  # NHWC in memory, which the CPU prefers
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
-            boxes, logits = self.graph(weights, image)
+            boxes, logits = self.computed(weights, image)
         return losses_of(boxes, logits[:, 0], targets, quality=self.recipe.quality)
 
     def _rate(self) -> float:
@@ -273,8 +263,9 @@ class Trainer:
             state.last_step = min(state.last_step, state.step + self.recipe.decay)
         network.save_npz(self.out / "ema.npz", state.average)
         network.save_npz(self.out / "weights.npz", state.weights)
-        model = network.write_back((self.out / "graph.tflite").read_bytes(), state.average)
-        write_whole(self.out / "model.tflite", model)
+        graph = (self.out / "graph.tflite").read_bytes()
+        write_whole(self.out / "model.tflite", network.write_back(graph, state.average))
+        write_whole(self.out / "units.tflite", exported(graph, state.average))
         stored = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         stored |= {"optimiser": state.optimiser.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
         torch.save(stored, part)
@@ -294,61 +285,17 @@ class Trainer:
 def exported(graph: bytes, weights: Weights) -> bytes:
     """Return the float network that would be released with these weights: `graph` with boxes in units."""
     parsed, _ = network.parse(graph)
-    return network.write_back(graph, network.in_units(parsed, weights, OFFSET_UNIT, SIZE_UNIT))
-
-
-def losses_of(boxes: Tensor, logits: Tensor, targets: list[Tensor], *, quality: bool = False) -> Losses:
-    """Return the losses of boxes (B, 4, s, s) and logits (B, s, s) against the targets of a `Batch`."""
-    heat, counted, wanted, share = targets
-    mine = share > 0
-    weight, found, truth = share[mine], boxes.float().movedim(1, -1)[mine], wanted.movedim(1, -1)[mine]  # (N,), (N, 4)
-    iou, generalised = _overlaps(_corners(found), _corners(truth))
-    sizes = truth[:, 2:].mean(dim=1, keepdim=True).exp()  # the geometric mean, px
-    weight = weight * (sizes[:, 0] / USUAL_PX).clamp(LEAST_WEIGHT_AT, MOST_WEIGHT_AT) ** -BOX_EASE
-    total = weight.sum().clamp(min=1e-6)
-    errors = torch.cat([(found[:, :2] - truth[:, :2]) / sizes, found[:, 2:] - truth[:, 2:]], dim=1)
-    overlap = ((1 - generalised) * weight).sum() / total
-    distance = (errors.abs().sum(dim=1) * weight).sum() / total
-    reached = torch.ones_like(heat)
-    if quality:
-        reached[mine] = iou.detach()
-    focal = _focal(logits.float(), (heat, counted, share), reached)
-    return Losses(focal + OVERLAP_WEIGHT * overlap + DISTANCE_WEIGHT * distance, focal, overlap, distance)
-
-
-def _focal(logits: Tensor, maps: tuple[Tensor, Tensor, Tensor], reached: Tensor) -> Tensor:
-    """Return CenterNet's focal loss per face; ``reached`` is the score that the cells of a face shall have.
-
-    Below 1 it is the quality focal loss (arXiv 2006.04388): cross entropy times the squared distance.
-    """
-    heat, counted, share = maps
-    score, mine = logits.sigmoid(), share > 0
-    entropy = F.binary_cross_entropy_with_logits(logits, reached, reduction="none")
-    hit = entropy * (reached - score).abs() ** ALPHA * share
-    miss = (1 - heat) ** BETA * score**ALPHA * F.softplus(logits)
-    return (torch.where(mine, hit, miss) * counted).sum() / share.sum().clamp(min=1)
-
-
-def _corners(boxes: Tensor) -> Tensor:
-    """Return (N, 4) x0 y0 x1 y1 of centre and log size."""
-    half = boxes[:, 2:].clamp(*LOG_SIZE_RANGE).exp() / 2
-    return torch.cat([boxes[:, :2] - half, boxes[:, :2] + half], dim=1)
-
-
-def _overlaps(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Return IoU and generalised IoU (arXiv 1902.09630) of boxes (N, 4), row by row."""
-    far, near = torch.minimum(one[:, 2:], other[:, 2:]), torch.maximum(one[:, :2], other[:, :2])
-    shared = (far - near).clamp(min=0).prod(dim=1)
-    union = (one[:, 2:] - one[:, :2]).prod(dim=1) + (other[:, 2:] - other[:, :2]).prod(dim=1) - shared
-    hull = (torch.maximum(one[:, 2:], other[:, 2:]) - torch.minimum(one[:, :2], other[:, :2])).prod(dim=1)
-    iou = shared / union
-    return iou, iou - (hull - union) / hull
+    model = flatbuffer.unpacked(network.write_back(graph, network.in_units(parsed, weights, OFFSET_UNIT, SIZE_UNIT)))
+    model.description = f"{DESCRIPTION}, {UNITS}"
+    return flatbuffer.packed(model, share=False)
 
 
 def _refuse_unfit(arguments: argparse.Namespace) -> None:
     """Raise if the arguments are not enough for a new run, or there is one already."""
     if not arguments.steps or not arguments.graph:
         raise CalibrationError("give --graph and --steps, or --resume")
+    if (arguments.side or 32) % 32 or min(arguments.side or 1, arguments.batch or 1, arguments.steps) < 1:
+        raise CalibrationError("--side is a multiple of 32 px; --side, --batch and --steps are at least 1")
     if (arguments.out / "state.pt").exists():
         raise CalibrationError(f"{arguments.out} holds a run already: --resume it, or choose another folder")
 
@@ -376,6 +323,8 @@ def _stored(path: Path) -> dict[str, Any]:
         stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CalibrationError(f"no run to resume: {error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise CalibrationError(f"{path} is damaged: start anew, from model.tflite beside it") from error
     return stored
 
 

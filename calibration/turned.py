@@ -97,7 +97,8 @@ def turned_by(rgb: NDArray[np.uint8], picture: Labelled, degrees: int) -> tuple[
     # Centres of pixels lie at + 0.5; OpenCV counts from the first of them.
     matrix = np.column_stack([turn, shift + turn @ (0.5, 0.5) - 0.5])
     pixels = np.asarray(cv2.warpAffine(rgb, matrix, size), np.uint8)
-    centres = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2 @ turn.T + shift
+    # Labels count px by their centres too.
+    centres = ((picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2 + 0.5) @ turn.T + shift - 0.5
     sides = picture.boxes[:, 2:] - picture.boxes[:, :2]
     half = (sides[:, ::-1] if degrees % 180 == 90 else sides) / 2
     boxes = np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)

@@ -284,6 +284,7 @@ def test_the_step_writes_what_training_goes_on_from(
         ("25% of 000", ["6", "8"]),
         ("50% of 000", ["4", "8"]),
     ]
+    assert all(row[-1].count(" / ") == 2 for row in rows)
     for name in ("graph.tflite", "ema.npz"):
         assert (tmp_path / "out" / "0.5" / name).read_bytes() == (tmp_path / "again" / "0.5" / name).read_bytes()
     smaller = tmp_path / "out" / "0.5"

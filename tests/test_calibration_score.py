@@ -10,7 +10,7 @@ from blurguard import models
 from blurguard.types import Detections
 from calibration.__main__ import main
 from calibration.evaluate import SWEEP
-from calibration.score import IGNORE, Labelled, average_precision, covered_shares, hidden_at, load_truth
+from calibration.score import IGNORE, Labelled, average_precision, covered_shares, hidden_at, load_truth, recall_at
 
 EASY, HARD = 1, 4
 
@@ -24,6 +24,19 @@ def picture(*faces: tuple[float, float, float, float, int]) -> Labelled:
 def found(*boxes: tuple[float, float, float, float, float]) -> Detections:
     rows = np.array(boxes, np.float32).reshape(-1, 5)
     return Detections(rows[:, :4], rows[:, 4])
+
+
+def tables(printed: str) -> list[list[list[str]]]:
+    """Return the cells of each Markdown table, without its head."""
+    found: list[list[list[str]]] = []
+    before = ""
+    for line in printed.splitlines():
+        if line.startswith("|"):
+            if not before.startswith("|"):
+                found.append([])
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        before = line
+    return [rows[2:] for rows in found]
 
 
 def test_ap_is_one_when_all_are_found_and_nothing_else() -> None:
@@ -66,22 +79,79 @@ def test_ignored_faces_count_neither_as_missed_nor_as_false() -> None:
 
 def test_the_step_prints_a_row_for_each_mode(labelled_crowd: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(labelled_crowd), "--mode", "fast", "--mode", "accurate"]) == 0
-    fast, accurate = capsys.readouterr().out.splitlines()[-2:]
-    easy = [float(row.split("|")[2].split("/")[0]) for row in (fast, accurate)]
+    regions, boxes, recall = tables(capsys.readouterr().out)
+    easy = [float(row[1].split("/")[0]) for row in regions]
     assert 20 < easy[0] < easy[1] < 100
+    assert [row[:2] for row in regions] == [row[:2] for row in boxes]
+    hidden = [[float(row[8].removesuffix(" %")) for row in table] for table in (regions, boxes)]
+    assert regions != boxes and all(20 < share <= 100 for table in hidden for share in table)
+    assert [row[0] for row in recall] == ["fast", "accurate"]
+    assert all(0 <= float(share.removesuffix(" %")) <= 100 for row in recall for share in row[2:])
 
 
-def test_a_file_that_is_in_no_manifest_is_measured_like_the_same_model_in_it(
+def test_another_model_stands_beside_it_at_the_same_scores(
     labelled_crowd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(labelled_crowd), "--mode", "fast", "--against", "far-float"]) == 0
+    for table in tables(capsys.readouterr().out):
+        assert [row[0] for row in table] == ["fast", "fast, far-float"]
+        assert table[0][2 if len(table[0]) > 7 else 1] == table[1][2 if len(table[0]) > 7 else 1]
+
+
+def test_boxes_are_enlarged_as_independent_scorers_do() -> None:
+    truth = [picture((50, 20, 40, 40, EASY))]
+    inside = found((54, 24, 86, 56, 0.9))  # 32 px of 40: 41.6 when enlarged
+    assert hidden_at(truth, [inside], 0.5, None).from_10_px == 100
+    assert hidden_at(truth, [found((57, 27, 83, 53, 0.9))], 0.5, None).from_10_px == 0  # 26 px: 33.8
+
+
+def test_recall_is_told_by_height() -> None:
+    truth = [picture((10, 10, 8, 8, EASY), (50, 20, 40, 40, EASY), (100, 20, 30, 30, IGNORE))]
+    seen = [found((10, 10, 18, 18, 0.4), (50, 20, 90, 60, 0.9))]
+    assert recall_at(truth, seen, 0.5) == (0, 0, 0, 100, 0)
+    assert recall_at(truth, seen, 0.4) == (100, 0, 0, 100, 0)
+    assert recall_at(truth, [found((50, 20, 70, 60, 0.9))], 0.5) == (0, 0, 0, 100, 0)
+    assert recall_at(truth, [found((50, 20, 69, 60, 0.9))], 0.5) == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("text", ["{", '{"image": "a.jpg"}', "[1]", "", "\n"])
+def test_labels_that_cannot_be_read_are_told(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tmp_path)]) == 1
+    (tmp_path / "faces.jsonl").write_text(text, "utf-8")
+    for step in ("evaluate", "thresholds", "parts", "turned"):
+        assert main([step, str(tmp_path)]) == 1
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_files_that_are_no_networks_of_ours_are_told(
+    labelled_crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stock = models.folder() / models.find("stock").file
+    damaged, checkpoint = tmp_path / "damaged.tflite", "calibration/checkpoints/far.tflite"
+    damaged.write_bytes(stock.read_bytes()[:1000])
+    for file, told in (
+        (tmp_path / "none", "cannot read"),
+        (damaged, "damaged"),
+        (stock, "units"),
+        (checkpoint, "units"),
+    ):
+        assert main(["evaluate", str(labelled_crowd), "--file", str(file)]) == 1
+        assert told in capsys.readouterr().err
+    assert main(["evaluate", str(labelled_crowd), "--model", "nobody"]) == 1
+    assert "no model named 'nobody'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["fast", "accurate"])
+def test_a_file_that_is_in_no_manifest_is_measured_like_the_same_model_in_it(
+    labelled_crowd: Path, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
     spec = models.find("far-float")
     rows = []
     for which in (["--model", "far-float"], ["--file", str(models.folder() / spec.file)]):
-        assert main(["evaluate", str(labelled_crowd), "--mode", "fast", "--sweep", *which]) == 0
-        cells = [row.split("|")[2:-2] for row in capsys.readouterr().out.splitlines()[4:]]
-        rows.append([row for row in cells if float(row[1]) in SWEEP])  # without the manifest's own threshold
+        assert main(["evaluate", str(labelled_crowd), "--mode", mode, "--sweep", *which]) == 0
+        rows.append([row[:-1] for row in tables(capsys.readouterr().out)[0]])  # all but the time
     assert rows[0] == rows[1]
-    assert len(rows[0]) == len(SWEEP)
+    assert len(rows[0]) == 1 + len(SWEEP)
 
 
 def test_heights_stand_in_for_subsets_that_labels_do_not_have(tmp_path: Path) -> None:

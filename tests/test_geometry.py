@@ -19,6 +19,7 @@ from blurguard.geometry import (
     mirrored,
     paired_regions,
     regions_from,
+    resized,
     suppress,
     tile_spans,
     turned_back,
@@ -190,8 +191,17 @@ def test_boxes_of_a_turned_picture_are_turned_back_to_the_pixels_they_were(quart
     picture = np.zeros((30, 50), np.uint8)
     picture[4:9, 7:20] = 1
     rows, columns = np.nonzero(np.rot90(picture, quarters))
-    box = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
-    assert turned_back(box, quarters, 50, 30).tolist() == [[7, 4, 20, 9]]
+    box = np.array([[columns.min(), rows.min(), columns.max(), rows.max()]], np.float32)
+    assert turned_back(box, quarters, 50, 30).tolist() == [[7, 4, 19, 8]]
+
+
+def test_boxes_that_count_pixels_keep_their_middles_at_another_size() -> None:
+    small = np.zeros((30, 50), np.uint8)
+    small[4, 7] = 1
+    rows, columns = np.nonzero(np.kron(small, np.ones((4, 4), np.uint8)))
+    middle = [columns.mean(), rows.mean()] * 2
+    assert resized(np.array([[7, 4, 7, 4]], np.float32), (50, 30), (200, 120)).tolist() == [middle]
+    assert resized(np.array([middle], np.float32), (200, 120), (50, 30)).tolist() == [[7, 4, 7, 4]]
 
 
 def test_boxes_that_count_pixels_have_the_same_ones_in_the_mirror() -> None:

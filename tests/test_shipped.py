@@ -11,10 +11,12 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from blurguard import models
+from blurguard.config import Settings
+from blurguard.detectors import load_detector
 from blurguard.types import Detections
-from calibration.evaluate import crowd_aps
+from calibration.evaluate import crowd_aps, pixels_of
 from calibration.flatbuffer import operator_name
-from calibration.score import SUBSETS, average_precision, load_truth
+from calibration.score import SUBSETS, average_precision, hidden_at, load_truth
 from tests.commands import blurguard
 
 LARGEST = 900_000  # bytes of the default model
@@ -45,6 +47,17 @@ def test_the_default_model_is_int8_but_for_its_heads() -> None:
 
 
 @pytest.mark.parametrize("name", [spec.name for spec in models.specs()])
+def test_the_manifest_tells_what_a_file_is(name: str) -> None:
+    spec = models.find(name)
+    data = models.load(spec)  # checks the hash
+    types: Counter[str] = Counter()
+    for (weights, results), count in layers(data).items():
+        assert weights == results, "weights and activations are of one type"
+        types[{schema.TensorType.INT8: "int8", schema.TensorType.FLOAT32: "float32"}[weights]] += count
+    assert (spec.size, spec.layers) == (len(data), dict(types))
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in models.specs()])
 def test_a_model_finds_in_the_crowd_what_it_found_when_it_was_released(name: str) -> None:
     spec = models.find(name)
     for mode, ap in crowd_aps(spec, models.load(spec)).items():
@@ -57,5 +70,11 @@ def test_the_command_finds_what_the_published_figures_are_of(labelled_crowd: Pat
         told = blurguard("detect", labelled_crowd / "crowd.jpg", "--mode", mode, "--min-score", 0.02, "--json", "-")
         (line,) = map(json.loads, told.stdout.splitlines())
         rows = np.array([[*face["box"], face["score"]] for face in line["faces"]], np.float32)
-        found = [Detections(rows[:, :4], rows[:, 4])]
-        assert 100 * average_precision(load_truth(labelled_crowd), found, SUBSETS["hard"]) == pytest.approx(ap, abs=1.0)
+        found, truth = [Detections(rows[:, :4], rows[:, 4])], load_truth(labelled_crowd)
+        assert 100 * average_precision(truth, found, SUBSETS["hard"]) == pytest.approx(ap, abs=1.0)
+        detector = load_detector(Settings(mode=mode))
+        same = [detector.detect(pixels_of(truth[0]), 0.02)]
+        for margin in (Settings().margin, None):
+            mine, its = (hidden_at(truth, seen, detector.threshold, margin) for seen in (found, same))
+            assert (mine.from_10_px, mine.false_per_picture) == (its.from_10_px, its.false_per_picture)
+            assert mine.masked_outside == pytest.approx(its.masked_outside, abs=0.02)
