@@ -1,8 +1,9 @@
 """Boxes, tiles and regions: pure numpy, no pictures.
 
-Boxes are float32 (N, 4) x0 y0 x1 y1 in px of the whole upright image, half-open: a box that ends at x1 = 10
-covers columns up to 9. Networks that learnt from labels which count px, from the first to the last, place faces by
-them: `MIN_MARGIN_PX` covers the px that this is less on the right and at the bottom.
+Boxes are float32 (N, 4) x0 y0 x1 y1 in px of the whole upright image. They count px from the first to the last, as
+the labels do that networks learn from: what turns, mirrors or resizes a picture moves them by centres of px. Areas,
+overlaps and regions take them for spans that end at x1: `MIN_MARGIN_PX` covers the px that this is less on the right
+and at the bottom.
 """
 
 from __future__ import annotations

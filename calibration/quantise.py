@@ -1,8 +1,8 @@
 """Makes it INT8: ``python -m calibration quantise FLOAT.tflite --set FOLDER --out INT8.tflite``.
 
 Weights (one scale a channel) and activations become 8-bit integers, by ranges measured on the crops of the
-calibration set. The layers named by ``--float`` stay float32: by default the heads, which costs 2 % of the time
-and makes the errors of boxes 2.6 times smaller (measured), and a set of small faces cannot cut off large boxes.
+calibration set. The layers named by ``--float`` stay float32: by default the heads, which costs 2 % of the time;
+a set of small faces cannot cut off large boxes then.
 The new file takes pixels as they are, uint8 (1, h, w, 3) RGB, gives float32 maps as the float one does, and runs
 at any size too. The same input gives the same bytes.
 

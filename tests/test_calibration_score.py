@@ -9,7 +9,7 @@ import pytest
 from blurguard import models
 from blurguard.types import Detections
 from calibration.__main__ import main
-from calibration.evaluate import SWEEP
+from calibration.evaluate import EXAMPLES, SWEEP
 from calibration.score import IGNORE, Labelled, average_precision, covered_shares, hidden_at, load_truth, recall_at
 
 EASY, HARD = 1, 4
@@ -127,7 +127,7 @@ def test_files_that_are_no_networks_of_ours_are_told(
     labelled_crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stock = models.folder() / models.find("stock").file
-    damaged, checkpoint = tmp_path / "damaged.tflite", "calibration/checkpoints/far.tflite"
+    damaged, checkpoint = tmp_path / "damaged.tflite", EXAMPLES.parent / "calibration/checkpoints/far.tflite"
     damaged.write_bytes(stock.read_bytes()[:1000])
     for file, told in (
         (tmp_path / "none", "cannot read"),
