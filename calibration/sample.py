@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, {name: getattr(arguments, name) for name in SETTINGS})
     pictures = split(load_pictures(arguments.data), arguments.held)[0]
     if not pictures:
-        raise CalibrationError(f"all pictures of {arguments.data} are held back; give a smaller --held")
+        raise CalibrationError(f"{arguments.data} has no labelled picture")
     found = candidates(pictures, recipe)
     if not found:
         raise CalibrationError(f"no face in {arguments.data} fits a crop of {recipe.side} px")

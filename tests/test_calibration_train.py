@@ -367,6 +367,7 @@ def test_held_back_pictures_share_no_scene_and_come_from_every_event(data: Path)
     assert not {p.scene for p in training} & {p.scene for p in held}
     assert [p.path for p in held] == [p.path for p in crops.split(crops.load_pictures(data), 4)[1]]
     assert crops.split(crops.load_pictures(data), 0)[1] == []
+    assert len(crops.split(crops.load_pictures(data), 100)[1]) == 4, "of few pictures a third"
 
 
 def test_a_folder_or_picture_that_cannot_be_read_is_told(tmp_path: Path, data: Path) -> None:
