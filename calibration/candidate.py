@@ -37,9 +37,8 @@ def candidate(data: bytes, file: str = "", name: str = "candidate", **known: str
     ``known`` are further fields of `ModelSpec`: thresholds (else those of the default model, since the closer looks
     and the turned passes go by them too), evidence, source, licence, training_data.
     """
-    told: dict[str, object] = {"thresholds": models.find().thresholds, "evidence": "", "source": "", "licence": ""}
-    told |= {"crowd_ap": {}}
-    told |= {"training_data": "", **known}
+    told: dict[str, object] = dict.fromkeys(("evidence", "source", "licence", "training_data"), "")
+    told |= {"thresholds": models.find().thresholds, "crowd_ap": {}, **known}
     return ModelSpec(
         name=name,
         file=file,

@@ -116,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         detectors = {mode: detector_of(arguments, mode)}
         if arguments.against:
             other = load_detector(Settings(mode=Mode(mode), model=arguments.against))
+            other.threshold = detectors[mode].threshold
             detectors[f"{mode}, {arguments.against}"] = other
         thresholds = sorted({detectors[mode].threshold, *(SWEEP if arguments.sweep else ())})
         for name, detector in detectors.items():
@@ -158,7 +159,7 @@ def crowd_aps(spec: models.ModelSpec, data: bytes) -> dict[Mode, float]:
 
 
 def detect_all(detector: BlazeFaceDetector, truth: list[Labelled]) -> tuple[list[Detections], float]:
-    """Return the faces of every picture, and the mean processor time of detection at the shipped threshold, ms."""
+    """Return the faces of every picture, and the mean processor time of detection at its threshold, ms."""
     found, seconds = [], 0.0
     for index, picture in enumerate(truth):
         rgb = pixels_of(picture)

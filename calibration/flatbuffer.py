@@ -122,7 +122,7 @@ def description(data: bytes) -> str:
 
 def operator_names(data: bytes) -> Counter[str]:
     """Return how often each operator occurs in a .tflite file."""
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    model = unpacked(data)
     return Counter(operator_name(model, op) for op in model.subgraphs[0].operators)
 
 
@@ -139,7 +139,7 @@ def resizable(data: bytes, outputs: Sequence[str], description: str) -> bytes:
         CalibrationError: the network has an operator that this does not know how to make independent of
             the size.
     """
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    model = unpacked(data)
     (graph,) = model.subgraphs
 
     rewrite.fold_sparse(model, data)

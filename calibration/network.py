@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibration import CalibrationError, whole_at
-from calibration.flatbuffer import packed
+from calibration.flatbuffer import packed, unpacked
 from calibration.rewrite import CONVOLUTIONS, operator_name, replace_constant, set_channels, values_of
 
 __all__ = [
@@ -127,7 +128,7 @@ def parse(data: bytes) -> tuple[Graph, Weights]:
     Raises:
         CalibrationError: an operator, or a use of one, that this does not know.
     """
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    model = unpacked(data)
     (graph,) = model.subgraphs
     outputs = {int(tensor): int(tensor) for tensor in graph.outputs}
     steps: list[Step] = []
@@ -211,7 +212,7 @@ def load_npz(path: Path) -> Weights:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: torch.from_numpy(stored[key]) for key in stored.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadZipFile) as error:
         raise CalibrationError(f"cannot read the weights {path}: {error}") from error
 
 
@@ -224,7 +225,7 @@ def write_back(data: bytes, weights: Mapping[str, Tensor]) -> bytes:
     graph, own = parse(data)
     if weights.keys() != own.keys():
         raise CalibrationError("the weights are of another network: not the same layers")
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    model = unpacked(data)
     (subgraph,) = model.subgraphs
     operators = {int(op.outputs[0]): op for op in subgraph.operators}
     for step in graph.steps:

@@ -95,13 +95,13 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if not all(0 <= share < 1 for share in arguments.share) or arguments.multiple < 1:
         raise CalibrationError("--share must be at least 0 and less than 1, --multiple must be 1 or more")
-    truth = chosen_pictures(arguments)
     if arguments.held < 1:
         raise CalibrationError("--held must be 1 or more: loss and AP are those of pictures kept back")
     data = read_network(arguments.graph)
     if arguments.weights:
         data = network.write_back(data, network.load_npz(arguments.weights))
     graph, weights = network.parse(data)
+    truth = chosen_pictures(arguments)
     pictures = split(load_pictures(arguments.data), arguments.held)[0]
     activity = measure(graph, weights, _crops(pictures, arguments))
     variants, others = _variants(data, activity, arguments)
@@ -257,7 +257,7 @@ def _widths(graph: Graph, weights: Weights) -> dict[str, int]:
 def _head(graph: Graph, weights: Weights, side: int) -> str:
     stages = " | ".join(f"at {stage}" for stage in _widths(graph, weights))
     work = f"MMAC at {side} px | CPU ms at {side} px | of before"
-    head = f"| left out | channels {stages} | parameters | {work} | held loss | AP easy / medium / hard |"
+    head = f"| left out | channels {stages} | parameters | {work} | held loss | AP easy / medium / hard, fast mode |"
     return f"{head}\n" + "|---" * head.strip("|").count("|") + "|---|"
 
 

@@ -68,7 +68,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     raw = argparse.RawDescriptionHelpFormatter
     parser = steps.add_parser("quantise", help="make it INT8", description=__doc__, formatter_class=raw)
     parser.add_argument("graph", type=Path, metavar="FLOAT", help="float .tflite of this project")
-    parser.add_argument("--set", type=Path, required=True, help="folder that `sample` wrote")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--set", type=Path, help="folder that `sample` wrote")
+    given.add_argument("--measured", type=Path, metavar="JSON", help="what --ranges wrote, for weights trained with it")
     parser.add_argument("--out", type=Path, required=True, help="INT8 .tflite to write")
     parser.add_argument("--ranges", type=Path, help=".json for what was measured on the set: all that is needed of it")
     parser.add_argument("--float", default="heads", help="layers: heads, boxes, scores, 017, or '' (default: heads)")
@@ -91,8 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
         CalibrationError: a file cannot be read or is no network of this project, or no such layer.
     """
     data = read_in_units(arguments.graph)
-    crops = load_set(arguments.set)
-    told = measured(data, crops)
+    if arguments.measured and arguments.data:
+        raise CalibrationError("--report needs --set: the noise of layers is that on its crops")
+    crops = load_set(arguments.set) if arguments.set else np.zeros((0, 0, 0, 3), np.uint8)
+    told = load_measured(arguments.measured) if arguments.measured else measured(data, crops)
     source = prepared(data, told)
     result = quantised(source, chosen_layers(source, arguments.float))
     write_whole(arguments.out, result)

@@ -1,8 +1,8 @@
 """Writes a released model: ``python -m calibration release calibration/releases/far.toml``.
 
-From a checkpoint, the ranges of its activations and the facts in that file it makes the float network and the INT8
-one, their entries at the head of ``manifest.toml`` and the model card. It needs no picture, and the same inputs give
-the same bytes: whoever distrusts the shipped files can make them.
+From a checkpoint, what was measured of its activations and the facts in that file it makes the float network and the
+INT8 one, their entries at the head of ``manifest.toml`` and the model card. It needs no picture, and the same inputs
+give the same bytes: whoever distrusts the shipped files can make them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Facts:
         file: of the INT8 model, ``.tflite``; the float one has ``_float`` before the suffix.
         checkpoint: ``model.tflite`` that training wrote.
         kept_float: layers that are not INT8, as `quantise` names them.
-        ranges: ``.json`` that `quantise` wrote.
+        ranges: ``.json`` of what `quantise` measured: ranges, and how channels are made alike.
         card: template of the model card.
         thresholds: score from which a face is hidden, per mode.
         evidence: where thresholds were chosen, and what was measured.

@@ -35,7 +35,7 @@ class Rounded:
         self._factors = {key: (weight.to(device), bias.to(device)) for key, (weight, bias) in by.items()}
         tensors = flatbuffer.unpacked(source.data).subgraphs[0].tensors
         names = {number: tensor.name.decode() for number, tensor in enumerate(tensors)}
-        self._rounded: dict[int, tuple[float, int]] = {}
+        self._rounded = {self.graph.image: _scale_and_zero(*told.ranges["image"])}
         for step in self.graph.trunk():
             # These keep the scale of what they read: `ai-edge-quantizer` gives both the same.
             same = step.kind in ("PAD", "MAX_POOL_2D", "RESIZE_BILINEAR")

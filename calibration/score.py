@@ -15,7 +15,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +138,10 @@ def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, 
 
 
 def recall_at(truth: list[Labelled], found: list[Detections], threshold: float) -> tuple[float, ...]:
-    """Return the share of faces of each size in `BUCKETS` that a box from ``threshold`` up lies on, percent."""
+    """Return the share of faces of each size in `BUCKETS` that a box from ``threshold`` up lies on, percent.
+
+    The IoU is that of the boxes as they are, without the px that the official protocol adds to both.
+    """
     seen, hit = np.zeros(len(BUCKETS)), np.zeros(len(BUCKETS))
     for picture, detections in zip(truth, found, strict=True):
         boxes = picture.boxes[(picture.flags & IGNORE) == 0]
@@ -211,12 +213,10 @@ def _ellipse(
 ) -> tuple[slice, slice, NDArray[np.bool_]]:
     """Return the rows, the columns and the pixels between them whose centres lie in the box's ellipse."""
     x0, y0, x1, y1 = (float(v) for v in box)
-    rows = slice(max(int(y0), 0), min(int(np.ceil(y1)), shape_hw[0]))
-    columns = slice(max(int(x0), 0), min(int(np.ceil(x1)), shape_hw[1]))
-    ys, xs = (
-        np.arange(rows.start, max(rows.stop, rows.start)),
-        np.arange(columns.start, max(columns.stop, columns.start)),
-    )
+    first_row, first_column = max(int(y0), 0), max(int(x0), 0)
+    rows = slice(first_row, max(first_row, min(int(np.ceil(y1)), shape_hw[0])))
+    columns = slice(first_column, max(first_column, min(int(np.ceil(x1)), shape_hw[1])))
+    ys, xs = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
     dx = (xs + 0.5 - (x0 + x1) / 2) / max((x1 - x0) / 2, 0.5)
     dy = (ys + 0.5 - (y0 + y1) / 2) / max((y1 - y0) / 2, 0.5)
     return rows, columns, dx[None] ** 2 + dy[:, None] ** 2 <= 1
@@ -225,7 +225,7 @@ def _ellipse(
 def _mask(picture: Labelled, detections: Detections, margin: float | None) -> NDArray[np.bool_]:
     """(H, W) what is hidden."""
     mask = np.zeros((picture.height, picture.width), np.bool_)
-    areas: Iterable[Any]
+    areas: Iterable[NDArray[np.float32] | tuple[int, ...]]
     if margin is None:
         grow = (detections.boxes[:, 2:] - detections.boxes[:, :2]) * (BOX_FACTOR - 1) / 2
         areas = np.concatenate([detections.boxes[:, :2] - grow, detections.boxes[:, 2:] + grow], axis=1)

@@ -65,11 +65,11 @@ def comparison(networks: Mapping[str, bytes], truth: list[Labelled], mode: str, 
     times = milliseconds(networks, sides)
     lines = [head.replace("| mode |", "| network |") + columns, rule + "---|---|---|"]
     middles = _middles(truth)
-    first = next(iter(networks.values()))
+    expected = _maps(next(iter(networks.values())), middles)
     for name, data in networks.items():
         aps, point, spent = _found(data, truth, mode)
         row = row_of(name, aps, point, spent)
-        noise = noise_of(first, data, middles)
+        noise = _noise(expected, _maps(data, middles))
         took = " / ".join(f"{time:.1f}" for time in times[name])
         lines.append(f"{row} {took} | {noise.boxes:.1f} / {noise.scores:.1f} | {len(data):,} |")
     return "\n".join(lines)

@@ -25,8 +25,8 @@ from calibration.score import Labelled, false_boxes, hidden_at, subset_aps
 __all__ = ["add_parser", "lowest_score", "run"]
 
 LOWEST = 0.05  # of scores that may be chosen: under it everything is a face
-# The accurate mode goes by the score in what it looks at more closely, so it is chosen anew until it stays.
-ROUNDS = 3
+# The accurate mode goes by the score in what it looks at more closely, so it is chosen anew until it stays, nearly.
+ROUNDS = 5
 SAME_SCORE = 0.005
 STEPS = 1000  # of the scores that are written down: three digits
 
@@ -56,6 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
             detector.threshold = chosen
             if near or mode == Mode.FAST:
                 break
+        else:
+            raise CalibrationError(
+                f"the score of the {mode} mode does not stay, it is {chosen:g} now: give more pictures"
+            )
         scores[str(mode)] = chosen
         aps = subset_aps(truth, found)
         rows.append(row_of(mode, aps, hidden_at(truth, found, scores[str(mode)], Settings().margin), milliseconds))

@@ -7,7 +7,7 @@ DATA is a folder with ``faces.jsonl``. FOLDER gets, every few minutes:
   ``quantise``; ``ema.npz``: that average alone; ``weights.npz``: the last ones;
 - ``state.pt``: all that ``--resume`` needs to go on as if nothing had happened;
 - ``log.jsonl``: losses, learning rate and speed; of the moving average, the losses on pictures kept back and the AP
-  of the accurate mode on some of them (faces of 60, 24 and 8 px and more);
+  of the accurate mode on some of them, of the float network (faces of 60, 24 and 8 px and more);
 - ``plot.png``: the curves of that log.
 
 ``graph.tflite`` there is the network that the weights belong to. A file FOLDER/finish ends the run early: from
@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader
 from blurguard.config import Mode
 from blurguard.detectors import BlazeFaceDetector
 from blurguard.runtime import Network
-from calibration import CalibrationError, flatbuffer, network, plot, read_network, write_whole
+from calibration import CalibrationError, flatbuffer, network, plot, read_network, whole_at, write_whole
 from calibration.base import OUTPUTS
 from calibration.candidate import OFFSET_UNIT, SIZE_UNIT, UNITS, candidate
 from calibration.crops import Batch, Blocks, Plan, load_pictures, split
@@ -57,6 +57,7 @@ WEIGHT_DECAY = 1e-3
 DESCRIPTION = "BlazeFace full-range, retrained by blurguard"
 LOWEST_SCORE = 0.1  # for AP: an untrained network sees thousands of faces under it
 LOG_EVERY = 50  # steps
+RANGES = "ranges.json"  # of a run that rounds: its own copy of what it was given
 HELD_BLOCKS = 2  # of crops, for validation
 MALLOC = {-1: 2**31 - 1, -2: 2**28, -4: 0}  # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
 
@@ -137,6 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
         graph_file = flatbuffer.resizable(read_network(arguments.graph), OUTPUTS, DESCRIPTION)
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "graph.tflite", graph_file)
+    if "ranges" in given:
+        write_whole(out / RANGES, load_measured(Path(given["ranges"])).as_json().encode())
     graph, weights = network.parse((out / "graph.tflite").read_bytes())
     if arguments.init and not stored:
         weights = network.load_npz(arguments.init)
@@ -159,11 +162,12 @@ class Trainer:
         self.computed: Graph | Rounded = graph
         if recipe.ranges:
             given = exported((out / "graph.tflite").read_bytes(), state.average)
-            self.computed = Rounded(given, load_measured(Path(recipe.ranges)), self.device)
+            self.computed = Rounded(given, load_measured(out / RANGES), self.device)
         self.pictures, self.held = split(load_pictures(data), recipe.held)
         self.watched: list[Labelled] = []
-        # Elsewhere the CPU only emulates bfloat16, slower than float32.
-        self.half_precision = self.device.type == "cuda" or "avx512_bf16" in _cpu_flags()
+        # Elsewhere the CPU only emulates bfloat16, slower than float32. Its 8 bits would round what is rounded already.
+        fast = self.device.type == "cuda" or "avx512_bf16" in _cpu_flags()
+        self.half_precision = fast and not recipe.ranges
 
     def train(self, every_seconds: float, workers: int = 0) -> None:
         """Train, with a checkpoint every so many seconds and at the end; ``workers`` 0 makes crops in this process."""
@@ -258,7 +262,7 @@ class Trainer:
             yield from (Batch(*batch) for batch in batches[done if index == first else 0 :])
 
     def _checkpoint(self) -> None:
-        state, part = self.state, self.out / "state.pt.part"
+        state = self.state
         if (self.out / "finish").exists():
             state.last_step = min(state.last_step, state.step + self.recipe.decay)
         network.save_npz(self.out / "ema.npz", state.average)
@@ -268,8 +272,8 @@ class Trainer:
         write_whole(self.out / "units.tflite", exported(graph, state.average))
         stored = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         stored |= {"optimiser": state.optimiser.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
-        torch.save(stored, part)
-        part.replace(self.out / "state.pt")
+        with whole_at(self.out / "state.pt") as part:
+            torch.save(stored, part)
         if self.held:
             self._log(**self.validate(), **(self.measure() if self.watched else {}))
         plot.draw(self.out / "log.jsonl", self.out / "plot.png")

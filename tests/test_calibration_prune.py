@@ -14,7 +14,7 @@ from calibration.__main__ import main
 from tests import test_calibration_train as training
 from tests.conftest import Crowd
 
-if importlib.util.find_spec("torch"):
+if importlib.util.find_spec("torch") and importlib.util.find_spec("ai_edge_quantizer"):
     import torch
 
     from calibration import channels, network, prune, train

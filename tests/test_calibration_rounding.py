@@ -78,6 +78,7 @@ def test_gradients_pass_as_if_nothing_were_rounded(file: bytes, crops: NDArray[n
         other = gradients[1][key]
         assert plain is not None and other is not None
         assert torch.cosine_similarity(plain.flatten(), other.flatten(), dim=0) > 0.98, key
+        assert 0.9 < other.norm() / plain.norm() < 1.1, key
 
 
 @needs_quantizer
@@ -90,12 +91,28 @@ def test_a_run_rounds_and_is_taken_up_again(
     given = train.exported((first / "graph.tflite").read_bytes(), weights)
     ranges.write_text(quantise.measured(given, crops).as_json())
     training.started(data, "--out", out, *training.NEW, first / "model.tflite", "--ranges", ranges, "--steps", "2")
-    training.started(data, "--out", out, "--resume", "--watched", "0", "--workers", "0", "--steps", "4")
+    ranges.unlink()  # a run keeps its own
+    plain = tmp_path / "plain"
+    training.started(data, "--out", plain, *training.NEW, first / "model.tflite", "--steps", "2")
+    for folder in (out, plain):
+        training.started(data, "--out", folder, "--resume", "--watched", "0", "--workers", "0", "--steps", "4")
     state = torch.load(out / "state.pt", weights_only=True)
     assert (state["step"], state["recipe"]["ranges"]) == (4, str(ranges))
-    plain = tmp_path / "plain"
-    training.started(data, "--out", plain, *training.NEW, first / "model.tflite", "--steps", "4")
     assert training.log_of(plain)[-1]["held_loss"] != training.log_of(out)[-1]["held_loss"]
+
+
+@needs_quantizer
+def test_a_run_that_rounds_computes_in_float32(
+    data: Path, tmp_path: Path, file: bytes, crops: NDArray[np.uint8]
+) -> None:
+    (tmp_path / "graph.tflite").write_bytes(file)
+    (tmp_path / train.RANGES).write_text(quantise.measured(file, crops).as_json())
+    graph, weights = network.parse(file)
+    recipe = train.Recipe(steps=1, batch=4, side=64, held=4, ranges="given")
+    state = train._state(graph, weights, recipe, {}, torch.device(CPU))
+    trainer = train.Trainer(graph, recipe, state, data, tmp_path)
+    assert isinstance(trainer.computed, Rounded)
+    assert not trainer.half_precision
 
 
 @needs_quantizer

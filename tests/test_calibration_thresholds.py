@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from blurguard.config import Settings
+from blurguard.detectors import load_detector
 from blurguard.types import Detections
 from calibration import CalibrationError
 from calibration.__main__ import main
-from calibration.score import false_boxes, hidden_at
-from calibration.thresholds import LOWEST, lowest_score
+from calibration.evaluate import detect_all
+from calibration.score import false_boxes, hidden_at, load_truth
+from calibration.thresholds import LOWEST, SAME_SCORE, lowest_score
 from tests.test_calibration_score import EASY, found, picture
 
 RIGHT = (10, 10, 30, 30)
@@ -53,6 +56,18 @@ def test_the_step_writes_a_score_per_mode(
     told = capsys.readouterr().out
     assert "at most 2 false boxes a picture" in told
     assert float(told.splitlines()[-1].split("|")[-4]) <= 2
+
+
+def test_the_score_of_the_accurate_mode_is_the_one_that_it_was_run_with(labelled_crowd: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    given = ["--model", "stock", "--mode", "accurate", "--budget", "5", "--out", str(out)]
+    assert main(["thresholds", str(labelled_crowd), *given]) == 0
+    (score,) = json.loads(out.read_text("utf-8")).values()
+    detector = load_detector(Settings(model="stock"))
+    assert abs(score - detector.threshold) > SAME_SCORE, "it had to be chosen anew"
+    detector.threshold = score
+    found, _ = detect_all(detector, truth := load_truth(labelled_crowd))
+    assert lowest_score(truth, found, 5) == pytest.approx(score, abs=SAME_SCORE)
 
 
 def test_each_part_of_the_accurate_mode_has_its_row(labelled_crowd: Path, capsys: pytest.CaptureFixture[str]) -> None:
