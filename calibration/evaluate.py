@@ -34,6 +34,7 @@ from calibration.score import (
     BUCKETS,
     FOUND_IOU,
     IGNORE,
+    SIZES,
     Hidden,
     Labelled,
     average_precision,
@@ -132,13 +133,12 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\nHidden under boxes {BOX_FACTOR:g} times as large, as any detector's boxes are compared:\n")
     print("\n".join([*TABLE_HEAD, *rows[None]]))
     print(f"\nFaces that a box lies on (IoU {FOUND_IOU:g}), by their height:\n")
-    print("\n".join([f"| mode | score from | {_SIZES} |", "|---" * (2 + len(BUCKETS)) + "|", *recalls]))
+    print("\n".join([f"| mode | score from | {SIZES} |", "|---" * (2 + len(BUCKETS)) + "|", *recalls]))
     return 0
 
 
-_SIZES = " | ".join(f"{low}-{high} px" if high < BUCKETS[-1][1] else f"{low}+ px" for low, high in BUCKETS)
 _HEAD = (
-    f"| mode | AP easy / medium / hard | score from | {_SIZES} | 10+ px | pictures all hidden | "
+    f"| mode | AP easy / medium / hard | score from | {SIZES} | 10+ px | pictures all hidden | "
     "false boxes a picture | masked outside faces | CPU ms a picture |"
 )
 TABLE_HEAD = (_HEAD, "|---" * _HEAD.strip("|").count("|") + "|---|")

@@ -34,7 +34,7 @@ from blurguard.tracks import Cover
 from blurguard.types import Detections, Region
 from blurguard.video import open_video
 from calibration import CalibrationError
-from calibration.score import BUCKETS, HIDDEN_SHARE, IGNORE, Labelled, _ellipse, _outside
+from calibration.score import BUCKETS, HIDDEN_SHARE, IGNORE, SIZES, Labelled, _ellipse, _outside
 
 SAME_IOU = 0.3  # with a true box; hidden ones are larger
 WHITE = 255
@@ -166,9 +166,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 _ORDINALS = {1: "frame", 2: "second frame", 3: "third frame", 4: "fourth frame"}
-_SIZES = " | ".join(f"{low}-{high} px" if high < BUCKETS[-1][1] else f"{low}+ px" for low, high in BUCKETS)
 _HEAD = (
-    f"| looks at | follows | {_SIZES} | all | bare inside a track | bare between two finds | longest bare, frames | "
+    f"| looks at | follows | {SIZES} | all | bare inside a track | bare between two finds | longest bare, frames | "
     "never hidden | masked outside faces |"
 )
 _CHECK_HEAD = (

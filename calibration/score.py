@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ IGNORE = 8
 SUBSETS = {"easy": 1, "medium": 2, "hard": 4}
 FROM_PX = {1: 60, 2: 24, 4: 8}  # heights that stand in for the subsets where the labels have none
 BUCKETS = ((0, 10), (10, 20), (20, 40), (40, 80), (80, 1_000_000))  # height of a face, px
+SIZES = " | ".join(f"{low}-{high} px" if high < BUCKETS[-1][1] else f"{low}+ px" for low, high in BUCKETS)  # heads
 HIDDEN_SHARE = 0.8
 FALSE_IOU = 0.1
 FOUND_IOU = 0.5
@@ -116,10 +118,8 @@ def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, 
         chosen = Detections(detections.boxes[kept], detections.scores[kept])
         mask = _mask(picture, chosen, margin)
         heights, hits = _hits(picture, mask)
-        for low_high, index in zip(BUCKETS, range(len(BUCKETS)), strict=True):
-            inside = (heights >= low_high[0]) & (heights < low_high[1])
-            seen[index] += inside.sum()
-            covered[index] += hits[inside].sum()
+        seen += _counts(heights)
+        covered += _counts(heights[hits])
         large = heights >= BUCKETS[1][0]
         counted += bool(large.any())
         clean += bool(large.any() and hits[large].all())
@@ -147,10 +147,8 @@ def recall_at(truth: list[Labelled], found: list[Detections], threshold: float) 
         boxes = picture.boxes[(picture.flags & IGNORE) == 0]
         best = iou(boxes, detections.boxes[detections.scores >= threshold]).max(axis=1, initial=0)
         heights = boxes[:, 3] - boxes[:, 1]
-        for index, (low, high) in enumerate(BUCKETS):
-            inside = (heights >= low) & (heights < high)
-            seen[index] += inside.sum()
-            hit[index] += (best[inside] >= FOUND_IOU).sum()
+        seen += _counts(heights)
+        hit += _counts(heights[best >= FOUND_IOU])
     return tuple(float(share) for share in 100 * hit / np.maximum(seen, 1))
 
 
@@ -174,6 +172,11 @@ def covered_shares(picture: Labelled, found: Detections, margin: float, from_px:
         if inside.any():
             shares.append(float(mask[rows, columns][inside].mean()))
     return np.array(shares)
+
+
+def _counts(heights: NDArray[Any]) -> NDArray[np.int64]:
+    """Return how many heights lie in each of the buckets."""
+    return np.array([((heights >= low) & (heights < high)).sum() for low, high in BUCKETS])
 
 
 def _labelled(folder: Path, record: dict[str, object]) -> Labelled:

@@ -15,7 +15,7 @@ from blurguard.detectors import BlazeFaceDetector
 from blurguard.runtime import Network
 from calibration.candidate import candidate
 from calibration.evaluate import TABLE_HEAD, detect_all, pixels_of, row_of
-from calibration.score import BUCKETS, Hidden, Labelled, hidden_at, subset_aps
+from calibration.score import SIZES, Hidden, Labelled, hidden_at, subset_aps
 
 __all__ = ["Noise", "Quality", "comparison", "layer_table", "milliseconds", "noise_of", "noises_by_layer", "quality_of"]
 
@@ -118,9 +118,8 @@ def layer_table(noises: Mapping[str, Noise], described: Mapping[str, str], losse
 
     ``losses`` holds what some layers lose alone, differences of `Quality`: AP and hidden faces of each size, in points.
     """
-    sizes = TABLE_HEAD[0].split("|")[4 : 4 + len(BUCKETS)]
     head = ["only this one INT8", "what", "boxes dB", "scores dB", "AP lost easy / medium / hard"]
-    head += [f"{size.strip()} lost" for size in sizes]
+    head += [f"{size} lost" for size in SIZES.split(" | ")]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for layer, noise in noises.items():
         cells = [layer, described[layer], f"{noise.boxes:.1f}", f"{noise.scores:.1f}"]

@@ -130,10 +130,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume:
         stored = _stored(out / "state.pt")
         recipe = Recipe(**stored["recipe"] | given)
+        _refuse_senseless(recipe)
         stored["last_step"] = given.get("steps", stored["last_step"])
     else:
         _refuse_unfit(arguments)
         stored, recipe = {}, Recipe(**given)
+        _refuse_senseless(recipe)
         load_pictures(arguments.data)  # cannot be read? Then nothing is written
         graph_file = flatbuffer.resizable(read_network(arguments.graph), OUTPUTS, DESCRIPTION)
         out.mkdir(parents=True, exist_ok=True)
@@ -298,10 +300,13 @@ def _refuse_unfit(arguments: argparse.Namespace) -> None:
     """Raise if the arguments are not enough for a new run, or there is one already."""
     if not arguments.steps or not arguments.graph:
         raise CalibrationError("give --graph and --steps, or --resume")
-    if (arguments.side or 32) % 32 or min(arguments.side or 1, arguments.batch or 1, arguments.steps) < 1:
-        raise CalibrationError("--side is a multiple of 32 px; --side, --batch and --steps are at least 1")
     if (arguments.out / "state.pt").exists():
         raise CalibrationError(f"{arguments.out} holds a run already: --resume it, or choose another folder")
+
+
+def _refuse_senseless(recipe: Recipe) -> None:
+    if recipe.side < 1 or recipe.side % 32 or min(recipe.batch, recipe.steps) < 1:
+        raise CalibrationError("--side is a multiple of 32 px; --side, --batch and --steps are at least 1")
 
 
 def _state(graph: Graph, weights: Weights, recipe: Recipe, stored: Mapping[str, Any], device: torch.device) -> State:

@@ -258,6 +258,12 @@ def test_a_block_that_adds_nothing_leaves_without_a_trace(name: str, blocks: int
         channels.without_blocks(data, ["002"])
 
 
+def test_a_damaged_file_is_told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "damaged.tflite").write_bytes(FILES["padded"][:1000])
+    assert main(["prune", str(tmp_path / "damaged.tflite"), str(pictures), "--out", str(tmp_path / "out")]) == 1
+    assert "damaged" in capsys.readouterr().err
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     (tmp_path / "tiny.tflite").write_bytes(FILES["tiny"])

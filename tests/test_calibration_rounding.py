@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration import CalibrationError, flatbuffer
+from tests import test_calibration_quantise as quantising
 from tests import test_calibration_train as training
-from tests.conftest import Crowd
 
 if importlib.util.find_spec("torch") and importlib.util.find_spec("ai_edge_quantizer"):
     import torch
@@ -19,18 +19,8 @@ if importlib.util.find_spec("torch") and importlib.util.find_spec("ai_edge_quant
     from calibration import network, quantise, sensitivity, train
     from calibration.rounding import Rounded
 
-needs_quantizer = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None or importlib.util.find_spec("ai_edge_quantizer") is None,
-    reason="torch or ai-edge-quantizer is not installed: only developers who retrain need them",
-)
-data, tiny, one_thread = training.data, training.tiny, training.one_thread
+data, tiny, one_thread, crops = training.data, training.tiny, training.one_thread, quantising.crops
 CPU = "cpu"
-
-
-@pytest.fixture(scope="module")
-def crops(crowd: Crowd) -> NDArray[np.uint8]:
-    """Return uint8 (6, 128, 128, 3) of the crowd."""
-    return np.stack([crowd[0][y : y + 128, x : x + 128] for y in (500, 620, 740) for x in (200, 420)])
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +39,7 @@ def maps(found: tuple[torch.Tensor, torch.Tensor]) -> sensitivity.Maps:
     return found[0].detach().permute(0, 2, 3, 1).numpy(), found[1].detach()[:, 0].numpy()
 
 
-@needs_quantizer
+@training.needs_torch
 @pytest.mark.parametrize("alike", [False, True])
 def test_it_computes_what_the_int8_file_does(file: bytes, crops: NDArray[np.uint8], alike: bool) -> None:
     told = quantise.measured(file, crops, alike=alike)
@@ -64,7 +54,7 @@ def test_it_computes_what_the_int8_file_does(file: bytes, crops: NDArray[np.uint
     assert near.boxes > plain.boxes + 6 and near.scores > plain.scores + 6, (near, plain)
 
 
-@needs_quantizer
+@training.needs_torch
 def test_gradients_pass_as_if_nothing_were_rounded(file: bytes, crops: NDArray[np.uint8]) -> None:
     graph, weights = network.parse(file)
     rounded = Rounded(file, quantise.measured(file, crops), torch.device(CPU))
@@ -81,7 +71,7 @@ def test_gradients_pass_as_if_nothing_were_rounded(file: bytes, crops: NDArray[n
         assert 0.9 < other.norm() / plain.norm() < 1.1, key
 
 
-@needs_quantizer
+@training.needs_torch
 def test_a_run_rounds_and_is_taken_up_again(
     data: Path, tmp_path: Path, tiny: Path, crops: NDArray[np.uint8], one_thread: None
 ) -> None:
@@ -101,7 +91,7 @@ def test_a_run_rounds_and_is_taken_up_again(
     assert training.log_of(plain)[-1]["held_loss"] != training.log_of(out)[-1]["held_loss"]
 
 
-@needs_quantizer
+@training.needs_torch
 def test_a_run_that_rounds_computes_in_float32(
     data: Path, tmp_path: Path, file: bytes, crops: NDArray[np.uint8]
 ) -> None:
@@ -115,7 +105,7 @@ def test_a_run_that_rounds_computes_in_float32(
     assert not trainer.half_precision
 
 
-@needs_quantizer
+@training.needs_torch
 def test_ranges_that_do_not_fit_are_refused_before_the_first_step(data: Path, tmp_path: Path, tiny: Path) -> None:
     for name, text in (("missing", None), ("other", '{"scales": {}, "ranges": {"image": [0, 1]}}')):
         path = tmp_path / name

@@ -554,6 +554,18 @@ def test_a_new_run_does_not_replace_an_old_one(data: Path, tmp_path: Path, tiny:
 
 
 @needs_torch
+def test_a_run_that_cannot_be_is_told_and_leaves_nothing(data: Path, tmp_path: Path, tiny: Path) -> None:
+    damaged, out = tmp_path / "damaged.tflite", tmp_path / "run"
+    damaged.write_bytes(BASE.read_bytes()[:1000])
+    with pytest.raises(CalibrationError, match="damaged"):
+        started(data, "--out", out, *NEW, damaged, "--steps", "1")
+    for option, value in (("--side", "100"), ("--side", "0"), ("--batch", "0"), ("--steps", "-1")):
+        with pytest.raises(CalibrationError, match="--side is a multiple of 32 px"):
+            started(data, "--out", out, *NEW, tiny, "--steps", "1", option, value)
+    assert not out.exists()
+
+
+@needs_torch
 def test_a_loss_that_is_no_number_ends_the_run(data: Path, tmp_path: Path, tiny: Path, one_thread: None) -> None:
     with pytest.raises(CalibrationError, match="no number"):
         started(data, "--out", tmp_path / "run", *NEW, tiny, "--steps", "6", "--rate", "1e30")
