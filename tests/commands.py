@@ -30,9 +30,11 @@ def environment(**variables: str) -> dict[str, str]:
     return kept | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)} | variables
 
 
-def blurguard(*arguments: object, code: int = 0, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Finished:
+def blurguard(
+    *arguments: object, code: int = 0, cwd: Path = ROOT, env: dict[str, str] | None = None, program: str = "blurguard"
+) -> Finished:
     """Run a command to its end, with these variables in its environment, and check its exit code."""
-    command = [sys.executable, "-P", "-m", "blurguard", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", program, *map(str, arguments)]
     done = subprocess.run(
         command,
         cwd=cwd,

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
+
+from tests.children import program
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -65,13 +66,13 @@ def old_system(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def start_python() -> Iterator[Starter]:
-    """Return a function that starts Python on some code; what still runs at the end is killed."""
+    """Return a function that starts a program of ``tests.children``; one that still runs at the end is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(code: str, *arguments: object) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", code, *map(str, arguments)]
+    def start(function: Callable[..., None], *arguments: object) -> "subprocess.Popen[str]":
+        command, variables = program(function, *arguments), os.environ | {"PYTHONPATH": str(ROOT)}
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         started.append(process)
         return process
 

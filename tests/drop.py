@@ -34,6 +34,7 @@ HIDING = tuple(option for option in OPTIONS if option != "--quiet")
 # --jobs 1, and --rescan so long that what is found is found by events; options given to ``Drop`` come later and win.
 USUAL = ("--log-json", "--settle", "0.2", "--rescan", "3600", "--jobs", "1", "--min-free", "0", *HIDING)
 PROGRAM = (sys.executable, "-P", "-m", "blurguard")
+BROKEN_PROGRAM = (sys.executable, "-P", "-m", "tests.broken")
 TICKS_PER_LOOK = 20
 
 

@@ -17,6 +17,8 @@ from PIL import Image
 from blurguard import __version__
 from blurguard.cli import app
 from blurguard.config import Settings
+from tests.breakages import VARIABLE
+from tests.children import hold_journal
 from tests.commands import (
     blank,
     blurguard,
@@ -34,14 +36,6 @@ from tests.commands import (
 from tests.conftest import ROOT, Starter
 
 COMMANDS = ("dir", "file", "detect", "watch", "status", "models", "doctor")
-HOLD = """
-import sys
-from pathlib import Path
-from blurguard.journal import open_journal
-with open_journal(Path(sys.argv[1])):
-    print("open", flush=True)
-    sys.stdin.read()
-"""
 TOLD = {
     "source", "target", "status", "kind", "width", "height", "frames", "faces", "seconds", "model", "settings",
     "error", "reason", "exit_code",
@@ -211,18 +205,15 @@ def _told(done: "subprocess.CompletedProcess[str]") -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def test_what_nobody_foresaw_is_1_and_leaves_no_result(package: Path, tmp_path: Path) -> None:
-    """A broken build: the seam to hiding raises what no code expects."""
-    victim = package / "blurguard" / "obscure.py"
-    whole = victim.read_text("utf-8")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_nobody_foresaw_is_1_and_leaves_no_result(jobs: int, tmp_path: Path) -> None:
+    """A broken build, in its workers too: the seam to hiding raises what no code expects."""
     photo = put(tmp_path / "photos" / "a.jpg", face())
-    try:
-        victim.write_text(f"{whole}\ndef hide_into(*_):\n    raise KeyError('broken')\n", "utf-8")
-        assert "unforeseen" in blurguard("file", photo, code=1, env={"PYTHONPATH": str(package)}).stderr
-        blurguard("dir", photo.parent, "--jobs", 1, code=7, env={"PYTHONPATH": str(package)})
-    finally:
-        victim.write_text(whole, "utf-8")
-    assert names(tmp_path) == ["photos/a.jpg"]
+    put(tmp_path / "photos" / "b.jpg", face(turn=1))
+    broken = {VARIABLE: "hiding fails"}
+    assert "unforeseen" in blurguard("file", photo, code=1, env=broken, program="tests.broken").stderr
+    blurguard("dir", photo.parent, "--jobs", jobs, code=7, env=broken, program="tests.broken")
+    assert names(tmp_path) == ["photos/a.jpg", "photos/b.jpg"]
 
 
 def test_a_result_that_exists_is_replaced_only_on_request(tmp_path: Path) -> None:
@@ -273,7 +264,7 @@ def test_a_read_only_folder_is_an_output_error(home: Path, tmp_path: Path) -> No
 
 
 def test_a_second_run_on_the_same_folder_is_refused(home: Path, tmp_path: Path, start_python: Starter) -> None:
-    process = start_python(HOLD, tmp_path)
+    process = start_python(hold_journal, tmp_path)
     assert process.stdout is not None and process.stdout.readline() == "open\n"
     done = blurguard("dir", home / "photos", "--out", tmp_path, code=6)
     assert "another blurguard" in done.stderr

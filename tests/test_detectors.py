@@ -33,6 +33,7 @@ from blurguard.errors import ModelError
 from blurguard.geometry import iou, merged, regions_from, tile_spans, turned_back
 from blurguard.runtime import Network
 from blurguard.types import Detections
+from tests.children import hide_in_threads
 from tests.conftest import EXAMPLES, Crowd, Starter
 
 SAME_FACE = 0.4
@@ -421,28 +422,9 @@ def test_a_dark_picture_is_looked_at_a_second_time(network: Network, crowd: Crow
 
 
 def test_threads_leave_standard_error_as_it_was(start_python: Starter) -> None:
-    process = start_python(THREADS)
+    process = start_python(hide_in_threads)
     told, wrong = process.communicate()
     assert (process.returncode, told) == (0, "") and wrong.endswith("heard\n")
-
-
-THREADS = """
-import os, sys, threading
-import numpy as np
-import blurguard
-
-def work(side):
-    blurguard.hide_faces(np.zeros((side, side, 3), np.uint8))
-
-before = os.readlink("/proc/self/fd/2")
-threads = [threading.Thread(target=work, args=(side,)) for side in (64, 96, 128, 200, 300, 330)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-assert os.readlink("/proc/self/fd/2") == before
-print("heard", file=sys.stderr)
-"""
 
 
 def test_a_face_found_is_covered_from_forehead_to_chin_and_ear_to_ear() -> None:

@@ -4,7 +4,6 @@ import io
 import random
 import struct
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,8 @@ from PIL import Image, ImageOps, JpegImagePlugin
 from blurguard.errors import InputError
 from blurguard.types import Outcome
 from tests import samples
+from tests.children import process_bomb, program
+from tests.commands import environment
 from tests.samples import (
     ALL,
     ANIMATED,
@@ -513,19 +514,6 @@ def test_no_later_page_may_be_larger_either(data: bytes, tmp_path: Path) -> None
     assert processed(tmp_path, data, max_pixels=10_000)[1].frames == 2
 
 
-_BOMB = """
-import pathlib, resource, sys
-from blurguard import InputError
-from tests.stubs import anonymizer
-hider = anonymizer()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    hider.process(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
-except InputError as error:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
-"""
-
-
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     side = 30_000
     squeeze = zlib.compressobj()
@@ -533,8 +521,9 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
     head = struct.pack(">2I5B", side, side, 1, 0, 0, 0, 0)
     bomb, target = tmp_path / "bomb.png", tmp_path / "out.png"
     bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
-    command = [sys.executable, "-c", _BOMB, str(bomb), str(target)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    run = subprocess.run(
+        program(process_bomb, bomb, target), capture_output=True, text=True, check=True, env=environment()
+    )
     grown, message = run.stdout.split(maxsplit=1)
     assert int(grown) * 1024 < 60e6  # decoded it would take 900 MB
     assert "bomb.png" in message

@@ -27,42 +27,13 @@ from blurguard.health import (
 )
 from blurguard.journal import Entry, open_journal
 from blurguard.journal import State as FileState
+from tests.children import hold_journal, look_always, pretend_to_be_daemon
 from tests.commands import names, small_disk, snapshot
 from tests.conftest import Starter
 
 NOW = 1_800_000_000.0
 CALM = Health(State.RUNNING, "", 3, 2, 10, 1, 25, NOW - 100, NOW - 5, 4711, "0.1.0")
 SHORT = replace(CALM, state=State.PAUSED, why="less than 500 MB are free in out")
-DAEMON = """
-import os, sys, time
-from pathlib import Path
-from blurguard.health import Health, Pulse, State, health_file
-from blurguard.journal import open_journal
-out, state, now = Path(sys.argv[1]), State(sys.argv[2]), float(sys.argv[3])
-with open_journal(out) as journal:
-    journal.mark([Path("a.jpg"), Path("b.jpg")], "queued")
-    journal.mark([Path("c.jpg")], "working")
-    health = Health(state, "", 2, 1, 0, 0, 0, now, 0.0, os.getpid(), "0.1.0")
-    Pulse(health_file(out), now=lambda: now).beat(health)
-    print("open", flush=True)
-    sys.stdin.read()
-"""
-WORKER = """
-import sys
-from pathlib import Path
-from blurguard.journal import open_journal
-with open_journal(Path(sys.argv[1])):
-    print("open", flush=True)
-    sys.stdin.read()
-"""
-LOOK_ALWAYS = """
-import sys
-from pathlib import Path
-from blurguard.health import is_in_use
-print("looking", flush=True)
-while True:
-    is_in_use(Path(sys.argv[1]))
-"""
 
 
 class Time:
@@ -319,7 +290,7 @@ def status(outbox: Path, now: float = NOW) -> Status:
 
 
 def start_daemon(start_python: Starter, outbox: Path, state: State = State.RUNNING) -> "subprocess.Popen[str]":
-    return ready(start_python(DAEMON, outbox, state, NOW))
+    return ready(start_python(pretend_to_be_daemon, outbox, state, NOW))
 
 
 def ready(process: "subprocess.Popen[str]") -> "subprocess.Popen[str]":
@@ -364,7 +335,7 @@ def test_a_pause_is_alive_but_not_healthy(tmp_path: Path, start_python: Starter)
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_another_command_in_the_outbox_is_no_daemon(tmp_path: Path, start_python: Starter, stopped: bool) -> None:
-    ready(start_python(WORKER, tmp_path))
+    ready(start_python(hold_journal, tmp_path))
     if stopped:
         pulse(health_file(tmp_path), Time()).close(CALM)
     found = status(tmp_path)
@@ -445,7 +416,7 @@ def test_figures_names_and_rates(tmp_path: Path) -> None:
 def test_looking_never_refuses_a_daemon_that_starts(tmp_path: Path, start_python: Starter) -> None:
     with open_journal(tmp_path):
         pass
-    lookers = [start_python(LOOK_ALWAYS, tmp_path) for _ in range(2)]
+    lookers = [start_python(look_always, tmp_path) for _ in range(2)]
     for looker in lookers:
         assert looker.stdout is not None and looker.stdout.readline() == "looking\n"
     for _ in range(200):

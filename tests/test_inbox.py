@@ -16,19 +16,12 @@ import pytest
 
 from blurguard.inbox import Events, Sign, files_below, has_final_name, is_being_written, stamp_at
 from blurguard.journal import Stamp
+from tests.children import look_at_inbox, watch_without_handles, write_at_once, write_slowly
 from tests.commands import put
 from tests.conftest import Starter
 from tests.faults import LONGEST_WAIT_SECONDS, ticks
 
 ODD = ["é ü.jpg", "two\nlines.jpg", os.fsdecode(b"latin \xe9\xff.jpg"), " .jpg", "-rf.jpg", "n" * 251 + ".jpg"]
-WRITE = """
-import sys
-with open(sys.argv[1], sys.argv[2]) as file:
-    print("open", flush=True)
-    sys.stdin.readline()
-print("closed", flush=True)
-sys.stdin.readline()
-"""
 HANDLES = Path("/proc/self/fd")
 leases = pytest.mark.skipif(not hasattr(fcntl, "F_SETLEASE"), reason="the system does not tell of writers")
 
@@ -176,7 +169,7 @@ def test_only_regular_files_have_stamps(inbox: Path) -> None:
 def test_a_writer_in_another_process_is_seen_until_it_closes(inbox: Path, start_python: Starter, mode: str) -> None:
     path = put(inbox / ODD[2], b"abc")
     assert is_being_written(path) is False
-    writer = start_python(WRITE, path, mode)
+    writer = start_python(write_slowly, path, mode)
     assert writer.stdout and writer.stdin
     assert writer.stdout.readline() == "open\n"
     assert is_being_written(path) and is_being_written(path)
@@ -190,7 +183,7 @@ def test_a_writer_in_another_process_is_seen_until_it_closes(inbox: Path, start_
 @pytest.mark.usefixtures("sigio_ignored")
 def test_a_writer_that_was_killed_is_none(inbox: Path, start_python: Starter) -> None:
     path = put(inbox / "a.jpg", b"abc")
-    writer = start_python(WRITE, path, "a")
+    writer = start_python(write_slowly, path, "a")
     assert writer.stdout and writer.stdout.readline() == "open\n"
     assert is_being_written(path)
     writer.kill()
@@ -222,8 +215,7 @@ def test_nothing_is_held_afterwards(inbox: Path, start_python: Starter) -> None:
     is_being_written(inbox / "nothing")
     assert sorted(HANDLES.iterdir()) == handles
     # Against a lease, who does not want to wait would be refused.
-    code = "import os, sys; os.open(sys.argv[1], os.O_WRONLY | os.O_NONBLOCK); print('open')"
-    told, trouble = start_python(code, path).communicate(timeout=LONGEST_WAIT_SECONDS)
+    told, trouble = start_python(write_at_once, path).communicate(timeout=LONGEST_WAIT_SECONDS)
     assert told == "open\n", trouble
 
 
@@ -251,16 +243,6 @@ def test_writers_come_while_we_look_and_neither_is_disturbed(inbox: Path) -> Non
     assert is_being_written(path) is False
 
 
-LOOK = """
-import sys
-from pathlib import Path
-from blurguard.inbox import files_below, is_being_written, stamp_at
-for path in sorted(Path(sys.argv[1]).iterdir()):
-    print(path.name, is_being_written(path), stamp_at(path, path.parent))
-print(list(files_below(Path(sys.argv[1]))))
-"""
-
-
 def test_pipes_sockets_and_devices_hold_nobody_up(inbox: Path, start_python: Starter) -> None:
     os.mkfifo(inbox / "a.jpg")
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as plug, contextlib.chdir(inbox):
@@ -268,7 +250,7 @@ def test_pipes_sockets_and_devices_hold_nobody_up(inbox: Path, start_python: Sta
         with contextlib.suppress(PermissionError):
             os.mknod("c.jpg", 0o600 | 0o020000, os.makedev(5, 0))  # the terminal: stat.S_IFCHR
         (inbox / "d.jpg").symlink_to("/dev/zero")
-        told, trouble = start_python(LOOK, inbox).communicate(timeout=LONGEST_WAIT_SECONDS)
+        told, trouble = start_python(look_at_inbox, inbox).communicate(timeout=LONGEST_WAIT_SECONDS)
     *looks, walked = told.splitlines()
     assert len(looks) == len(list(inbox.iterdir())) >= 3 and walked == "[]", trouble
     assert all(line.endswith(".jpg None None") for line in looks), looks
@@ -465,15 +447,7 @@ def test_where_nothing_can_be_watched_the_reason_is_told_and_nothing_runs_on(inb
 
 
 def test_a_system_without_handles_is_a_reason_as_well(inbox: Path, start_python: Starter) -> None:
-    code = """
-import os, resource, sys
-from pathlib import Path
-from blurguard.inbox import Events
-handles = [os.open("/dev/null", os.O_RDONLY)]
-resource.setrlimit(resource.RLIMIT_NOFILE, (handles[0] + 1, handles[0] + 1))
-print(Events(Path(sys.argv[1]), lambda *_: None).start())
-"""
-    told, trouble = start_python(code, inbox).communicate(timeout=LONGEST_WAIT_SECONDS)
+    told, trouble = start_python(watch_without_handles, inbox).communicate(timeout=LONGEST_WAIT_SECONDS)
     assert ": cannot be watched: " in told, trouble
 
 

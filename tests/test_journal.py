@@ -15,36 +15,10 @@ import pytest
 from blurguard.errors import OutputError
 from blurguard.journal import SCHEMA_VERSION, Entry, Figures, Journal, Stamp, State, figures_of, open_journal
 from blurguard.output import digest_of
+from tests.children import hold_journal, write_always, write_and_die
 from tests.commands import small_disk, snapshot
 from tests.conftest import Starter
 
-HOLD = """
-import sys
-from pathlib import Path
-from blurguard.journal import open_journal
-with open_journal(Path(sys.argv[1])):
-    print("open", flush=True)
-    sys.stdin.read()
-"""
-WRITE_AND_DIE = """
-import os, signal, sys
-from pathlib import Path
-from blurguard.journal import Entry, State, open_journal
-with open_journal(Path(sys.argv[1])) as journal:
-    journal.put(Path("a.jpg"), Entry(State.PUBLISHING, output_digest="abc"))
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-WRITE_ALWAYS = """
-import itertools, sys
-from pathlib import Path
-from blurguard.journal import State, open_journal
-with open_journal(Path(sys.argv[1])) as journal:
-    for turn in itertools.count():
-        for state in (State.QUEUED, State.WORKING):
-            journal.mark([Path(f"{number}.jpg") for number in range(50)], state)
-        if turn == 1:
-            print("writing", flush=True)
-"""
 SCHEMA_1 = """
 CREATE TABLE IF NOT EXISTS files (
     name BLOB PRIMARY KEY,
@@ -88,7 +62,7 @@ def test_what_is_put_is_got_even_by_the_next_process(tmp_path: Path, name: bytes
 
 
 def test_what_was_put_before_a_kill_is_there_after_it(tmp_path: Path, start_python: Starter) -> None:
-    assert start_python(WRITE_AND_DIE, tmp_path).wait() == -9
+    assert start_python(write_and_die, tmp_path).wait() == -9
     with open_journal(tmp_path) as journal:
         assert journal.get(Path("a.jpg")) == Entry(State.PUBLISHING, output_digest="abc")
 
@@ -111,7 +85,7 @@ def test_the_record_is_private(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path, start_python: Starter) -> None:
-    process = start_python(HOLD, tmp_path)
+    process = start_python(hold_journal, tmp_path)
     assert process.stdout is not None and process.stdout.readline() == "open\n"
     with pytest.raises(OutputError, match="another blurguard is working"), open_journal(tmp_path):
         pass
@@ -441,7 +415,7 @@ def test_figures_of_a_damaged_record_are_an_error_that_names_it(tmp_path: Path) 
 
 
 def test_figures_are_those_of_one_moment_while_another_process_writes(tmp_path: Path, start_python: Starter) -> None:
-    process = start_python(WRITE_ALWAYS, tmp_path)
+    process = start_python(write_always, tmp_path)
     assert process.stdout is not None and process.stdout.readline() == "writing\n"
     for _ in range(300):
         figures = figures_of(tmp_path, 0)

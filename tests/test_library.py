@@ -1,8 +1,10 @@
 """The same as a library: typed, quiet, light to import, and good enough for a detector that is not ours."""
 
 import importlib
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,63 +15,13 @@ from numpy.typing import NDArray
 
 import blurguard
 from blurguard import Anonymizer, Image, InputError, Layout, Mode, OutputError, Settings, Shape, Status, Style
+from tests.children import print_imports, program, use_library_quietly
 from tests.commands import environment, face, pixels, put, shows_face
 from tests.conftest import ROOT, Crowd
 
-TYPED = """
-from pathlib import Path
-import numpy as np
-from numpy.typing import NDArray
-import blurguard
-from blurguard import Anonymizer, Detections, Detector, Image, Layout, Mode, Outcome, Settings, hide_faces
 
-class Blind:
-    identity = "blind"
-    threshold = 0.5
-
-    def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
-        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-
-class Property:
-    @property
-    def identity(self) -> str:
-        return "blind"
-
-    @property
-    def threshold(self) -> float:
-        return 0.5
-
-    def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
-        return Blind().detect(rgb, min_score)
-
-grey: NDArray[np.uint8] = hide_faces(np.zeros((8, 8), np.uint8))
-image: Image = blurguard.hide_faces(Image(np.zeros((8, 8, 3), np.uint8), Layout.RGB), Settings(mode=Mode.FAST))
-detectors: list[Detector] = [Blind(), Property()]
-outcome: Outcome = Anonymizer(Settings(), Blind()).process(Path("a"), Path("b"), replace_existing=True)
-sixteen_bit: NDArray[np.uint16] = np.zeros((8, 8), np.uint16)
-still_sixteen: NDArray[np.uint16] = hide_faces(sixteen_bit)
-"""
-QUIET = """
-import logging, os, signal
-from pathlib import Path
-import cv2, PIL.Image
-import numpy as np
-import blurguard
-
-def state():
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    return handlers, dict(os.environ), logging.root.handlers, cv2.getNumThreads(), PIL.Image.MAX_IMAGE_PIXELS
-
-before = state()
-blurguard.hide_faces(np.zeros((64, 64, 3), np.uint8))
-blurguard.Anonymizer().process(Path("a.png"), Path("b.png"))
-assert state() == before
-"""
-WRONG = ("hide_faces('a.jpg')", "Settings(stile='blur')", "blurguard.blur_everything()", "Anonymizer(detector=3)")
-
-
-def python(code: str, cwd: Path) -> str:
-    command = [sys.executable, "-P", "-c", code]
+def python(cwd: Path, function: Callable[..., None], *arguments: object) -> str:
+    command = program(function, *arguments)
     done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -95,23 +47,34 @@ def test_everything_promised_is_there_and_nothing_else() -> None:
 
 def test_importing_is_light_and_running_quiet(tmp_path: Path) -> None:
     heavy = (
-        "{'numpy', 'cv2', 'PIL', 'rich', 'typer', 'ai_edge_litert', 'tflite_runtime', 'pebble', 'watchdog', 'sqlite3'}"
+        "numpy",
+        "cv2",
+        "PIL",
+        "rich",
+        "typer",
+        "ai_edge_litert",
+        "tflite_runtime",
+        "pebble",
+        "watchdog",
+        "sqlite3",
     )
-    assert python(f"import sys, blurguard; print({heavy} & set(sys.modules))", tmp_path) == "set()\n"
+    assert python(tmp_path, print_imports, *heavy) == "set()\n"
     put(tmp_path / "a.png", face(".png"))
-    assert python(QUIET, tmp_path) == ""
+    assert python(tmp_path, use_library_quietly) == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
 def test_types_are_checked_by_those_who_use_them(tmp_path: Path) -> None:
-    put(tmp_path / "right.py", TYPED.encode())
-    put(tmp_path / "wrong.py", "\n".join((TYPED.partition("\nclass")[0], *WRONG)).encode())
+    wrong, mistakes = re.subn(r"  # type: ignore\[.*\]", "", (ROOT / "tests" / "library_misuse.py").read_text("utf-8"))
+    assert mistakes == 4
+    put(tmp_path / "right.py", (ROOT / "tests" / "library_use.py").read_bytes())
+    put(tmp_path / "wrong.py", wrong.encode())
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache" / "users")]
-    for name, mistakes in (("right.py", 0), ("wrong.py", len(WRONG))):
+    for name, errors in (("right.py", 0), ("wrong.py", mistakes)):
         done = subprocess.run(
             [*command, name], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
         )
-        assert done.stdout.count(": error:") == mistakes, done.stdout + done.stderr
+        assert done.stdout.count(": error:") == errors, done.stdout + done.stderr
 
 
 def test_an_array_comes_back_hidden_and_the_given_one_stays(rgb: NDArray[np.uint8], tmp_path: Path) -> None:

@@ -13,29 +13,8 @@ from blurguard import models
 from blurguard.config import Mode
 from blurguard.errors import ModelError
 from blurguard.runtime import CACHE_PX, Network, interpreter_class
+from tests.children import look_for_runtime, run_network
 from tests.conftest import ROOT, Starter
-
-QUIET = """
-import sys
-import numpy as np
-from blurguard import models
-from blurguard.runtime import Network
-spec = models.find()
-network = Network(spec, models.load(spec))
-network.run(np.zeros((64, 96, 3), np.uint8))
-network.run(np.zeros((96, 64, 3), np.uint8))
-print("heard", file=sys.stderr)
-"""
-WITHOUT_RUNTIME = """
-import sys
-sys.modules["ai_edge_litert.interpreter"] = sys.modules["tflite_runtime.interpreter"] = None
-from blurguard.errors import ModelError
-from blurguard.runtime import interpreter_class
-try:
-    interpreter_class()
-except ModelError as error:
-    print(error)
-"""
 
 
 @pytest.fixture
@@ -174,7 +153,7 @@ def test_the_interpreter_used_last_is_dropped_last() -> None:
 
 
 def test_the_runtime_says_nothing_and_stderr_works_afterwards(start_python: Starter) -> None:
-    process = start_python(QUIET)
+    process = start_python(run_network)
     told, wrong = process.communicate()
     assert (process.returncode, told, wrong) == (0, "", "heard\n")
 
@@ -185,5 +164,5 @@ def test_which_runtime_works_is_told() -> None:
 
 
 def test_without_a_runtime_the_error_tells_what_to_install(start_python: Starter) -> None:
-    told, wrong = start_python(WITHOUT_RUNTIME).communicate()
+    told, wrong = start_python(look_for_runtime).communicate()
     assert "pip install ai-edge-litert" in told, wrong

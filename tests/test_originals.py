@@ -22,20 +22,13 @@ from blurguard.errors import InputError, OutputError, StorageError
 from blurguard.journal import Stamp
 from blurguard.originals import delete, move, names_for, place_for, sweep_parts, verify
 from blurguard.output import scratch_in, write_draft
+from tests.children import hold_part
 from tests.commands import put, small_disk
 from tests.conftest import Starter
 
 BIG = bytes(range(256)) * 4097  # more than is copied at once
 PART = ".blurguard-0123456789abcdef.part"
 NAMES = ["a.jpg", "é ü.jpg", "two\nlines.jpg", os.fsdecode(b"latin \xe9\xff.jpg"), "n" * 251 + ".jpg", "n" * 255]
-HOLD = """
-import sys
-from pathlib import Path
-from blurguard.originals import part_in
-with part_in(Path(sys.argv[1])) as (part, file):
-    print(part, flush=True)
-    sys.stdin.read()
-"""
 
 
 def mode_of(path: Path) -> int:
@@ -420,7 +413,7 @@ def test_a_draft_is_verified_where_memory_cannot_be_dropped(tmp_path: Path, monk
 def test_sweeping_takes_the_parts_of_the_dead_and_nothing_else(tmp_path: Path, start_python: Starter) -> None:
     assert sweep_parts(tmp_path / "absent") == 0
     (tmp_path / "x" / "y").mkdir(parents=True)
-    process = start_python(HOLD, tmp_path / "x")
+    process = start_python(hold_part, tmp_path / "x")
     assert process.stdout is not None
     part = Path(process.stdout.readline().rstrip("\n"))
     assert mode_of(part) == 0o600

@@ -11,40 +11,8 @@ import pytest
 
 from blurguard.errors import OutputError
 from blurguard.output import Draft, digest_of, digest_of_file, publish, scratch_in, sweep, write_draft
+from tests.children import hold_draft, publish_under_umask, write_too_much
 from tests.conftest import Starter
-
-HOLD = """
-import sys
-from pathlib import Path
-from blurguard.output import scratch_in, write_draft
-with scratch_in(Path(sys.argv[1])) as scratch:
-    print(write_draft(scratch, b"hidden already").path, flush=True)
-    sys.stdin.read()
-"""
-MODES = """
-import os, sys
-from pathlib import Path
-from blurguard.output import publish, scratch_in, write_draft
-folder = Path(sys.argv[1])
-os.umask(int(sys.argv[2], 8))
-(folder / "ordinary").write_bytes(b"")
-with scratch_in(folder) as scratch:
-    publish(write_draft(scratch, b"new"), folder / "ours", replace=False)
-    publish(write_draft(scratch, b"new"), folder / "ours too", replace=True)
-"""
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-from blurguard.errors import OutputError
-from blurguard.output import scratch_in, write_draft
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-with scratch_in(Path(sys.argv[1])) as scratch:
-    try:
-        write_draft(scratch, bytes(100_000))
-    except OutputError as error:
-        print(len(list(scratch.iterdir())), error)
-"""
 
 
 def mode_of(path: Path) -> int:
@@ -138,7 +106,7 @@ def test_a_name_below_a_file_is_an_error(draft: Draft, tmp_path: Path, replace: 
 def test_results_get_the_permissions_of_any_new_file(
     tmp_path: Path, umask: str, mode: int, start_python: Starter
 ) -> None:
-    assert start_python(MODES, tmp_path, umask).wait() == 0
+    assert start_python(publish_under_umask, tmp_path, umask).wait() == 0
     assert [mode_of(tmp_path / name) for name in ("ordinary", "ours", "ours too")] == [mode] * 3
     assert names_in(tmp_path) == ["ordinary", "ours", "ours too"]
 
@@ -169,7 +137,7 @@ def test_scratch_of_others_and_the_record_stay(tmp_path: Path) -> None:
 def test_sweeping_leaves_what_a_living_process_holds_and_takes_what_a_killed_one_left(
     tmp_path: Path, start_python: Starter
 ) -> None:
-    process = start_python(HOLD, tmp_path)
+    process = start_python(hold_draft, tmp_path)
     assert process.stdout is not None
     draft = Path(process.stdout.readline().rstrip("\n"))
     assert sweep(tmp_path) == 0
@@ -208,7 +176,7 @@ def test_sweeping_does_not_follow_a_link_in_place_of_the_scratch(tmp_path: Path)
 
 
 def test_a_write_that_fails_half_way_is_an_error_and_leaves_nothing(tmp_path: Path, start_python: Starter) -> None:
-    told, wrong = start_python(LIMITED, tmp_path).communicate()
+    told, wrong = start_python(write_too_much, tmp_path).communicate()
     assert told.startswith("0 ") and "cannot write: File too large" in told, wrong
     assert names_in(tmp_path) == []
 

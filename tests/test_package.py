@@ -35,7 +35,7 @@ def test_the_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     info = next(name for name in names if name.endswith("METADATA")).removesuffix("METADATA")
-    expected = {f"blurguard/{path.name}" for path in (ROOT / "blurguard").glob("*.py")} | {"blurguard/py.typed"}
+    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "blurguard").rglob("*.py")} | {"blurguard/py.typed"}
     expected |= {f"blurguard/models/{path.name}" for path in (ROOT / "models").iterdir()}
     licences = {f"{info}licenses/{name}" for name in ("LICENSE", "models/LICENSE-APACHE-2.0.txt", "models/NOTICE.md")}
     expected |= licences | {f"{info}{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
@@ -49,7 +49,8 @@ def test_the_sdist_holds_what_its_build_and_its_tests_need(dist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "models/manifest.toml", "tests/conftest.py"}
-    needed |= {"blurguard/cli.py", "calibration/base.py", "examples/photos/crowd.jpg", "examples/crowd.json"}
+    needed |= {str(path.relative_to(ROOT)) for path in (ROOT / "blurguard").rglob("*.py")}
+    needed |= {"calibration/base.py", "examples/photos/crowd.jpg", "examples/crowd.json"}
     assert needed <= names
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert set(project["license-files"]) <= names

@@ -6,7 +6,6 @@
 import math
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,11 +21,14 @@ from blurguard.config import Settings
 from blurguard.errors import InputError, OutputError
 from blurguard.pipeline import Anonymizer
 from blurguard.types import Detections
+from tests.breakages import BREAKAGES, BROKEN, STAGES, VARIABLE
+from tests.children import run_with_small_files
+from tests.commands import environment
+from tests.conftest import ROOT
 from tests.samples import FACE, Array, gif, picture, saved, texture
 from tests.stubs import Box, StubDetector, anonymizer
 from tests.test_clean import SECRET, cleaned, leaks
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE = WIDTH, HEIGHT = 128, 112
 # In the middle, over every edge and corner, large, small, of one pixel.
 FACES: dict[str, list[Box]] = {
@@ -206,87 +208,24 @@ def test_clean(tmp_path: Path) -> None:
 
 # --- broken builds ----------------------------------------------------------------------------------------------
 
-Changes = dict[str, list[tuple[str, str]]]  # module -> texts that stand in it once, and what they become
-BROKEN: dict[str, tuple[str, Changes]] = {
-    "ends before the last row and column": (
-        "covered",
-        {"geometry": [("min(x1, width), min(y1, height)", "min(x1, width - 1), min(y1, height - 1)")]},
-    ),
-    "feather inside": (
-        "covered",
-        {"obscure": [("(x1 - x0) / 2, (y1 - y0) / 2\n", "(x1 - x0) / 2 - feather, (y1 - y0) / 2 - feather\n")]},
-    ),
-    "cells as small as pixels": ("covered", {"obscure": [("CELLS = 3\n", "CELLS = 99\n")]}),
-    "no noise": ("covered", {"obscure": [("_RANDOM.gauss(0, canvas.noise)", "0.0")]}),
-    "feather too wide": ("untouched", {"obscure": [("round(0.05 * side)", "round(0.2 * side)")]}),
-    "boxes that nobody asked for": ("untouched", {"pipeline": [("if self.settings.boxes:", "if True:")]}),
-    "the target is opened first": (
-        "closed",
-        {
-            "pipeline": [
-                ("work = self.work(source, scratch)", 'target.open("ab"); work = self.work(source, scratch)'),
-                ("publish(work.draft, target, replace_existing)", "publish(work.draft, target, True)"),
-            ]
-        },
-    ),
-    "scratch stays": (
-        "closed",
-        {"output": [("        shutil.rmtree(path, ignore_errors=True)\n        os.close", "        os.close")]},
-    ),
-    "a cut file is a whole one": ("closed", {"containers": [("if kind is Kind.PNG and", "if not kind and")]}),
-    "exif is copied": (
-        "clean",
-        {"formats": [('allowed_exif(exif) if keep_metadata and kind in _WITH_EXIF else b""', "exif.tobytes()")]},
-    ),
-    "all of exif may be kept": (
-        "clean",
-        {"metadata": [("    kept = Pillow.Exif()\n", "    return exif.tobytes()\n    kept = Pillow.Exif()\n")]},
-    ),
-    "what follows the picture is copied": (
-        "clean",
-        {
-            "images": [
-                ("return self._source.write(pages)", "return self._source.write(pages) + self._source._data[-40:]")
-            ]
-        },
-    ),
-}
 
-
-def build(folder: Path, changes: Changes) -> Path:
-    """Return a folder with a copy of the package in which these texts are others."""
-    leave = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "blurguard", folder / "blurguard", ignore=leave)
-    shutil.copytree(ROOT / "tests", folder / "tests", ignore=leave)
-    (folder / "models").symlink_to(ROOT / "models")
-    for module, pairs in changes.items():
-        path = folder / "blurguard" / f"{module}.py"
-        text = path.read_text("utf-8")
-        for old, new in pairs:
-            assert text.count(old) == 1, f"{module}.py: expected once: {old!r}"
-            text = text.replace(old, new)
-        path.write_text(text, "utf-8")
-    return folder
-
-
-def python(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    """Run Python with the package of that folder."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("BLURGUARD_")}
-    environment["PYTHONPATH"] = str(folder)
+def python(*arguments: object, breakage: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run Python with our package; ``breakage`` is for programs that know of broken builds."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    variables = environment(**({VARIABLE: breakage} if breakage else {}))
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("promise", CHECKS)
-def test_an_unchanged_copy_passes(promise: str, tmp_path: Path) -> None:
-    run = python(build(tmp_path / "copy", {}), "-m", "tests.test_promises", promise, tmp_path)
+def test_a_build_that_is_not_broken_passes(promise: str, tmp_path: Path) -> None:
+    run = python("-m", "tests.test_promises", promise, tmp_path)
     assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_build_is_found_out(name: str, tmp_path: Path) -> None:
-    promise, changes = BROKEN[name]
-    run = python(build(tmp_path / "copy", changes), "-m", "tests.test_promises", promise, tmp_path)
+    promise, _ = BROKEN[name]
+    run = python("-m", "tests.test_promises", promise, tmp_path, breakage=name)
     assert run.returncode == BROKEN_PROMISE, run.stderr
     assert "broken promise" in run.stderr
 
@@ -295,9 +234,11 @@ BROKEN_PROMISE = 9
 
 
 def main() -> int:
-    """Run one check; 9 when the promise is broken."""
+    """Run one check, of a broken build where the environment names one; 9 when the promise is broken."""
     promise, folder = sys.argv[1], Path(sys.argv[2]) / "work"
     assert Path(blurguard.__file__).is_relative_to(Path.cwd())
+    if VARIABLE in os.environ:
+        BREAKAGES[os.environ[VARIABLE]]()
     folder.mkdir()
     try:
         CHECKS[promise](folder)
@@ -309,30 +250,6 @@ def main() -> int:
 
 # --- the command line: a fault at every stage -------------------------------------------------------------------
 
-RAISE = 'raise RuntimeError("injected")'
-KILL = "__import__('os').kill(__import__('os').getpid(), 9)"
-STAGES: dict[str, Changes] = {
-    "detect": {"blazeface": [('    """Return the faces', '    FAULT\n    """Return the faces')]},
-    "hide": {
-        "pipeline": [
-            ("        found = self.faces(image, frame)\n", "        FAULT\n        found = self.faces(image, frame)\n")
-        ]
-    },
-    "encode": {
-        "images": [("        return self._source.write(pages)", "        self._source.write(pages)\n        FAULT")]
-    },
-    "write": {
-        "output": [("                os.fsync(handle)\n", "                FAULT\n                os.fsync(handle)\n")]
-    },
-    "rename": {"output": [("    with output_errors(target):\n", "    with output_errors(target):\n        FAULT\n")]},
-}
-
-
-def with_fault(stage: str, fault: str) -> Changes:
-    return {
-        module: [(old, new.replace("FAULT", fault)) for old, new in pairs] for module, pairs in STAGES[stage].items()
-    }
-
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
@@ -343,22 +260,22 @@ def photo(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_fault_leaves_no_output_and_an_exit_code(stage: str, photo: Path, tmp_path: Path) -> None:
-    run = python(build(tmp_path / "copy", with_fault(stage, RAISE)), "-m", "blurguard", "file", photo)
+def test_a_fault_leaves_no_output_and_an_exit_code(stage: str, photo: Path) -> None:
+    run = python("-m", "tests.broken", "file", photo, breakage=f"raise in {stage}")
     assert run.returncode == 1, run.stdout + run.stderr
     assert "injected" in run.stdout + run.stderr
     assert files_in(photo.parent) == {"a.png"}
 
 
 @pytest.mark.parametrize("stage", ["hide", "write", "rename"])
-def test_a_kill_leaves_no_output_and_the_next_run_sweeps(stage: str, photo: Path, tmp_path: Path) -> None:
-    run = python(build(tmp_path / "copy", with_fault(stage, KILL)), "-m", "blurguard", "file", photo)
+def test_a_kill_leaves_no_output_and_the_next_run_sweeps(stage: str, photo: Path) -> None:
+    run = python("-m", "tests.broken", "file", photo, breakage=f"kill in {stage}")
     assert run.returncode != 0
     assert not (photo.parent / "a_blurred.png").exists()
     scratch = [path for path in photo.parent.rglob("*") if path != photo]
     assert all(path.stat().st_mode & 0o077 == 0 for path in scratch)
     assert len([path for path in scratch if path.is_file()]) == (0 if stage == "hide" else 1)
-    again = python(ROOT, "-m", "blurguard", "file", photo)
+    again = python("-m", "blurguard", "file", photo)
     assert again.returncode == 0, again.stderr
     assert files_in(photo.parent) == {"a.png", "a_blurred.png"}
 
@@ -372,24 +289,20 @@ def test_what_the_world_does_leaves_no_output_and_an_exit_code(photo: Path) -> N
     (folder / "no_folder").touch()
     before = files_in(folder)
     run = ["-m", "blurguard", "file"]
-    limited = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
-        "from blurguard.cli import main; sys.argv[1:] = sys.argv[1:]; main()"
-    )
     for arguments, code in (
         ([*run, cut], 5),
         ([*run, missing], 5),
         ([*run, directory], 5),
         ([*run, photo, "--model", "nobody"], 4),
         ([*run, photo, "--out", folder / "no_folder" / "out.png"], 6),
-        (["-c", limited, "file", photo], 6),
+        (["-m", "tests.children", run_with_small_files.__name__, 9000, "file", photo], 6),
     ):
-        result = python(ROOT, *arguments)
+        result = python(*arguments)
         assert result.returncode == code, (arguments, result.stdout, result.stderr)
         assert files_in(folder) == before, arguments
     blocked = folder / "a_blurred.png"
     blocked.mkdir()
-    result = python(ROOT, *run, photo)
+    result = python(*run, photo)
     assert result.returncode == 6, result.stderr
     assert files_in(folder) == before | {"a_blurred.png"}
 

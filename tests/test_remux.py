@@ -24,6 +24,7 @@ from blurguard.encoders import ENCODERS
 from blurguard.errors import InputError, OutputError
 from blurguard.remux import Recorder, _Stripper
 from blurguard.video import open_video
+from tests.children import rewrite_clips, rewrite_on_full_disk
 from tests.clips import BRANDS, CLIPS, GPS, SECRET, Clip, Track, every, made, make
 from tests.conftest import Starter
 
@@ -169,12 +170,7 @@ def test_real_files_are_as_they_were(name: str, test_data: Path, tmp_path: Path)
 
 
 def test_nothing_is_said(start_python: Starter, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; import tests.test_remux as t\n"
-        "for name in ('plain', 'hevc10', 'av1', 'vp9'):\n"
-        "    t.rewrite(t.made(name, Path(sys.argv[1])), Path(sys.argv[1]))"
-    )
-    out, err = start_python(code, tmp_path).communicate(timeout=100)
+    out, err = start_python(rewrite_clips, tmp_path, "plain", "hevc10", "av1", "vp9").communicate(timeout=100)
     assert (out, err) == ("", "")
 
 
@@ -303,24 +299,10 @@ def test_nothing_written_is_an_error(tmp_path: Path) -> None:
         pass
 
 
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-import tests.test_remux as t
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-source = t.made(sys.argv[2], Path(sys.argv[1]))
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
-try:
-    t.rewrite(source, Path(sys.argv[1]))
-except t.OutputError as error:
-    print(error)
-"""
-
-
 @pytest.mark.parametrize("name", ["plain", "index-first", "many", "h264-ts"])
 @pytest.mark.parametrize("room", [0, 700, 3000])
 def test_a_full_disk_is_an_output_error(name: str, room: int, start_python: Starter, tmp_path: Path) -> None:
-    out, err = start_python(FULL, tmp_path, name, room).communicate(timeout=100)
+    out, err = start_python(rewrite_on_full_disk, tmp_path, name, room).communicate(timeout=100)
     assert "cannot write" in out
     assert err == ""
 

@@ -13,6 +13,7 @@ import pytest
 
 from blurguard.errors import InputError
 from blurguard.video import open_video
+from tests.children import read_watched
 from tests.clips import CLIPS, GPS, RATE, STEP, Clip, Track, every, made, make
 from tests.conftest import Starter
 from tests.test_remux import pixels
@@ -139,21 +140,6 @@ def test_names_are_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(read(Path(name))[0]) == len(CLIPS["plain"].times)
 
 
-WATCHED = """
-import sys
-from pathlib import Path
-opened = []
-sys.addaudithook(lambda name, what: opened.append(str(what[0])) if name in ("open", "socket.connect") else None)
-from blurguard.video import open_video
-from blurguard.errors import InputError
-try:
-    with open_video(Path(sys.argv[1]), max_pixels=10**7) as video:
-        print(len(list(video.frames())))
-except InputError as error:
-    print(error)
-"""
-
-
 def test_references_to_other_files_are_not_followed(tmp_path: Path, start_python: Starter) -> None:
     """A QuickTime file may say that its data lies in another file."""
     inside = make(Clip("mov", audio=()), tmp_path, "inside")
@@ -162,7 +148,7 @@ def test_references_to_other_files_are_not_followed(tmp_path: Path, start_python
     assert data.count(own) + data.count(b"alis\0\0\0\x01") >= 1
     hostile = tmp_path / "hostile.mov"
     hostile.write_bytes(data.replace(b"alis\0\0\0\x01", b"alis\0\0\0\0").replace(own, own[:-1] + b"\0"))
-    out, err = start_python(WATCHED, hostile).communicate(timeout=100)
+    out, err = start_python(read_watched, hostile).communicate(timeout=100)
     assert err == ""
     assert out
 

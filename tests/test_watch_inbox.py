@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from blurguard.intake import Glance, Intake
 from blurguard.journal import Stamp, State
+from tests.breakages import VARIABLE
 from tests.clips import STEP, Clip, every, make
 from tests.commands import blank, blurguard, face, names, put, small_disk
-from tests.drop import HIDING, PROGRAM, Drop, hidden
+from tests.drop import BROKEN_PROGRAM, HIDING, Drop, hidden
 from tests.faults import make_films, ticks
 
 ONE, TWO, THREE = face(), face(turn=20), face(turn=40)
@@ -35,15 +36,6 @@ ODD_NAMES = (
 QUICK_RESCAN = ("--rescan", 0.2)
 COUNT = itertools.count()
 IN_OPEN, HEADER = 0x20, struct.Struct("iIII")  # of Linux' inotify
-# A system that has run out of watches, in place of watchdog's; else the program is the usual one.
-DEAF = """
-import errno, runpy
-from watchdog.observers.api import BaseObserver
-def schedule(*_, **__):
-    raise OSError(errno.ENOSPC, "no watches are left")
-BaseObserver.schedule = schedule
-runpy.run_module("blurguard", run_name="__main__", alter_sys=True)
-"""
 
 
 @dataclass
@@ -230,8 +222,8 @@ def test_files_that_events_got_lost_of_are_found(tmp_path: Path) -> None:
     early, late = (["/".join((when, f"{i % 7}", f"{i}.png")) for i in range(300)] for when in ("early", "late"))
     for name in early:
         put(tmp_path / "inbox" / name, blank(".png"))
-    deaf = (PROGRAM[0], "-P", "-c", DEAF)
-    with Drop(tmp_path, *QUICK_RESCAN, "--jobs", 2, program=deaf) as drop:
+    broken = {VARIABLE: "no watches are left"}
+    with Drop(tmp_path, *QUICK_RESCAN, "--jobs", 2, program=BROKEN_PROGRAM, env=broken) as drop:
         assert any("no watches are left" in note for note in drop.notes())
         drop.settle()
         for name in late:

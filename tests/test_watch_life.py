@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,60 +15,20 @@ from blurguard.health import State as DaemonState
 from blurguard.health import health_file
 from blurguard.intake import MOST
 from blurguard.journal import State
+from tests.children import program, run_daemon_with, run_without_options
 from tests.commands import blurguard, encoded, environment, face, names, put, small_disk
 from tests.drop import PROGRAM, USUAL, Drop, hidden
 from tests.faults import LONGEST_WAIT_SECONDS
 from tests.test_offline import GUARD, without_network
-from tests.workers import TROUBLE
+from tests.workers import TROUBLE, crashing, deaf, dying, hanging, raising, waiting
 
-# A daemon whose workers have a detector of tests/workers.py, named by the first argument.
-OTHER_DETECTOR = """
-import argparse, functools, os, sys
-from pathlib import Path
-from blurguard.config import WatchSettings
-from blurguard.console import ConsoleProgress
-from blurguard.folders import Folders
-from blurguard.loop import Orders
-from blurguard.process import own_process
-from blurguard.watch import WatchTask, watch
-from blurguard.workers import Crew
-from tests import workers
-
-parser = argparse.ArgumentParser()
-for name in ("detector", "command", "inbox", "outbox"):
-    parser.add_argument(name)
-for name in ("settle", "rescan", "timeout", "grace"):
-    parser.add_argument("--" + name, type=float)
-for name in ("jobs", "min-free", "recycle"):
-    parser.add_argument("--" + name, type=int)
-parser.add_argument("--log-json", action="store_true")
-given = vars(parser.parse_known_args()[0])
-own_process()
-factory = getattr(workers, given["detector"])
-if given["detector"] == "waiting":
-    factory = functools.partial(factory, Path(os.environ["GATE"]))
-console = ConsoleProgress(quiet=False, verbose=False, as_json=True)
-chosen = {key: given[key] for key in ("settle", "rescan", "timeout", "grace", "min_free", "recycle") if given[key]}
-settings = WatchSettings().changed({"min_free": 0, "grace": 0} | chosen, "test")
-orders = Orders(Crew(factory, given["jobs"], progress=console.frames), settings)
-folders = Folders(Path(given["inbox"]), Path(given["outbox"])).prepared(allow_shared=False)
-with console.live("watching"):
-    watch(WatchTask(folders, orders, lambda: orders), console)
-"""
-# The daemon without the options that ``Drop`` gives: those would win over a settings file.
-WITHOUT_USUAL = f"""
-import sys
-from blurguard.cli import main
-sys.argv[4:] = ["--log-json", *sys.argv[4 + {len(USUAL)}:]]
-main()
-"""
 CALM = encoded(Image.new("RGB", (32, 32), (90, 120, 150)), ".png")
 TROUBLING = encoded(Image.new("RGB", (32, 32), (TROUBLE, 120, 150)), ".png")
 NOISE = encoded(Image.effect_noise((256, 256), 100).convert("RGB"), ".png")  # does not compress
 
 
-def other(detector: str) -> tuple[str, ...]:
-    return sys.executable, "-P", "-c", OTHER_DETECTOR, detector
+def other(detector: Callable[..., Anonymizer]) -> tuple[str, ...]:
+    return program(run_daemon_with, detector.__name__)
 
 
 def is_done(drop: Drop, name: str) -> bool:
@@ -86,7 +46,7 @@ class Gated(Drop):
 
     def __init__(self, tmp_path: Path, *options: object) -> None:
         self.gate = tmp_path / "gate"
-        super().__init__(tmp_path, *options, program=other("waiting"), env={"GATE": str(self.gate)})
+        super().__init__(tmp_path, *options, program=other(waiting), env={"GATE": str(self.gate)})
 
     def busy(self) -> None:
         """Drop two pictures, and have one of them worked on."""
@@ -206,7 +166,7 @@ def test_a_second_ctrl_c_is_an_interruption_to_the_command_line(tmp_path: Path) 
 def configured(tmp_path: Path, text: str, *options: object) -> Drop:
     config = tmp_path / "blurguard.toml"
     config.write_text(text, "utf-8")
-    return Drop(tmp_path, "--config", config, *options, program=(sys.executable, "-P", "-c", WITHOUT_USUAL))
+    return Drop(tmp_path, "--config", config, *options, program=program(run_without_options, len(USUAL)))
 
 
 def reload(drop: Drop, tmp_path: Path, text: str, note: str) -> None:
@@ -331,14 +291,16 @@ def note_on(drop: Drop, name: str) -> str:
 @pytest.mark.parametrize(
     ("detector", "told"),
     [
-        ("crashing", "the process that worked on it died (exit code -11)"),
-        ("dying", "the process that worked on it died (exit code -9)"),
-        ("raising", "unforeseen failure: ZeroDivisionError: nobody foresaw this"),
-        ("hanging", "gave no sign of life and was stopped"),
-        ("deaf", "gave no sign of life and was stopped"),
+        (crashing, "the process that worked on it died (exit code -11)"),
+        (dying, "the process that worked on it died (exit code -9)"),
+        (raising, "unforeseen failure: ZeroDivisionError: nobody foresaw this"),
+        (hanging, "gave no sign of life and was stopped"),
+        (deaf, "gave no sign of life and was stopped"),
     ],
 )
-def test_a_worker_that_goes_wrong_costs_its_own_file_only(tmp_path: Path, detector: str, told: str) -> None:
+def test_a_worker_that_goes_wrong_costs_its_own_file_only(
+    tmp_path: Path, detector: Callable[..., Anonymizer], told: str
+) -> None:
     with Drop(tmp_path, "--timeout", "1", program=other(detector)) as drop:
         put(drop.inbox / "a.png", CALM)
         drop.settle()
@@ -351,7 +313,7 @@ def test_a_worker_that_goes_wrong_costs_its_own_file_only(tmp_path: Path, detect
         assert names(drop.outbox) == ["a.png", "b0.png", "b1.png", "b2.png", "b3.png"]
         assert [row.state for name, row in drop.rows().items() if name == Path("bad.png")] == [State.FAILED]
         assert len(drop.workers()) == 1
-        assert (drop.workers() != before) == (detector != "raising")
+        assert (drop.workers() != before) == (detector is not raising)
         (scratch,) = (drop.outbox / ".blurguard" / "scratch").iterdir()
         assert list(scratch.iterdir()) == []
         drop.restart()
@@ -362,7 +324,7 @@ def test_a_worker_that_goes_wrong_costs_its_own_file_only(tmp_path: Path, detect
 
 
 def test_two_workers_that_hang_at_once_do_not_stop_the_others(tmp_path: Path) -> None:
-    with Drop(tmp_path, "--timeout", "1", "--jobs", "2", program=other("deaf")) as drop:
+    with Drop(tmp_path, "--timeout", "1", "--jobs", "2", program=other(deaf)) as drop:
         for index in range(3):
             put(drop.inbox / f"bad{index}.png", TROUBLING)
         for index in range(3):

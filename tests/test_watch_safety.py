@@ -28,6 +28,7 @@ from blurguard.originals import files_below
 from blurguard.pipeline import Anonymizer
 from blurguard.types import Outcome
 from blurguard.workers import Crew, Factory
+from tests.children import look_at_exchanged, run_interrupted
 from tests.commands import face, names, put, snapshot
 from tests.conftest import Starter
 from tests.drop import Drop
@@ -307,26 +308,13 @@ def test_what_did_not_get_its_name_is_done_at_the_next_start(
     assert not (tmp_path / "out/.blurguard/scratch").exists()
 
 
-INTERRUPTED = """
-import os, signal, sys
-from blurguard.cli import main
-number, real = int(sys.argv.pop(1)), os.chmod
-def chmod(*args, **options):
-    os.chmod = real
-    os.kill(os.getpid(), number)
-    return real(*args, **options)
-os.chmod = chmod
-main()
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_batch_that_is_interrupted_before_a_name_leaves_its_file_to_the_next(
     tmp_path: Path, start_python: Starter, number: signal.Signals
 ) -> None:
     source = picture(tmp_path / "in/a.png")
     command = ["dir", source.parent, "--out", tmp_path / "out", "--jobs", "1", "--mode", "fast"]
-    process = start_python(INTERRUPTED, int(number), *command)
+    process = start_python(run_interrupted, int(number), *command)
     told = process.communicate(timeout=LONGEST_WAIT_SECONDS)
     assert process.returncode == 130, told
     assert names(tmp_path / "out") == [] and not (tmp_path / "out/.blurguard/scratch").exists()
@@ -405,30 +393,11 @@ def test_a_daemon_starts_on_a_deep_inbox_and_does_all_that_lies_there(yard: Path
 
 # Pipes.
 
-EXCHANGED = """
-import os, sys
-from pathlib import Path
-from blurguard.media import kind_of_file
-from blurguard.output import digest_of_file
-path, look = Path(sys.argv[1]), {"kind": kind_of_file, "digest": digest_of_file}[sys.argv[2]]
-
-def exchange(event, args):
-    if event == "open" and args[0] == str(path) and path.is_file():
-        path.unlink()
-        os.mkfifo(path)
-
-sys.addaudithook(exchange)
-try:
-    look(path)
-except Exception as error:
-    print(error)
-"""
-
 
 @pytest.mark.parametrize("look", ["kind", "digest"])
 def test_a_file_that_is_exchanged_for_a_pipe_holds_nobody_up(tmp_path: Path, start_python: Starter, look: str) -> None:
     path = put(tmp_path / "a.jpg", b"abc")
-    told, trouble = start_python(EXCHANGED, path, look).communicate(timeout=LONGEST_WAIT_SECONDS / 6)
+    told, trouble = start_python(look_at_exchanged, path, look).communicate(timeout=LONGEST_WAIT_SECONDS / 6)
     assert "is no regular file" in told and not trouble
 
 
