@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -16,7 +16,7 @@ import cv2
 
 from bench.measure import Section, ms, now
 from bench.video import CLIP_SECONDS, full_hd
-from blurguard import Anonymizer, Mode, Settings
+from blurguard import Anonymizer, Mode, Settings, cloak, footage
 from blurguard.cloak import Cloak
 from blurguard.planes import Viewer, planes_of
 from blurguard.remux import Recorder
@@ -85,6 +85,12 @@ DECODE, SCALE, DETECT, FOLLOW, HIDE, ENCODE = STAGES = (
 _BETWEEN = "between"
 
 
+def _changed(owner: object, member: Callable[..., Any], changed: Callable[..., Any]) -> AbstractContextManager[object]:
+    """Return what replaces a member of a module, class or object meanwhile; it must be there under its own name."""
+    manager: AbstractContextManager[object] = patch.object(owner, member.__name__, changed)
+    return manager
+
+
 @contextmanager
 def counted_stages(laps: Laps, anonymizer: Anonymizer) -> Iterator[None]:
     """Count the stages of videos; decoder and encoder work in one thread each, which is the one that calls them."""
@@ -93,17 +99,18 @@ def counted_stages(laps: Laps, anonymizer: Anonymizer) -> Iterator[None]:
     def followed(items: Iterable[Any], rules: Rules) -> Generator[Any, None, None]:
         return laps.each(FOLLOW, follow(laps.each(_BETWEEN, items), rules))
 
-    changes: list[Any] = [
-        patch("blurguard.footage.open_video", functools.partial(open_video, threads=1)),
-        patch("blurguard.footage.Recorder", functools.partial(Recorder, threads=1)),
-        patch.object(Video, "frames", lambda video: laps.each(DECODE, video_frames(video))),
-        patch.object(Viewer, "rgb", laps.call(SCALE, Viewer.rgb)),
-        patch.object(anonymizer.detector, "detect", laps.call(DETECT, anonymizer.detector.detect)),
-        patch("blurguard.cloak.follow", followed),
-        patch("blurguard.footage.planes_of", laps.call(HIDE, planes_of)),
-        patch.object(Cloak, "hide_into", laps.call(HIDE, Cloak.hide_into)),
-        patch.object(Recorder, "write", laps.call(ENCODE, Recorder.write)),
-        patch.object(Recorder, "close", laps.call(ENCODE, Recorder.close)),
+    detector = anonymizer.detector
+    changes = [
+        _changed(footage, open_video, functools.partial(open_video, threads=1)),
+        _changed(footage, Recorder, functools.partial(Recorder, threads=1)),
+        _changed(Video, Video.frames, lambda video: laps.each(DECODE, video_frames(video))),
+        _changed(Viewer, Viewer.rgb, laps.call(SCALE, Viewer.rgb)),
+        _changed(detector, detector.detect, laps.call(DETECT, detector.detect)),
+        _changed(cloak, follow, followed),
+        _changed(footage, planes_of, laps.call(HIDE, planes_of)),
+        _changed(Cloak, Cloak.hide_into, laps.call(HIDE, Cloak.hide_into)),
+        _changed(Recorder, Recorder.write, laps.call(ENCODE, Recorder.write)),
+        _changed(Recorder, Recorder.close, laps.call(ENCODE, Recorder.close)),
     ]
     with ExitStack() as stack:
         for change in changes:
