@@ -19,6 +19,7 @@ lint: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(TESTABLE)  ## speed and memory against peers; prints tables
 	$(BIN)/python -m bench

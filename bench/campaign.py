@@ -26,9 +26,9 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from bench.measure import machine, table
 from blurguard import Anonymizer, BlurguardError, Settings
-from blurguard.images import open_still
-from blurguard.media import kind_of_file
-from blurguard.process import own_process
+from blurguard.batch.process import own_process
+from blurguard.files.filetypes import kind_of_file
+from blurguard.images.still import open_still
 from tests.faults import KillResult, kill_once, make_films, make_photos
 from tests.samples import ALL, FACE, sample
 from tests.stubs import StubDetector

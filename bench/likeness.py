@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from bench.measure import Section, Target, times
 from bench.video import full_hd, lumas
 from blurguard import Anonymizer, BlurguardError, Mode, Settings
-from blurguard.media import Kind, kind_of_file
-from blurguard.obscure import feather_px
+from blurguard.files.filetypes import Kind, kind_of_file
+from blurguard.redaction.mosaic import feather_px
 from blurguard.types import Region
-from blurguard.video import open_video
+from blurguard.video.reader import open_video
 from calibration.film import watch
 from examples.compose_clip import Plan, write_clip
 

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from bench.measure import ROOT, machine, table
 from bench.peers import ENVIRONMENT, install_deface
 from blurguard import Anonymizer, Detections, Mode, Outcome, Settings, Status, Style
-from blurguard.geometry import iou, suppress
-from blurguard.process import own_process
+from blurguard.batch.process import own_process
+from blurguard.boxes import iou, suppress
 
 Boxes = NDArray[np.float32]
 

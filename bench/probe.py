@@ -13,9 +13,10 @@ import tempfile
 from pathlib import Path
 
 from blurguard import Anonymizer, Mode, Settings, Status
-from blurguard.batch import FolderTask, blur_folder
-from blurguard.process import own_process
-from blurguard.workers import Crew
+from blurguard.batch.output_tree import FolderTask
+from blurguard.batch.process import own_process
+from blurguard.batch.runner import blur_folder
+from blurguard.batch.workers import Crew
 
 SAMPLE_EVERY = 10
 

@@ -19,13 +19,14 @@ import numpy as np
 from bench.measure import Cost, Section, Target, cost_of, median, ms, now, ratio, times
 from bench.photos import QUALITY, Photo
 from blurguard import Anonymizer, Mode, Settings, Status
-from blurguard.batch import FolderTask, blur_folder
-from blurguard.images import open_still
-from blurguard.media import kind_of_file
-from blurguard.obscure import hide_into
-from blurguard.output import digest_of, publish, scratch_in, write_draft
+from blurguard.anonymize.surfaces import hide_into
+from blurguard.batch.output_tree import FolderTask
+from blurguard.batch.runner import blur_folder
+from blurguard.batch.workers import Crew
+from blurguard.files.atomic import digest_of, publish, scratch_in, write_draft
+from blurguard.files.filetypes import kind_of_file
+from blurguard.images.still import open_still
 from blurguard.types import Image
-from blurguard.workers import Crew
 
 OPENCV_AT_MOST = 2.0
 TWO_JOBS_AT_LEAST = 1.8

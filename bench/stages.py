@@ -16,12 +16,14 @@ import cv2
 
 from bench.measure import Section, ms, now
 from bench.video import CLIP_SECONDS, full_hd
-from blurguard import Anonymizer, Mode, Settings, cloak, footage
-from blurguard.cloak import Cloak
-from blurguard.planes import Viewer, planes_of
-from blurguard.remux import Recorder
-from blurguard.tracks import Rules, follow
-from blurguard.video import Video, open_video
+from blurguard import Anonymizer, Mode, Settings
+from blurguard.anonymize import tracked, video
+from blurguard.anonymize.surfaces import planes_of
+from blurguard.anonymize.tracked import Cloak
+from blurguard.tracking.lookahead import Rules, follow
+from blurguard.video.reader import Video, open_video
+from blurguard.video.rgb import Viewer
+from blurguard.video.writer import Recorder
 from examples.compose_clip import write_clip
 
 Item = TypeVar("Item")
@@ -101,13 +103,13 @@ def counted_stages(laps: Laps, anonymizer: Anonymizer) -> Iterator[None]:
 
     detector = anonymizer.detector
     changes = [
-        _changed(footage, open_video, functools.partial(open_video, threads=1)),
-        _changed(footage, Recorder, functools.partial(Recorder, threads=1)),
+        _changed(video, open_video, functools.partial(open_video, threads=1)),
+        _changed(video, Recorder, functools.partial(Recorder, threads=1)),
         _changed(Video, Video.frames, lambda video: laps.each(DECODE, video_frames(video))),
         _changed(Viewer, Viewer.rgb, laps.call(SCALE, Viewer.rgb)),
         _changed(detector, detector.detect, laps.call(DETECT, detector.detect)),
-        _changed(cloak, follow, followed),
-        _changed(footage, planes_of, laps.call(HIDE, planes_of)),
+        _changed(tracked, follow, followed),
+        _changed(video, planes_of, laps.call(HIDE, planes_of)),
         _changed(Cloak, Cloak.hide_into, laps.call(HIDE, Cloak.hide_into)),
         _changed(Recorder, Recorder.write, laps.call(ENCODE, Recorder.write)),
         _changed(Recorder, Recorder.close, laps.call(ENCODE, Recorder.close)),

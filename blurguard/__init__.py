@@ -12,35 +12,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from blurguard.config import Mode, Settings, Shape, Style
-    from blurguard.detectors import Detector
+    from blurguard.anonymize.anonymizer import Anonymizer, hide_faces
+    from blurguard.detection.detector import Detector
     from blurguard.errors import BlurguardError, ConfigError, InputError, ModelError, OutputError
-    from blurguard.pipeline import Anonymizer, hide_faces
+    from blurguard.settings import Mode, Settings, Shape, Style
     from blurguard.types import Detections, Face, Image, Layout, Outcome, Region, Status
 
 __version__ = "0.1.0"
 
 # Loaded on first use: `blurguard --help` shall not wait for OpenCV.
 _HOMES = {
-    "Anonymizer": "pipeline",
+    "Anonymizer": "anonymize.anonymizer",
     "BlurguardError": "errors",
     "ConfigError": "errors",
     "Detections": "types",
-    "Detector": "detectors",
+    "Detector": "detection.detector",
     "Face": "types",
     "Image": "types",
     "InputError": "errors",
     "Layout": "types",
-    "Mode": "config",
+    "Mode": "settings",
     "ModelError": "errors",
     "Outcome": "types",
     "OutputError": "errors",
     "Region": "types",
-    "Settings": "config",
-    "Shape": "config",
+    "Settings": "settings",
+    "Shape": "settings",
     "Status": "types",
-    "Style": "config",
-    "hide_faces": "pipeline",
+    "Style": "settings",
+    "hide_faces": "anonymize.anonymizer",
 }
 __all__ = [
     "Anonymizer",

@@ -1,5 +1,5 @@
 """``python -m blurguard`` is the command line."""
 
-from blurguard.cli import main
+from blurguard.cli.app import main
 
 main()

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from blurguard import models
-from blurguard.config import Mode
-from blurguard.models import ModelSpec
+from blurguard.detection import model_zoo
+from blurguard.detection.model_zoo import ModelSpec
+from blurguard.settings import Mode
 from calibration import CalibrationError, flatbuffer, read_network
 
 __all__ = ["OFFSET_UNIT", "SIZE_UNIT", "UNITS", "candidate", "read_in_units"]
@@ -38,7 +38,7 @@ def candidate(data: bytes, file: str = "", name: str = "candidate", **known: str
     and the turned passes go by them too), evidence, source, licence, training_data.
     """
     told: dict[str, object] = dict.fromkeys(("evidence", "source", "licence", "training_data"), "")
-    told |= {"thresholds": models.find().thresholds, "crowd_ap": {}, **known}
+    told |= {"thresholds": model_zoo.find().thresholds, "crowd_ap": {}, **known}
     return ModelSpec(
         name=name,
         file=file,

@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 from PIL import Image as Pillow
 
-from blurguard import models
-from blurguard.config import Mode
-from blurguard.detectors import BlazeFaceDetector
-from blurguard.runtime import Network
+from blurguard.detection import model_zoo
+from blurguard.detection.interpreter import Network
+from blurguard.detection.multiscale import BlazeFaceDetector
+from blurguard.settings import Mode
 from calibration import CalibrationError, flatbuffer
 from calibration.candidate import candidate, read_in_units
 from calibration.evaluate import EXAMPLES
@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     sides = arguments.side or SIDES
     if any(side % 32 or side < 32 for side in sides):
         raise CalibrationError(f"sides are multiples of 32 px: {', '.join(map(str, sides))}")
-    named = [models.find(name) for name in arguments.models] or models.specs()
-    networks = [(spec, models.load(spec)) for spec in named]
+    named = [model_zoo.find(name) for name in arguments.models] or model_zoo.specs()
+    networks = [(spec, model_zoo.load(spec)) for spec in named]
     for path in arguments.file:
         content = read_in_units(path)
         networks.append((candidate(content, path.name, path.name), content))
@@ -92,7 +92,7 @@ def quickest(actions: Sequence[Callable[[], object]], rounds: int) -> list[float
     return least
 
 
-def _looks(networks: Sequence[tuple[models.ModelSpec, bytes]], side: int) -> list[Callable[[], object]]:
+def _looks(networks: Sequence[tuple[model_zoo.ModelSpec, bytes]], side: int) -> list[Callable[[], object]]:
     """Return for each network what looks at noise of side x side px, with its interpreter built."""
     canvas = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     ready: list[Callable[[], object]] = [partial(Network(spec, data).run, canvas) for spec, data in networks]
@@ -101,7 +101,7 @@ def _looks(networks: Sequence[tuple[models.ModelSpec, bytes]], side: int) -> lis
     return ready
 
 
-def _memory(spec: models.ModelSpec, data: bytes, mode: Mode) -> float:
+def _memory(spec: model_zoo.ModelSpec, data: bytes, mode: Mode) -> float:
     """Return how many MB this process needs at most for a detector that looks at one picture of 1024 px."""
     cv2.setNumThreads(1)
     with Pillow.open(EXAMPLES / "photos" / "crowd.jpg") as photo:

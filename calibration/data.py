@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from bench.outside import SURE, THRESHOLD, CenterFace
 from bench.peers import ENVIRONMENT
-from blurguard.geometry import contained
+from blurguard.boxes import contained
 from calibration import CalibrationError, counted, write_whole
 from calibration.score import BUCKETS, FALSE_IOU, IGNORE
 from calibration.sources import Entry, Rows, read

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from blurguard import models
-from blurguard.config import Mode, Settings
-from blurguard.detectors import BlazeFaceDetector, load_detector
-from blurguard.geometry import iou
-from blurguard.runtime import Network
+from blurguard.boxes import iou
+from blurguard.detection import model_zoo
+from blurguard.detection.detector import load_detector
+from blurguard.detection.interpreter import Network
+from blurguard.detection.multiscale import BlazeFaceDetector
+from blurguard.settings import Mode, Settings
 from blurguard.types import Detections
 from calibration import CalibrationError
 from calibration.candidate import candidate, read_in_units
@@ -144,7 +145,7 @@ _HEAD = (
 TABLE_HEAD = (_HEAD, "|---" * _HEAD.strip("|").count("|") + "|---|")
 
 
-def crowd_aps(spec: models.ModelSpec, data: bytes) -> dict[Mode, float]:
+def crowd_aps(spec: model_zoo.ModelSpec, data: bytes) -> dict[Mode, float]:
     """Return the AP, percent, of the faces of the project's own crowd picture in each mode."""
     told = json.loads((EXAMPLES / "crowd.json").read_text("utf-8"))
     boxes = np.array([face["box"] for face in told["faces"]], np.float32)
@@ -189,8 +190,8 @@ def pixels_of(picture: Labelled) -> NDArray[np.uint8]:
 
 def _print_box_correction(model: str, truth: list[Labelled]) -> int:
     """Print the medians of true over raw size, and of the centre's offset, over faces found with score 0.6."""
-    spec = dataclasses.replace(models.find(model), box_scale=(1.0, 1.0), box_shift=(0.0, 0.0))
-    detector = BlazeFaceDetector(Network(spec, models.load(spec)), Mode.ACCURATE)
+    spec = dataclasses.replace(model_zoo.find(model), box_scale=(1.0, 1.0), box_shift=(0.0, 0.0))
+    detector = BlazeFaceDetector(Network(spec, model_zoo.load(spec)), Mode.ACCURATE)
     rows = []
     for picture in truth:
         boxes = picture.boxes[(picture.flags & IGNORE) == 0]

@@ -23,16 +23,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.cloak import Roll
-from blurguard.config import Mode, Settings, Shape, Style
-from blurguard.detectors import Detector, load_detector
-from blurguard.footage import Look, look_at_video, upright_size
-from blurguard.geometry import iou, regions_from, resized
-from blurguard.obscure import Canvas, Veil, veil_into
-from blurguard.pipeline import Anonymizer
-from blurguard.tracks import Cover
+from blurguard.anonymize.anonymizer import Anonymizer
+from blurguard.anonymize.tracked import Roll
+from blurguard.anonymize.video import Look, look_at_video, upright_size
+from blurguard.boxes import iou, resized
+from blurguard.detection.detector import Detector, load_detector
+from blurguard.redaction.mosaic import Canvas, Veil, veil_into
+from blurguard.redaction.regions import regions_from
+from blurguard.settings import Mode, Settings, Shape, Style
+from blurguard.tracking.lookahead import Cover
 from blurguard.types import Detections, Region
-from blurguard.video import open_video
+from blurguard.video.reader import open_video
 from calibration import CalibrationError
 from calibration.score import BUCKETS, HIDDEN_SHARE, IGNORE, SIZES, Labelled, _ellipse, _outside
 

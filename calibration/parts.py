@@ -11,8 +11,8 @@ import argparse
 
 import cv2
 
-from blurguard.config import Mode, Settings
-from blurguard.detectors import QUARTER_TURNS
+from blurguard.detection.multiscale import QUARTER_TURNS
+from blurguard.settings import Mode, Settings
 from calibration.evaluate import add_choice, chosen_pictures, detect_all, detector_of
 from calibration.score import hidden_at, subset_aps
 from calibration.thresholds import lowest_score

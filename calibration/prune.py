@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own habit
 from numpy.typing import NDArray
 
-from blurguard.config import Mode
+from blurguard.settings import Mode
 from calibration import CalibrationError, flatbuffer, network, read_network, train, write_whole
 from calibration.base import OUTPUTS
 from calibration.channels import (

@@ -16,8 +16,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from blurguard.config import Mode
-from blurguard.models import MANIFEST, ModelSpec
+from blurguard.detection.model_zoo import MANIFEST, ModelSpec
+from blurguard.settings import Mode
 from calibration import CalibrationError, base, flatbuffer, network, quantise, read_network, write_whole
 from calibration.candidate import candidate
 from calibration.evaluate import crowd_aps

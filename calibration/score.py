@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.geometry import iou, regions_from
+from blurguard.boxes import iou
+from blurguard.redaction.regions import regions_from
 from blurguard.types import Detections
 from calibration import CalibrationError
 

@@ -10,9 +10,9 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.config import Mode, Settings
-from blurguard.detectors import BlazeFaceDetector
-from blurguard.runtime import Network
+from blurguard.detection.interpreter import Network
+from blurguard.detection.multiscale import BlazeFaceDetector
+from blurguard.settings import Mode, Settings
 from calibration.candidate import candidate
 from calibration.evaluate import TABLE_HEAD, detect_all, pixels_of, row_of
 from calibration.score import SIZES, Hidden, Labelled, hidden_at, subset_aps

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from blurguard.config import Mode, Settings
+from blurguard.settings import Mode, Settings
 from blurguard.types import Detections
 from calibration import CalibrationError, write_whole
 from calibration.evaluate import TABLE_HEAD, add_choice, chosen_pictures, detect_all, detector_of, row_of

@@ -36,9 +36,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from blurguard.config import Mode
-from blurguard.detectors import BlazeFaceDetector
-from blurguard.runtime import Network
+from blurguard.detection.interpreter import Network
+from blurguard.detection.multiscale import BlazeFaceDetector
+from blurguard.settings import Mode
 from calibration import CalibrationError, flatbuffer, network, plot, read_network, whole_at, write_whole
 from calibration.base import OUTPUTS
 from calibration.candidate import OFFSET_UNIT, SIZE_UNIT, UNITS, candidate

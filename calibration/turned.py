@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.config import Mode
-from blurguard.detectors import QUARTER_TURNS, BlazeFaceDetector
-from blurguard.geometry import iou
+from blurguard.boxes import iou
+from blurguard.detection.multiscale import QUARTER_TURNS, BlazeFaceDetector
+from blurguard.settings import Mode
 from blurguard.types import Detections
 from calibration.evaluate import add_choice, chosen_pictures, detector_of, pixels_of
 from calibration.score import IGNORE, Labelled, false_boxes

@@ -21,23 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from watchdog.observers.api import BaseObserver
 
-from blurguard import (
-    batch,
-    blazeface,
-    containers,
-    detectors,
-    formats,
-    geometry,
-    images,
-    metadata,
-    obscure,
-    output,
-    pipeline,
-)
-from blurguard.config import Settings, Shape, Style
-from blurguard.media import Kind
-from blurguard.output import Draft
-from blurguard.pipeline import Anonymizer
+from blurguard.anonymize import anonymizer, surfaces
+from blurguard.anonymize.anonymizer import Anonymizer
+from blurguard.batch import runner
+from blurguard.detection import blazeface, multiscale
+from blurguard.files import atomic
+from blurguard.files.atomic import Draft
+from blurguard.files.filetypes import Kind
+from blurguard.images import chunks, codec, metadata, still
+from blurguard.redaction import masks, mosaic, regions
+from blurguard.settings import Settings, Shape, Style
 from blurguard.types import Image, Outcome, Region
 
 Breakage = Callable[[], None]
@@ -58,28 +51,28 @@ def replace_in(modules: Iterable[ModuleType], whole: Callable[..., Any], broken:
 
 
 def end_before_the_last_row_and_column() -> None:
-    whole = geometry._region
+    whole = regions._region
 
     def broken(box: NDArray[np.float64], face_width: float, width: int, height: int) -> Region | None:
         return whole(box, face_width, width - 1, height - 1)
 
-    geometry._region = broken
+    regions._region = broken
 
 
 def feather_inside() -> None:
-    whole = obscure._ellipse_coverage
+    whole = masks._ellipse_coverage
 
     def broken(
         xs: NDArray[np.float32], ys: NDArray[np.float32], box: tuple[float, ...], feather: int
-    ) -> obscure._Coverage:
+    ) -> masks._Coverage:
         x0, y0, x1, y1 = box
         return whole(xs, ys, (x0 + feather, y0 + feather, x1 - feather, y1 - feather), feather)
 
-    obscure._ellipse_coverage = broken
+    masks._ellipse_coverage = broken
 
 
 def make_cells_as_small_as_pixels() -> None:
-    obscure.CELLS = 99
+    mosaic.CELLS = 99
 
 
 class Silent(random.SystemRandom):
@@ -90,7 +83,7 @@ class Silent(random.SystemRandom):
 
 
 def add_no_noise() -> None:
-    obscure._RANDOM = Silent()
+    mosaic._RANDOM = Silent()
 
 
 def feather_too_wide() -> None:
@@ -98,18 +91,18 @@ def feather_too_wide() -> None:
         side = max(region.x1 - region.x0, region.y1 - region.y0)
         return max(2, min(24, round(0.2 * side)))
 
-    obscure.feather_px = broken
+    mosaic.feather_px = broken
 
 
 def draw_boxes_that_nobody_asked_for() -> None:
-    whole = obscure.hide_into
+    whole = surfaces.hide_into
 
     def broken(image: Image, regions: Iterable[Region], style: Style, shape: Shape) -> None:
         regions = list(regions)
         whole(image, regions, style, shape)
-        obscure.draw_boxes_into(image, regions, Settings().box_rgb)
+        surfaces.draw_boxes_into(image, regions, Settings().box_rgb)
 
-    replace_in([pipeline], whole, broken)
+    replace_in([anonymizer], whole, broken)
 
 
 def open_the_target_first() -> None:
@@ -123,56 +116,56 @@ def open_the_target_first() -> None:
 
 
 def keep_scratch() -> None:
-    whole = output.scratch_in
+    whole = atomic.scratch_in
 
     def broken(folder: Path, needed: Callable[[], bool] = lambda: True) -> AbstractContextManager[Path]:
         return whole(folder, lambda: True)
 
-    replace_in([pipeline, batch], whole, broken)
+    replace_in([anonymizer, runner], whole, broken)
 
 
 def take_a_cut_file_for_a_whole_one() -> None:
-    whole = containers.check_whole
+    whole = chunks.check_whole
 
     def broken(data: bytes, kind: Kind) -> None:
         if kind is not Kind.PNG:
             whole(data, kind)
 
-    replace_in([images], whole, broken)
+    replace_in([still], whole, broken)
 
 
 def copy_exif() -> None:
-    whole = formats._PillowSource.__init__
+    whole = codec._PillowSource.__init__
 
-    def broken(self: formats._PillowSource, data: bytes, kind: Kind, picture: Any, keep_metadata: bool) -> None:
+    def broken(self: codec._PillowSource, data: bytes, kind: Kind, picture: Any, keep_metadata: bool) -> None:
         whole(self, data, kind, picture, keep_metadata)
         self._exif = picture.getexif().tobytes()
 
-    formats._PillowSource.__init__ = broken  # type: ignore[method-assign]
+    codec._PillowSource.__init__ = broken  # type: ignore[method-assign]
 
 
 def allow_all_of_exif() -> None:
     def broken(exif: Pillow.Exif) -> bytes:
         return exif.tobytes()
 
-    replace_in([formats], metadata.allowed_exif, broken)
+    replace_in([codec], metadata.allowed_exif, broken)
 
 
 def copy_the_end_of_the_file() -> None:
-    whole = images.Still.encode
+    whole = still.Still.encode
 
-    def broken(self: images.Still, pages: Iterable[images.Page]) -> bytes:
-        end = self._source._data[-40:] if isinstance(self._source, formats._PillowSource) else b""
+    def broken(self: still.Still, pages: Iterable[still.Page]) -> bytes:
+        end = self._source._data[-40:] if isinstance(self._source, codec._PillowSource) else b""
         return whole(self, pages) + end
 
-    images.Still.encode = broken  # type: ignore[method-assign]
+    still.Still.encode = broken  # type: ignore[method-assign]
 
 
 def fail_to_hide() -> None:
     def broken(*_: object, **__: object) -> NoReturn:
         raise KeyError("broken")
 
-    replace_in([pipeline], obscure.hide_into, broken)
+    replace_in([anonymizer], surfaces.hide_into, broken)
 
 
 def run_out_of_watches() -> None:
@@ -217,7 +210,7 @@ def strike_in_detecting(fault: Fault) -> None:
     def broken(*_: object, **__: object) -> NoReturn:
         fault()
 
-    replace_in([detectors], blazeface.detect_once, broken)
+    replace_in([multiscale], blazeface.detect_once, broken)
 
 
 def strike_in_hiding(fault: Fault) -> None:
@@ -228,18 +221,18 @@ def strike_in_hiding(fault: Fault) -> None:
 
 
 def strike_in_encoding(fault: Fault) -> None:
-    whole = images.Still.encode
+    whole = still.Still.encode
 
-    def broken(self: images.Still, pages: Iterable[images.Page]) -> bytes:
+    def broken(self: still.Still, pages: Iterable[still.Page]) -> bytes:
         whole(self, pages)
         fault()
 
-    images.Still.encode = broken  # type: ignore[method-assign]
+    still.Still.encode = broken  # type: ignore[method-assign]
 
 
 def strike_in_writing(fault: Fault) -> None:
     """Strike when a draft has its content, and before it is on disk."""
-    whole = output.make_draft
+    whole = atomic.make_draft
 
     def broken(scratch: Path, write: Callable[[Path], str | None]) -> Draft:
         def written(path: Path) -> str | None:
@@ -248,14 +241,14 @@ def strike_in_writing(fault: Fault) -> None:
 
         return whole(scratch, written)
 
-    replace_in([output, pipeline], whole, broken)
+    replace_in([atomic, anonymizer], whole, broken)
 
 
 def strike_in_renaming(fault: Fault) -> None:
     def broken(*_: object, **__: object) -> NoReturn:
         fault()
 
-    replace_in([pipeline, batch], output.publish, broken)
+    replace_in([anonymizer, runner], atomic.publish, broken)
 
 
 STAGES: dict[str, Callable[[Fault], None]] = {

@@ -5,7 +5,7 @@ Worker processes import the main module of their parent, and so break in the sam
 
 import os
 
-from blurguard.cli import main
+from blurguard.cli.app import main
 from tests.breakages import BREAKAGES, VARIABLE
 
 BREAKAGES[os.environ[VARIABLE]]()

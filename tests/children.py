@@ -17,7 +17,7 @@ def program(function: Callable[..., None], *arguments: object) -> tuple[str, ...
 
 
 def run_command_line(*arguments: str) -> None:
-    from blurguard.cli import main
+    from blurguard.cli.app import main
 
     sys.argv[1:] = arguments
     main()
@@ -57,13 +57,13 @@ def run_daemon_with(detector: str, *arguments: str) -> None:
     import functools
     import os
 
-    from blurguard.config import WatchSettings
-    from blurguard.console import ConsoleProgress
-    from blurguard.folders import Folders
-    from blurguard.loop import Orders
-    from blurguard.process import own_process
-    from blurguard.watch import WatchTask, watch
-    from blurguard.workers import Crew
+    from blurguard.batch.process import own_process
+    from blurguard.batch.workers import Crew
+    from blurguard.cli.console import ConsoleProgress
+    from blurguard.settings import WatchSettings
+    from blurguard.watch.daemon import WatchTask, watch
+    from blurguard.watch.event_loop import Orders
+    from blurguard.watch.folders import Folders
     from tests import workers
 
     parser = argparse.ArgumentParser()
@@ -92,7 +92,7 @@ def run_daemon_with(detector: str, *arguments: str) -> None:
 
 
 def hold_journal(folder: str) -> None:
-    from blurguard.journal import open_journal
+    from blurguard.batch.journal import open_journal
 
     with open_journal(Path(folder)):
         print("open", flush=True)
@@ -103,7 +103,7 @@ def write_and_die(folder: str) -> None:
     import os
     import signal
 
-    from blurguard.journal import Entry, State, open_journal
+    from blurguard.batch.journal import Entry, State, open_journal
 
     with open_journal(Path(folder)) as journal:
         journal.put(Path("a.jpg"), Entry(State.PUBLISHING, output_digest="abc"))
@@ -113,7 +113,7 @@ def write_and_die(folder: str) -> None:
 def write_always(folder: str) -> None:
     import itertools
 
-    from blurguard.journal import State, open_journal
+    from blurguard.batch.journal import State, open_journal
 
     with open_journal(Path(folder)) as journal:
         for turn in itertools.count():
@@ -126,9 +126,9 @@ def write_always(folder: str) -> None:
 def pretend_to_be_daemon(outbox: str, state: str, now: str) -> None:
     import os
 
-    from blurguard.health import Health, Pulse, State, health_file
-    from blurguard.journal import State as FileState
-    from blurguard.journal import open_journal
+    from blurguard.batch.journal import State as FileState
+    from blurguard.batch.journal import open_journal
+    from blurguard.watch.health import Health, Pulse, State, health_file
 
     out, moment = Path(outbox), float(now)
     with open_journal(out) as journal:
@@ -141,7 +141,7 @@ def pretend_to_be_daemon(outbox: str, state: str, now: str) -> None:
 
 
 def look_always(outbox: str) -> None:
-    from blurguard.health import is_in_use
+    from blurguard.watch.health import is_in_use
 
     print("looking", flush=True)
     while True:
@@ -169,7 +169,7 @@ def write_at_once(path: str) -> None:
 
 
 def look_at_inbox(inbox: str) -> None:
-    from blurguard.inbox import files_below, is_being_written, stamp_at
+    from blurguard.watch.inbox import files_below, is_being_written, stamp_at
 
     for path in sorted(Path(inbox).iterdir()):
         print(path.name, is_being_written(path), stamp_at(path, path.parent))
@@ -180,7 +180,7 @@ def watch_without_handles(inbox: str) -> None:
     import os
     import resource
 
-    from blurguard.inbox import Events
+    from blurguard.watch.inbox import Events
 
     handle = os.open("/dev/null", os.O_RDONLY)
     resource.setrlimit(resource.RLIMIT_NOFILE, (handle + 1, handle + 1))
@@ -188,7 +188,7 @@ def watch_without_handles(inbox: str) -> None:
 
 
 def hold_part(folder: str) -> None:
-    from blurguard.originals import part_in
+    from blurguard.files.move import part_in
 
     with part_in(Path(folder)) as (part, _):
         print(part, flush=True)
@@ -199,8 +199,8 @@ def look_at_exchanged(path: str, look: str) -> None:
     """Look at a file that becomes a pipe in the moment before it is opened."""
     import os
 
-    from blurguard.media import kind_of_file
-    from blurguard.output import digest_of_file
+    from blurguard.files.atomic import digest_of_file
+    from blurguard.files.filetypes import kind_of_file
 
     file, looks = Path(path), {"kind": kind_of_file, "digest": digest_of_file}
 
@@ -220,7 +220,7 @@ def look_at_exchanged(path: str, look: str) -> None:
 
 
 def hold_draft(folder: str) -> None:
-    from blurguard.output import scratch_in, write_draft
+    from blurguard.files.atomic import scratch_in, write_draft
 
     with scratch_in(Path(folder)) as scratch:
         print(write_draft(scratch, b"hidden already").path, flush=True)
@@ -230,7 +230,7 @@ def hold_draft(folder: str) -> None:
 def publish_under_umask(folder: str, umask: str) -> None:
     import os
 
-    from blurguard.output import publish, scratch_in, write_draft
+    from blurguard.files.atomic import publish, scratch_in, write_draft
 
     os.umask(int(umask, 8))
     out = Path(folder)
@@ -245,7 +245,7 @@ def write_too_much(folder: str) -> None:
     import signal
 
     from blurguard.errors import OutputError
-    from blurguard.output import scratch_in, write_draft
+    from blurguard.files.atomic import scratch_in, write_draft
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -279,7 +279,7 @@ def read_watched(path: str) -> None:
     opened: list[str] = []
     sys.addaudithook(lambda name, what: opened.append(str(what[0])) if name in ("open", "socket.connect") else None)
     from blurguard.errors import InputError
-    from blurguard.video import open_video
+    from blurguard.video.reader import open_video
 
     try:
         with open_video(Path(path), max_pixels=10**7) as video:
@@ -348,11 +348,11 @@ def use_library_quietly() -> None:
 def run_network() -> None:
     import numpy as np
 
-    from blurguard import models
-    from blurguard.runtime import Network
+    from blurguard.detection import model_zoo
+    from blurguard.detection.interpreter import Network
 
-    spec = models.find()
-    network = Network(spec, models.load(spec))
+    spec = model_zoo.find()
+    network = Network(spec, model_zoo.load(spec))
     network.run(np.zeros((64, 96, 3), np.uint8))
     network.run(np.zeros((96, 64, 3), np.uint8))
     print("heard", file=sys.stderr)
@@ -362,8 +362,8 @@ def look_for_runtime() -> None:
     """Look for a runtime where none is installed."""
     missing = dict.fromkeys(("ai_edge_litert.interpreter", "tflite_runtime.interpreter"))
     sys.modules.update(missing)  # type: ignore[arg-type]  # None is "cannot be imported"
+    from blurguard.detection.interpreter import interpreter_class
     from blurguard.errors import ModelError
-    from blurguard.runtime import interpreter_class
 
     try:
         interpreter_class()

@@ -21,11 +21,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from blurguard import Anonymizer
-from blurguard.health import Status, status_of
-from blurguard.inbox import has_final_name
-from blurguard.journal import Stamp, State
-from blurguard.media import Kind, claimed_kind
-from blurguard.process import processors
+from blurguard.batch.journal import State
+from blurguard.batch.process import processors
+from blurguard.files.filetypes import Kind, claimed_kind
+from blurguard.files.stamp import Stamp
+from blurguard.watch.health import Status, status_of
+from blurguard.watch.inbox import has_final_name
 from tests.commands import environment
 from tests.conftest import ROOT
 from tests.faults import LONGEST_WAIT_SECONDS, OPTIONS, SETTINGS, Case, ended, marked, ticks

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.config import Settings
-from blurguard.pipeline import Anonymizer
+from blurguard.anonymize.anonymizer import Anonymizer
+from blurguard.settings import Settings
 from blurguard.types import Detections
 
 Box = tuple[float, float, float, float]

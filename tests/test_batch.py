@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blurguard.batch import FolderTask, blur_files, blur_folder, look_at_files
+from blurguard.batch.discovery import folder_beside, targets_for
+from blurguard.batch.journal import Entry, State, open_journal
+from blurguard.batch.output_tree import FolderTask
+from blurguard.batch.runner import blur_files, blur_folder, look_at_files
+from blurguard.batch.workers import Crew, Factory
 from blurguard.errors import ConfigError, OutputError
-from blurguard.journal import Entry, State, open_journal
-from blurguard.media import folder_beside, targets_for
 from blurguard.types import Outcome, Status
-from blurguard.workers import Crew, Factory
 from tests.commands import names, pixels, put
 from tests.workers import TROUBLE, dying, editing, raising, steady
 

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from blurguard.config import Mode, Settings
-from blurguard.geometry import regions_from
-from blurguard.tracks import Cover
+from blurguard.redaction.regions import regions_from
+from blurguard.settings import Mode, Settings
+from blurguard.tracking.lookahead import Cover
 from blurguard.types import Detections, Region
 from calibration import CalibrationError
 from calibration.__main__ import main

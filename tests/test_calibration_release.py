@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blurguard import models
+from blurguard.detection import model_zoo
 from calibration import CalibrationError, base
 from calibration.__main__ import main
 from tests.conftest import ROOT
@@ -44,10 +44,10 @@ def test_the_shipped_files_are_those_that_the_checkpoint_makes(
 
 def test_models_of_other_names_stay_behind_the_new_ones() -> None:
     text = (base.MODELS / "manifest.toml").read_text("utf-8")
-    stock, *rest = (spec for spec in models.specs() if not spec.name.startswith("far"))
+    stock, *rest = (spec for spec in model_zoo.specs() if not spec.name.startswith("far"))
     assert (stock.name, rest) == ("stock", [])
     head, *_, last = text.split(release.ENTRY)
-    again = release.with_entries(release.ENTRY.join([head, last]), models.specs()[:2])
+    again = release.with_entries(release.ENTRY.join([head, last]), model_zoo.specs()[:2])
     assert again == text
 
 

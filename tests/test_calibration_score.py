@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blurguard import models
+from blurguard.detection import model_zoo
 from blurguard.types import Detections
 from calibration.__main__ import main
 from calibration.evaluate import EXAMPLES, SWEEP
@@ -129,7 +129,7 @@ def test_labels_that_cannot_be_read_are_told(tmp_path: Path, text: str, capsys: 
 def test_files_that_are_no_networks_of_ours_are_told(
     labelled_crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stock = models.folder() / models.find("stock").file
+    stock = model_zoo.folder() / model_zoo.find("stock").file
     damaged, checkpoint = tmp_path / "damaged.tflite", EXAMPLES.parent / "calibration/checkpoints/far.tflite"
     damaged.write_bytes(stock.read_bytes()[:1000])
     for file, told in (
@@ -148,9 +148,9 @@ def test_files_that_are_no_networks_of_ours_are_told(
 def test_a_file_that_is_in_no_manifest_is_measured_like_the_same_model_in_it(
     labelled_crowd: Path, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
-    spec = models.find("far-float")
+    spec = model_zoo.find("far-float")
     rows = []
-    for which in (["--model", "far-float"], ["--file", str(models.folder() / spec.file)]):
+    for which in (["--model", "far-float"], ["--file", str(model_zoo.folder() / spec.file)]):
         assert main(["evaluate", str(labelled_crowd), "--mode", mode, "--sweep", *which]) == 0
         rows.append([row[:-1] for row in tables(capsys.readouterr().out)[0]])  # all but the time
     assert rows[0] == rows[1]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from blurguard.config import Settings
-from blurguard.detectors import load_detector
+from blurguard.detection.detector import load_detector
+from blurguard.settings import Settings
 from blurguard.types import Detections
 from calibration import CalibrationError
 from calibration.__main__ import main

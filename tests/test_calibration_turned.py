@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from blurguard.config import Settings
-from blurguard.detectors import QUARTER_TURNS, load_detector
-from blurguard.geometry import NO_DETECTIONS
+from blurguard.boxes import NO_DETECTIONS
+from blurguard.detection.detector import load_detector
+from blurguard.detection.multiscale import QUARTER_TURNS
+from blurguard.settings import Settings
 from blurguard.types import Detections
 from calibration import turned
 from calibration.score import IGNORE, Labelled, load_truth

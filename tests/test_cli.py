@@ -15,8 +15,8 @@ import typer
 from PIL import Image
 
 from blurguard import __version__
-from blurguard.cli import app
-from blurguard.config import Settings
+from blurguard.cli.app import app
+from blurguard.settings import Settings
 from tests.breakages import VARIABLE
 from tests.children import hold_journal
 from tests.commands import (

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blurguard.cloak import Cloak, Plane, Roll, cloaked
-from blurguard.config import Settings
-from blurguard.geometry import regions_from
-from blurguard.obscure import canvas_of, color_in
-from blurguard.tracks import Rules, Sighting
+from blurguard.anonymize.surfaces import canvas_of, color_in
+from blurguard.anonymize.tracked import Cloak, Roll, cloaked
+from blurguard.redaction.mosaic import Plane
+from blurguard.redaction.regions import regions_from
+from blurguard.settings import Settings
+from blurguard.tracking.lookahead import Rules, Sighting
 from blurguard.types import Detections, Image, Layout, Region
 
 SIZE = (120, 90)

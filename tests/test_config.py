@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from blurguard.config import RANGES, Mode, Settings, Shape, Style, from_environment, from_file
 from blurguard.errors import ConfigError
+from blurguard.settings import RANGES, Mode, Settings, Shape, Style, from_environment, from_file
 
 BAD: list[tuple[str, Any]] = [
     *((name, value) for name, (low, high) in RANGES.items() for value in (low - 1, high + 1, math.nan, math.inf)),

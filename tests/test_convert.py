@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from blurguard.convert import from_pillow, reindexed, to_pillow, upright, with_palette
 from blurguard.errors import InputError
+from blurguard.images.convert import from_pillow, reindexed, to_pillow, upright, with_palette
 from blurguard.types import Image, Layout, Palette
 
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}

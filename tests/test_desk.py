@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from blurguard.batch import FolderTask, put_right
-from blurguard.config import Originals
-from blurguard.desk import Desk, Ruling, Site, Verdict
-from blurguard.folders import Folders
-from blurguard.inbox import stamp_at
-from blurguard.journal import Entry, Journal, Stamp, State, open_journal
-from blurguard.output import Draft, scratch_in
-from blurguard.pipeline import Anonymizer, Work
+from blurguard.anonymize.anonymizer import Anonymizer, Work
+from blurguard.batch.journal import Entry, Journal, State, open_journal
+from blurguard.batch.output_tree import FolderTask, put_right
+from blurguard.batch.workers import Crew, Job, failure
+from blurguard.files.atomic import Draft, scratch_in
+from blurguard.files.stamp import Stamp
+from blurguard.settings import Originals
 from blurguard.types import Outcome
-from blurguard.workers import Crew, Job, failure
+from blurguard.watch.coordinator import Desk, Ruling, Site, Verdict
+from blurguard.watch.folders import Folders
+from blurguard.watch.inbox import stamp_at
 from tests.commands import names, pixels, put, small_disk, snapshot
 from tests.stubs import anonymizer
 

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from blurguard import models
-from blurguard.blazeface import MOST_PER_PASS, bucket, detect_once
-from blurguard.config import Mode, Settings
-from blurguard.detectors import (
+from blurguard.boxes import iou, merged, tile_spans, turned_back
+from blurguard.detection import model_zoo
+from blurguard.detection.blazeface import MOST_PER_PASS, bucket, detect_once
+from blurguard.detection.detector import load_detector
+from blurguard.detection.interpreter import Network
+from blurguard.detection.multiscale import (
     COARSEST_PX,
     FAST_SIDE_PX,
     SAME_IOU,
@@ -27,11 +29,10 @@ from blurguard.detectors import (
     BlazeFaceDetector,
     accurate_plan,
     fast_plan,
-    load_detector,
 )
 from blurguard.errors import ModelError
-from blurguard.geometry import iou, merged, regions_from, tile_spans, turned_back
-from blurguard.runtime import Network
+from blurguard.redaction.regions import regions_from
+from blurguard.settings import Mode, Settings
 from blurguard.types import Detections
 from tests.children import hide_in_threads
 from tests.conftest import EXAMPLES, Crowd, Starter
@@ -42,8 +43,8 @@ PHOTOS: dict[str, list[list[int]]] = json.loads((EXAMPLES / "faces.json").read_t
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    spec = models.find()
-    return Network(spec, models.load(spec))
+    spec = model_zoo.find()
+    return Network(spec, model_zoo.load(spec))
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +199,8 @@ def test_any_size_can_be_looked_at(network: Network, mode: Mode, height: int, wi
 
 def test_settings_choose_the_detector() -> None:
     fast = load_detector(Settings(mode=Mode.FAST))
-    assert fast.identity == models.find().identity
-    assert fast.threshold == models.find().thresholds[Mode.FAST]
+    assert fast.identity == model_zoo.find().identity
+    assert fast.threshold == model_zoo.find().thresholds[Mode.FAST]
     with pytest.raises(ModelError, match="better"):
         load_detector(Settings(model="better"))
 
@@ -249,7 +250,7 @@ class Maps(Network):
     """A network that gives the maps it is told."""
 
     def __init__(self, boxes: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
-        self.spec = models.find("stock")
+        self.spec = model_zoo.find("stock")
         self._maps = boxes, logits
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -260,7 +261,7 @@ def test_a_cell_becomes_the_box_that_the_manifest_says() -> None:
     logits, boxes = np.full((8, 8), -9, np.float32), np.zeros((8, 8, 4), np.float32)
     logits[2, 5], boxes[2, 5] = 0, [1, -2, 10, 20]
     found = detect_once(Maps(boxes, logits), np.zeros((32, 32, 3), np.uint8), 0.5)
-    (scale_x, scale_y), (shift_x, shift_y) = models.find("stock").box_scale, models.find("stock").box_shift
+    (scale_x, scale_y), (shift_x, shift_y) = model_zoo.find("stock").box_scale, model_zoo.find("stock").box_shift
     width, height = 10 * scale_x, 20 * scale_y
     x, y = 5.5 * 4 + 1 + width * shift_x, 2.5 * 4 - 2 + height * shift_y  # the centre of the cell, stride 4
     wanted = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
@@ -281,7 +282,7 @@ class RightEdge(Network):
     """A network that sees one small face half beyond the right edge of whatever it is shown."""
 
     def __init__(self) -> None:
-        self.spec = models.find()
+        self.spec = model_zoo.find()
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         rows, columns = canvas.shape[0] // 4, canvas.shape[1] // 4
@@ -315,7 +316,9 @@ class OneWayUp(Network):
     """A network that sees one small face where the brightest pixel is, with a score for each way up."""
 
     def __init__(self, upright: float, turned: float) -> None:
-        self.spec = dataclasses.replace(models.find("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0))
+        self.spec = dataclasses.replace(
+            model_zoo.find("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0)
+        )
         self._upright, self._turned = upright, turned
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -359,7 +362,9 @@ class Closer(Network):
     """
 
     def __init__(self, first: float, again: float, side: float = 20) -> None:
-        self.spec = dataclasses.replace(models.find("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0))
+        self.spec = dataclasses.replace(
+            model_zoo.find("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0)
+        )
         self._first, self._again, self._side, self.looks = first, again, side, 0
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import typer
 
-from blurguard.cli import app
-from blurguard.config import ONCE, Settings, WatchSettings, read_settings
-from blurguard.health import Health, State, metrics_of
+from blurguard.cli.app import app
+from blurguard.settings import ONCE, Settings, WatchSettings, read_settings
+from blurguard.watch.health import Health, State, metrics_of
 from tests.conftest import ROOT
 
 WATCH = ROOT / "examples" / "watch"

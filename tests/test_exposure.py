@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from blurguard.config import Mode, Settings
-from blurguard.exposure import equalised, flaw
-from blurguard.pipeline import Anonymizer
-from blurguard.report import detection_json, outcome_json
+from blurguard.anonymize.anonymizer import Anonymizer
+from blurguard.cli.report import detection_json, outcome_json
+from blurguard.detection.lighting import equalised, flaw
+from blurguard.settings import Mode, Settings
 from blurguard.types import Image as Picture
 from blurguard.types import Layout
 from tests.conftest import EXAMPLES, Crowd

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from blurguard import __version__
 from blurguard.errors import InputError, OutputError, StorageError
-from blurguard.failures import NOTE_KEYS, Failures
-from blurguard.journal import Stamp
-from blurguard.originals import sweep_parts
-from blurguard.output import digest_of
+from blurguard.files.atomic import digest_of
+from blurguard.files.move import sweep_parts
+from blurguard.files.stamp import Stamp
 from blurguard.types import Outcome, Status
+from blurguard.watch.quarantine import NOTE_KEYS, Failures
 from tests.commands import put, small_disk
 from tests.test_originals import NAMES, files, kills, mode_of
 

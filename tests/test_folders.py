@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blurguard.errors import ConfigError
-from blurguard.folders import Folders, identity
+from blurguard.watch.folders import Folders, identity
 from tests.commands import small_disk
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may do anything")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from blurguard.config import Mode, Settings
+from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.errors import BlurguardError, InputError, OutputError
-from blurguard.pipeline import Anonymizer
+from blurguard.settings import Mode, Settings
 from blurguard.types import Detections, Outcome, Status
 from tests.films import (
     FPS,

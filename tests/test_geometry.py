@@ -9,21 +9,19 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from blurguard.geometry import (
-    MIN_MARGIN_PX,
+from blurguard.boxes import (
     SHARP_PX,
     areas,
     contained,
     iou,
     merged,
     mirrored,
-    paired_regions,
-    regions_from,
     resized,
     suppress,
     tile_spans,
     turned_back,
 )
+from blurguard.redaction.regions import MIN_MARGIN_PX, paired_regions, regions_from
 from blurguard.types import Detections
 
 Boxes = NDArray[np.float32]

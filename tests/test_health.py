@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blurguard.batch.journal import Entry, open_journal
+from blurguard.batch.journal import State as FileState
 from blurguard.errors import InputError, OutputError
-from blurguard.health import (
+from blurguard.watch.health import (
     METRICS_STEP_SECONDS,
     Health,
     Pulse,
@@ -25,8 +27,6 @@ from blurguard.health import (
     metrics_of,
     status_of,
 )
-from blurguard.journal import Entry, open_journal
-from blurguard.journal import State as FileState
 from tests.children import hold_journal, look_always, pretend_to_be_daemon
 from tests.commands import names, small_disk, snapshot
 from tests.conftest import Starter

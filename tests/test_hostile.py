@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from blurguard import Anonymizer, InputError, Settings
-from blurguard.geometry import regions_from
+from blurguard.redaction.regions import regions_from
 from blurguard.types import Detections, Outcome
 from tests.samples import Array
 from tests.stubs import StubDetector

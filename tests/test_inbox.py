@@ -14,8 +14,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from blurguard.inbox import Events, Sign, files_below, has_final_name, is_being_written, stamp_at
-from blurguard.journal import Stamp
+from blurguard.files.stamp import Stamp
+from blurguard.watch.inbox import Events, Sign, files_below, has_final_name, is_being_written, stamp_at
 from tests.children import look_at_inbox, watch_without_handles, write_at_once, write_slowly
 from tests.commands import put
 from tests.conftest import Starter

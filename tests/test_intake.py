@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from blurguard.inbox import Sign, has_final_name
-from blurguard.intake import PATIENCE, Glance, Intake
-from blurguard.journal import Stamp
+from blurguard.files.stamp import Stamp
+from blurguard.watch.inbox import Sign, has_final_name
+from blurguard.watch.settling import PATIENCE, Glance, Intake
 
 A, B, C = (Path("/in", name) for name in ("a.jpg", "b.jpg", "c.jpg"))
 SETTLE = 2.0

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from blurguard.batch.journal import SCHEMA_VERSION, Entry, Figures, Journal, State, figures_of, open_journal
 from blurguard.errors import OutputError
-from blurguard.journal import SCHEMA_VERSION, Entry, Figures, Journal, Stamp, State, figures_of, open_journal
-from blurguard.output import digest_of
+from blurguard.files.atomic import digest_of
+from blurguard.files.stamp import Stamp
 from tests.children import hold_journal, write_always, write_and_die
 from tests.commands import small_disk, snapshot
 from tests.conftest import Starter

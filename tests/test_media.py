@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from blurguard.batch.discovery import blurred_name, discover
+from blurguard.batch.journal import Entry, State, open_journal
 from blurguard.errors import InputError
-from blurguard.journal import Entry, State, open_journal
-from blurguard.media import HEAD_BYTES, Kind, blurred_name, claimed_kind, discover, kind_of, kind_of_file
+from blurguard.files.filetypes import HEAD_BYTES, Kind, claimed_kind, kind_of, kind_of_file
 from tests.conftest import EXAMPLES
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(40)

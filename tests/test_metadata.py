@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, ImageCms
 from PIL import Image as Pillow
 
-from blurguard.metadata import (
+from blurguard.images.metadata import (
     KEPT_BASE,
     KEPT_EXIF,
     allowed_exif,

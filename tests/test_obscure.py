@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from blurguard.config import Shape, Style
-from blurguard.geometry import regions_from
-from blurguard.obscure import CELLS, SOLID_BELOW_PX, color_in, draw_boxes_into, feather_px, hide, hide_into
+from blurguard.anonymize.surfaces import color_in, draw_boxes_into, hide, hide_into
+from blurguard.redaction.mosaic import CELLS, SOLID_BELOW_PX, feather_px
+from blurguard.redaction.regions import regions_from
+from blurguard.settings import Shape, Style
 from blurguard.types import Detections, Image, Layout, Pixels, Region
 
 Mask = NDArray[np.bool_]

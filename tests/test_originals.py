@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blurguard.errors import InputError, OutputError, StorageError
-from blurguard.journal import Stamp
-from blurguard.originals import delete, move, names_for, place_for, sweep_parts, verify
-from blurguard.output import scratch_in, write_draft
+from blurguard.files.atomic import scratch_in, write_draft
+from blurguard.files.move import delete, move, names_for, place_for, sweep_parts, verify
+from blurguard.files.stamp import Stamp
 from tests.children import hold_part
 from tests.commands import put, small_disk
 from tests.conftest import Starter

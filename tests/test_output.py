@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from blurguard.errors import OutputError
-from blurguard.output import Draft, digest_of, digest_of_file, publish, scratch_in, sweep, write_draft
+from blurguard.files.atomic import Draft, digest_of, digest_of_file, publish, scratch_in, sweep, write_draft
 from tests.children import hold_draft, publish_under_umask, write_too_much
 from tests.conftest import Starter
 

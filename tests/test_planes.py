@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blurguard.cloak import Cloak
-from blurguard.config import Settings, Shape
-from blurguard.geometry import in_samples, regions_from
-from blurguard.obscure import _coverage, _shares, feather_px
-from blurguard.planes import Viewer, can_paint, planes_of
+from blurguard.anonymize.surfaces import can_paint, planes_of
+from blurguard.anonymize.tracked import Cloak
+from blurguard.redaction.masks import _coverage, _shares
+from blurguard.redaction.mosaic import feather_px
+from blurguard.redaction.regions import in_samples, regions_from
+from blurguard.settings import Settings, Shape
 from blurguard.types import Detections, Region
+from blurguard.video.rgb import Viewer
 
 PAINTABLE = (
     "yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv440p", "yuv410p", "yuva420p", "yuv420p10le", "yuv422p10le",

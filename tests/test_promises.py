@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 import blurguard
-from blurguard.config import Settings
+from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.errors import InputError, OutputError
-from blurguard.pipeline import Anonymizer
+from blurguard.settings import Settings
 from blurguard.types import Detections
 from tests.breakages import BREAKAGES, BROKEN, STAGES, VARIABLE
 from tests.children import run_with_small_files

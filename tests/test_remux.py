@@ -19,11 +19,11 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from PIL import Image
 
-from blurguard.copies import bare_header
-from blurguard.encoders import ENCODERS
 from blurguard.errors import InputError, OutputError
-from blurguard.remux import Recorder, _Stripper
-from blurguard.video import open_video
+from blurguard.video.encoders import ENCODERS
+from blurguard.video.passthrough import bare_header
+from blurguard.video.reader import open_video
+from blurguard.video.writer import Recorder, _Stripper
 from tests.children import rewrite_clips, rewrite_on_full_disk
 from tests.clips import BRANDS, CLIPS, GPS, SECRET, Clip, Track, every, made, make
 from tests.conftest import Starter

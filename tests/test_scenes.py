@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from blurguard.scenes import CutFinder
+from blurguard.tracking.scene_cuts import CutFinder
 from tests.conftest import ROOT
 
 Picture = NDArray[np.uint8]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from blurguard.stages import ahead, mapped
+from blurguard.anonymize.streaming import ahead, mapped
 
 
 class _Source:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blurguard.tracks import Cover, Rules, Sighting, follow
+from blurguard.tracking.lookahead import Cover, Rules, Sighting, follow
 from blurguard.types import Detections
 
 Box = tuple[float, float, float, float]

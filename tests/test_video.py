@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from blurguard.errors import InputError
-from blurguard.video import open_video
+from blurguard.video.reader import open_video
 from tests.children import read_watched
 from tests.clips import CLIPS, GPS, RATE, STEP, Clip, Track, every, made, make
 from tests.conftest import Starter

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blurguard.intake import Glance, Intake
-from blurguard.journal import Stamp, State
+from blurguard.batch.journal import State
+from blurguard.files.stamp import Stamp
+from blurguard.watch.settling import Glance, Intake
 from tests.breakages import VARIABLE
 from tests.clips import STEP, Clip, every, make
 from tests.commands import blank, blurguard, face, names, put, small_disk

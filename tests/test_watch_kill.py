@@ -9,8 +9,9 @@ from threading import Event
 
 import pytest
 
-from blurguard.journal import Entry, Stamp, State, open_journal
-from blurguard.output import digest_of
+from blurguard.batch.journal import Entry, State, open_journal
+from blurguard.files.atomic import digest_of
+from blurguard.files.stamp import Stamp
 from tests.commands import put
 from tests.faults import make_photos
 from tests.watch_faults import kill_again, wrong_at_rest

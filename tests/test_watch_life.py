@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from blurguard import Anonymizer, Settings
-from blurguard.health import State as DaemonState
-from blurguard.health import health_file
-from blurguard.intake import MOST
-from blurguard.journal import State
+from blurguard.batch.journal import State
+from blurguard.watch.health import State as DaemonState
+from blurguard.watch.health import health_file
+from blurguard.watch.settling import MOST
 from tests.children import program, run_daemon_with, run_without_options
 from tests.commands import blurguard, encoded, environment, face, names, put, small_disk
 from tests.drop import PROGRAM, USUAL, Drop, hidden

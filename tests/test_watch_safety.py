@@ -16,18 +16,20 @@ from typing import Any
 
 import pytest
 
-from blurguard.batch import FolderTask, blur_folder
-from blurguard.config import Originals, WatchSettings
-from blurguard.desk import Ruling, Verdict
+from blurguard.anonymize.anonymizer import Anonymizer
+from blurguard.batch.journal import State
+from blurguard.batch.output_tree import FolderTask
+from blurguard.batch.runner import blur_folder
+from blurguard.batch.workers import Crew, Factory
 from blurguard.errors import ModelError
-from blurguard.health import State as DaemonState
-from blurguard.inbox import Sign
-from blurguard.journal import Stamp, State
-from blurguard.loop import Loop, Orders
-from blurguard.originals import files_below
-from blurguard.pipeline import Anonymizer
+from blurguard.files.stamp import Stamp
+from blurguard.files.walk import files_below
+from blurguard.settings import Originals, WatchSettings
 from blurguard.types import Outcome
-from blurguard.workers import Crew, Factory
+from blurguard.watch.coordinator import Ruling, Verdict
+from blurguard.watch.event_loop import Loop, Orders
+from blurguard.watch.health import State as DaemonState
+from blurguard.watch.inbox import Sign
 from tests.children import look_at_exchanged, run_interrupted
 from tests.commands import face, names, put, snapshot
 from tests.conftest import Starter

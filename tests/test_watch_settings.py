@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from blurguard.config import (
+from blurguard.cli.options import shared_options, watch_options
+from blurguard.errors import ConfigError
+from blurguard.settings import (
     WATCH_RANGES,
     Mode,
     Originals,
@@ -26,8 +28,6 @@ from blurguard.config import (
     from_file,
     read_settings,
 )
-from blurguard.errors import ConfigError
-from blurguard.options import shared_options, watch_options
 
 INTEGRAL = ("min_free", "recycle")
 TEXTS = ("move_to", "failed", "health", "metrics")

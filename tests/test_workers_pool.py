@@ -17,11 +17,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from blurguard import workers
-from blurguard.pipeline import Anonymizer, Work
-from blurguard.process import uninterrupted
+from blurguard.anonymize.anonymizer import Anonymizer, Work
+from blurguard.batch import workers
+from blurguard.batch.process import uninterrupted
+from blurguard.batch.workers import Crew, Job, Pool, result_of
 from blurguard.types import Detections, Outcome, Status
-from blurguard.workers import Crew, Job, Pool, result_of
 from tests.faults import LONGEST_WAIT_SECONDS, make_films, ticks
 from tests.stubs import StubDetector
 from tests.workers import BOX, TROUBLE, dying, raising, steady

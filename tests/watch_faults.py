@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+from blurguard.batch.journal import Entry, State, figures_of, open_journal
 from blurguard.errors import OutputError
-from blurguard.journal import Entry, State, figures_of, open_journal
-from blurguard.output import digest_of
+from blurguard.files.atomic import digest_of
 from tests.commands import blurguard
 from tests.faults import LONGEST_WAIT_SECONDS, end_all, ended, survivors, ticks
 from tests.watch_lookout import Lookout

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.config import Settings
-from blurguard.pipeline import Anonymizer
+from blurguard.anonymize.anonymizer import Anonymizer
+from blurguard.settings import Settings
 from blurguard.types import Detections
 from tests.stubs import StubDetector
 

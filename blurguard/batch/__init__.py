@@ -1,0 +1,1 @@
+"""Many files: discovery, workers, the journal and the output tree."""

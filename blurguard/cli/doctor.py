@@ -1,0 +1,86 @@
+"""Does everything that blurguard needs work here: runtime, models, codecs, folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from blurguard.detection import model_zoo
+from blurguard.detection.interpreter import Network, interpreter_class
+from blurguard.errors import BlurguardError, ModelError, OutputError
+from blurguard.files.atomic import scratch_in, sweep
+from blurguard.files.filetypes import Kind
+from blurguard.images.still import Page, open_still, template
+from blurguard.types import Image, Layout
+from blurguard.video.encoders import ENCODERS, missing_encoders
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: what, how it went, and the exit code of its failure, 0 when it is well."""
+
+    name: str
+    detail: str
+    exit_code: int = 0
+
+
+def examine(folders: list[Path]) -> Iterator[Finding]:
+    """Yield the findings one by one; ``folders`` are checked for being writable."""
+    yield _finding("runtime", lambda: interpreter_class()[1])
+    yield from _models()
+    for kind in Kind:
+        if kind.is_still:
+            yield _finding(f"codec {kind}", lambda kind=kind: _round_trip(kind))  # type: ignore[misc]
+    yield _finding("video", _video)
+    for folder in folders:
+        yield _finding(f"folder {folder}", lambda folder=folder: _writable(folder))  # type: ignore[misc]
+
+
+def _models() -> Iterator[Finding]:
+    try:
+        known = model_zoo.specs()
+    except ModelError as error:
+        yield Finding("models", str(error), error.exit_code)
+        return
+    for spec in known:
+        yield _finding(f"model {spec.name}", lambda spec=spec: _runs(spec))  # type: ignore[misc]
+
+
+def _finding(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, check())
+    except BlurguardError as error:
+        return Finding(name, str(error), error.exit_code)
+
+
+def _runs(spec: model_zoo.ModelSpec) -> str:
+    side = spec.size_multiple * 2
+    Network(spec, model_zoo.load(spec)).run(np.zeros((side, side, 3), np.uint8))
+    return f"SHA-256 {spec.sha256[:12]}… as released, runs"
+
+
+def _round_trip(kind: Kind) -> str:
+    """Encode a small picture and decode it again."""
+    pixels = np.full((16, 16, 3), 128, np.uint8)
+    data = template(kind).encode([Page(Image(pixels, Layout.RGB))])
+    (page,) = open_still(data, kind, "test picture", 256).pages()
+    return f"reads and writes, {page.image.width} x {page.image.height} px"
+
+
+def _video() -> str:
+    """Name the encoders; one that this FFmpeg was built without is a failure."""
+    missing = missing_encoders()
+    if missing:
+        raise OutputError(f"this FFmpeg cannot write {', '.join(missing)}; install PyAV's own wheel (pip install av)")
+    return f"reads and writes {', '.join(ENCODERS)}"
+
+
+def _writable(folder: Path) -> str:
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: no such folder")
+    sweep(folder)
+    with scratch_in(folder):
+        return "writable"

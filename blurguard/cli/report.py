@@ -1,0 +1,107 @@
+"""Outcomes as JSON lines: for machines, one line per file, written as each file ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from blurguard.errors import OutputError
+from blurguard.files.errors import output_errors
+from blurguard.settings import Settings
+from blurguard.types import Outcome
+
+
+def outcome_json(outcome: Outcome, settings: Settings) -> dict[str, Any]:
+    """Return an outcome as JSON types, with all that is needed to tell how it came about."""
+    record = {
+        "source": str(outcome.source),
+        "target": None if outcome.target is None else str(outcome.target),
+        "status": outcome.status,
+        "kind": outcome.kind,
+        "width": outcome.width,
+        "height": outcome.height,
+        "frames": outcome.frames,
+        "faces": [face.as_json() for face in outcome.faces],
+        "seconds": round(outcome.seconds, 4),
+        "model": outcome.model,
+        "settings": settings.as_json(),
+        "error": outcome.error,
+        "reason": outcome.reason,
+        "exit_code": outcome.exit_code,
+    }
+    return record | _second_pass(outcome)
+
+
+def detection_json(outcome: Outcome) -> dict[str, Any]:
+    """Return what was found in a file, for ``blurguard detect``; a file that failed says why."""
+    record = {
+        "source": str(outcome.source),
+        "width": outcome.width,
+        "height": outcome.height,
+        "faces": [face.as_json() for face in outcome.faces],
+    }
+    return record | _second_pass(outcome) | ({"error": outcome.reason} if outcome.reason else {})
+
+
+def _second_pass(outcome: Outcome) -> dict[str, str]:
+    return {"second_pass": outcome.second_pass} if outcome.second_pass else {}
+
+
+class JsonLines:
+    """A file of JSON lines that can be followed while it grows; ``-`` is standard output, None is nowhere."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Open the file.
+
+        Raises:
+            OutputError: it cannot be written, or holds something that is not a report.
+        """
+        self._path = path if path and path != Path("-") else Path("standard output")
+        self._file: IO[str] | None = None
+        if path == Path("-"):
+            self._file = sys.stdout
+        elif path is not None:
+            with output_errors(path):
+                _refuse_other_files(path)
+                self._file = path.open("w", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add one line; names that are no valid text are escaped.
+
+        Raises:
+            OutputError: the disk is full, or nobody reads standard output any more.
+        """
+        if self._file is None:
+            return
+        try:
+            with output_errors(self._path):
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
+        except OutputError:
+            if self._file is sys.stdout:  # or Python would try once more at its end, and complain
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
+            raise
+
+    def __enter__(self) -> JsonLines:
+        """Be the context."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file, but not standard output."""
+        if self._file is not None and self._file is not sys.stdout:
+            with output_errors(self._path):
+                self._file.close()
+
+
+def _refuse_other_files(path: Path) -> None:
+    """``--report holiday.jpg`` is a slip that must not cost the picture."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(9) != b'{"source"':
+                raise OutputError(f"{path}: exists and is not a report; choose another name")

@@ -1,0 +1,1 @@
+"""Face detection: networks, image pyramids and the models that ship."""

@@ -1,0 +1,1 @@
+"""Leak-free files: staged in private scratch, published in one rename."""

@@ -1,0 +1,1 @@
+"""The privacy core: which region is hidden, and with which pixels."""

@@ -1,0 +1,1 @@
+"""Tracks faces through videos and animations."""

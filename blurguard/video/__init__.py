@@ -1,0 +1,1 @@
+"""Video files: demuxing, decoding, encoding and stream copy through PyAV."""

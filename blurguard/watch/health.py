@@ -1,0 +1,374 @@
+"""What a drop folder's daemon tells the world about itself, and how that is read.
+
+The daemon writes a small JSON file, and one for Prometheus if that is wanted: at once when its state changes, once a
+second otherwise. A reader believes neither alone: a daemon lives when its outbox is locked and its file is fresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from blurguard.batch.journal import LOCK_NAME, Figures, figures_of
+from blurguard.batch.journal import State as FileState
+from blurguard.errors import InputError, OutputError
+from blurguard.files.atomic import STATE_FOLDER
+
+FILE_NAME = "health.json"
+BEAT_SECONDS = 1.0
+STALE_SECONDS = 60.0
+METRICS_STEP_SECONDS = 10  # the time in that file is rounded down to these, so that it is not written every second
+MINUTE, HOUR = 60.0, 3600.0
+
+
+class State(StrEnum):
+    """What a daemon is doing."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a daemon knows of itself.
+
+    Attributes:
+        state: see ``State``.
+        why: of a pause, "" otherwise.
+        queued: files that settle, or are complete and wait for a worker.
+        working: files that are being worked on.
+        done: files since the start.
+        failed: files since the start.
+        faces: hidden since the start.
+        started: seconds since 1970.
+        latest: when the last file was done, 0 for none.
+        pid: of the daemon, as it sees it.
+        version: of blurguard.
+    """
+
+    state: State
+    why: str
+    queued: int
+    working: int
+    done: int
+    failed: int
+    faces: int
+    started: float
+    latest: float
+    pid: int
+    version: str
+
+
+def health_file(outbox: Path) -> Path:
+    """Return where the health file of an outbox lies unless the user has chosen another place."""
+    return outbox / STATE_FOLDER / FILE_NAME
+
+
+class Pulse:
+    """Keeps the files fresh that tell how a daemon is; that they cannot be written stops nobody."""
+
+    def __init__(
+        self,
+        path: Path,
+        metrics: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Take the names of both files; nothing is written yet.
+
+        Args:
+            path: of the JSON file.
+            metrics: of the text file for Prometheus, whose collector wants ``*.prom``; None for none.
+            clock: seconds, never backwards.
+            now: seconds since 1970.
+        """
+        self._health = _Kept(path)
+        self._metrics = None if metrics is None else _Kept(metrics)
+        self._clock = clock
+        self._now = now
+        self._beaten: float | None = None
+        self._told: tuple[State, str] | None = None
+
+    @property
+    def trouble(self) -> str:
+        """Why a file cannot be written: the first reason since it could, "" while all is well."""
+        return self._health.trouble or (self._metrics.trouble if self._metrics else "")
+
+    def beat(self, health: Health) -> None:
+        """Tell how things are; may be called as often as one likes."""
+        told, at = (health.state, health.why), self._clock()
+        if told == self._told and self._beaten is not None and at - self._beaten < BEAT_SECONDS:
+            return
+        self._beaten, self._told = at, told
+        now = self._now()
+        self._health.keep(json.dumps(asdict(health), indent=1) + "\n", now)
+        if self._metrics is not None:
+            self._metrics.keep(metrics_of(health, now), now)
+
+    def close(self, health: Health) -> None:
+        """Tell that the daemon has stopped."""
+        self._told = None
+        self.beat(replace(health, state=State.STOPPED, why=""))
+
+
+class _Kept:
+    """A small file that always is whole, and whose time tells when it was last confirmed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._draft = path.with_name(f".{path.name}.tmp")  # one name only: what a kill leaves, the next one clears
+        self._text: str | None = None
+        self.trouble = ""
+
+    def keep(self, text: str, now: float) -> None:
+        """Have the file say ``text`` as of ``now``; failing to is noted in ``trouble``."""
+        try:
+            if not (text == self._text and self._touched(now)):
+                self._write(text, now)
+                self._text = text
+            self.trouble = ""
+        except OSError as error:
+            self._text = None
+            place = "free some space, make that folder writable, or choose another file"
+            self.trouble = self.trouble or f"{self._path}: cannot be kept up to date: {error.strerror}; {place}"
+
+    def _touched(self, now: float) -> bool:
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed it
+            os.utime(self._path, (now, now), follow_symlinks=False)
+            return True
+        return False
+
+    def _write(self, text: str, now: float) -> None:
+        """Write beside the file and rename; nothing has to survive a power cut here."""
+        self._draft.unlink(missing_ok=True)
+        handle = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:  # noqa: PTH123 - a descriptor
+                file.write(text)
+            os.utime(self._draft, (now, now))
+            self._draft.replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._draft.unlink()
+            raise
+
+
+def metrics_of(health: Health, now: float) -> str:
+    """Return what Prometheus' text format makes of it, for the textfile collector of node_exporter."""
+    heartbeat = now // METRICS_STEP_SECONDS * METRICS_STEP_SECONDS
+    told: tuple[tuple[str, str, str, float], ...] = (
+        ("up", "gauge", "1 until the daemon has stopped; after a kill only the heartbeat tells.",
+         health.state is not State.STOPPED),
+        ("paused", "gauge", "1 while nothing new is taken because disk space is short.", health.state is State.PAUSED),
+        ("queued", "gauge", "Files that wait.", health.queued),
+        ("working", "gauge", "Files that are being worked on.", health.working),
+        ("done_total", "counter", "Files done since the start.", health.done),
+        ("failed_total", "counter", "Files failed since the start.", health.failed),
+        ("faces_total", "counter", "Faces hidden since the start.", health.faces),
+        ("start_time_seconds", "gauge", "When the daemon started, seconds since 1970.", health.started),
+        ("last_done_timestamp_seconds", "gauge", "When a file was last done, seconds since 1970, 0 for never.",
+         health.latest),
+        ("heartbeat_timestamp_seconds", "gauge",
+         f"When the daemon last lived, seconds since 1970, in steps of {METRICS_STEP_SECONDS}.", heartbeat),
+    )  # fmt: skip
+    lines = [line for row in told for line in _metric(*row)]
+    version = health.version.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    lines += _metric("info", "gauge", "Which blurguard this is.", 1, f'{{version="{version}"}}')
+    return "\n".join(lines) + "\n"
+
+
+def _metric(name: str, kind: str, meaning: str, value: float, labels: str = "") -> Iterator[str]:
+    name = f"blurguard_watch_{name}"
+    yield f"# HELP {name} {meaning}"
+    yield f"# TYPE {name} {kind}"
+    yield f"{name}{labels} {int(value) if value == int(value) else value!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a drop folder is, from its record and its daemon's health file.
+
+    Attributes:
+        alive: a daemon holds the outbox and its last beat is younger than ``STALE_SECONDS``.
+        in_use: some blurguard holds the outbox.
+        state: what the daemon last said it was doing, None when it has said nothing.
+        why: of a pause.
+        age: seconds since its last beat, None when there was none.
+        pid: as the daemon sees it, 0 when not known.
+        queued, working, done, failed: files, of all that the record knows.
+        last_minute: files done in it.
+        last_hour: files done in it.
+        error: message of the last failure that still stands, "" for none.
+        failed_at: when that was, seconds since 1970.
+        at_work: what is being worked on and since when (seconds since 1970), longest first, at most 20; when there is
+            no daemon, what its end has interrupted.
+        now: when this was found, seconds since 1970.
+    """
+
+    alive: bool
+    in_use: bool
+    state: State | None
+    why: str
+    age: float | None
+    pid: int
+    queued: int
+    working: int
+    done: int
+    failed: int
+    last_minute: int
+    last_hour: int
+    error: str
+    failed_at: float
+    at_work: tuple[tuple[Path, float], ...]
+    now: float
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nobody needs to look: it is alive, and does not lack space."""
+        return self.alive and self.state is not State.PAUSED
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON types; bytes of names that are no text are surrogates, which ``json`` escapes."""
+        return asdict(self) | {
+            "healthy": self.healthy,
+            "per_minute": {"last_minute": float(self.last_minute), "last_hour": self._hourly},
+            "at_work": [{"name": str(name), "since": since} for name, since in self.at_work],
+        }
+
+    def lines(self) -> list[str]:
+        """Return it for people; names are raw, so each line must be escaped before it is printed."""
+        told = [
+            self._summary(),
+            f"queued {self.queued}, working {self.working}, done {self.done}, failed {self.failed}",
+            f"files per minute: {self.last_minute} in the last minute, {self._hourly:.1f} in the last hour",
+        ]
+        verb = "working on" if self.in_use else "interrupted:"
+        told += [f"{verb} {name}, for {_ago(self.now - since)}" for name, since in self.at_work if self.in_use]
+        told += [f"{verb} {name}" for name, _ in self.at_work if not self.in_use]
+        if self.error:
+            told.append(f"last error, {_ago(self.now - self.failed_at)} ago: {self.error}")
+        return told
+
+    @property
+    def _hourly(self) -> float:
+        return self.last_hour * MINUTE / HOUR
+
+    def _summary(self) -> str:
+        said = f"last heard of {_ago(self.age)} ago" if self.age is not None else "never heard of"
+        if self.alive:
+            return f"{self.state}{f': {self.why}' if self.why else ''} (process {self.pid}, {said})"
+        if self.in_use and self.state in (None, State.STOPPED):
+            return "no drop folder's daemon, but another blurguard is working in this folder"
+        if self.in_use:
+            return f"not responding (process {self.pid}, {said})"
+        if self.state in (None, State.STOPPED):
+            return "stopped"
+        return f"ended without a word while {self.state} (process {self.pid}, {said}); start it again"
+
+
+def _ago(seconds: float) -> str:
+    """Return a duration for people; a clock that was set back makes none negative."""
+    seconds = max(0.0, seconds)
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def status_of(outbox: Path, health: Path | None, now: float) -> Status:
+    """Return how a drop folder is; writes nothing.
+
+    Args:
+        outbox: where the results go.
+        health: the daemon's health file, None for the usual place.
+        now: seconds since 1970.
+
+    Raises:
+        InputError: this is no outbox, or the health file may not be read.
+        OutputError: the record may not be read, or is damaged.
+    """
+    hourly = figures_of(outbox, now - HOUR)
+    minutely = figures_of(outbox, now - MINUTE)
+    if hourly is None or minutely is None:
+        raise InputError(f"{outbox}: no drop folder's outbox: there is no record in it")
+    held = is_in_use(outbox)
+    told, beaten = _read(health_file(outbox) if health is None else health)
+    age = None if told is None else now - beaten
+    # A clock that was set back leaves a beat in the future: the next one puts it right, if there is one.
+    fresh = age is not None and abs(age) < STALE_SECONDS
+    return Status(
+        alive=held and fresh and told is not None and told.state is not State.STOPPED,
+        in_use=held,
+        state=told.state if told else None,
+        why=told.why if told else "",
+        age=age,
+        pid=told.pid if told else 0,
+        queued=_counted(minutely, FileState.QUEUED),
+        working=_counted(minutely, FileState.WORKING, FileState.PUBLISHING),
+        done=_counted(minutely, FileState.DONE),
+        failed=_counted(minutely, FileState.FAILED),
+        last_minute=minutely.done_lately,
+        last_hour=hourly.done_lately,
+        error=minutely.error,
+        failed_at=minutely.failed_at,
+        at_work=minutely.at_work,
+        now=now,
+    )
+
+
+def _counted(figures: Figures, *states: FileState) -> int:
+    return sum(figures.counts.get(state, 0) for state in states)
+
+
+def _read(path: Path) -> tuple[Health | None, float]:
+    """Return what a health file says and the time of its last beat; a damaged one says nothing."""
+    try:
+        with path.open("rb") as file:
+            beaten, data = os.fstat(file.fileno()).st_mtime, file.read()
+    except FileNotFoundError:
+        return None, 0.0
+    except OSError as error:
+        raise InputError(f"{path}: the health file cannot be read: {error.strerror}") from error
+    try:
+        values = json.loads(data)
+        known = {field.name: values[field.name] for field in fields(Health)}
+        return Health(**known | {"state": State(known["state"])}), beaten
+    except (ValueError, KeyError, TypeError):  # a power cut, say; the next beat writes it afresh
+        return None, 0.0
+
+
+def is_in_use(outbox: Path) -> bool:
+    """Whether a process works in an output folder at this moment; makes nothing there.
+
+    Looking shares the lock for an instant, and who wants it for good waits for that (``journal``). The system's list
+    of locks would spare it, but is Linux's alone, lacks what other containers hold, and numbers some disks (overlay,
+    btrfs) otherwise than ``stat`` does; locks that can be asked for do not see this kind.
+
+    Raises:
+        OutputError: not allowed to look.
+    """
+    path = outbox / STATE_FOLDER / LOCK_NAME
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise OutputError(f"{path}: cannot tell whether this folder is in use: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False

@@ -1,0 +1,243 @@
+"""Originals that failed: a place of their own, and a note of what went wrong beside each.
+
+Notes are read back to undo it. What stands in them is not trusted: a name leads into the inbox or nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from blurguard import __version__
+from blurguard.errors import InputError, OutputError
+from blurguard.files.atomic import digest_of, make_folders
+from blurguard.files.errors import moving_errors
+from blurguard.files.move import LONGEST_NAME, bring_to_disk, file_at, fitted, move, move_to, part_in, place_for, sync
+from blurguard.files.stamp import Stamp
+from blurguard.files.walk import files_below
+from blurguard.types import Outcome
+
+NOTE_SUFFIX = ".json"
+NOTE_KEYS = frozenset({"name", "error", "reason", "exit_code", "time", "size", "mtime_ns", "version"})
+_NO_PLACE = {errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG}
+
+
+class Failures:
+    """The originals that failed, each with a note of why, in JSON.
+
+    With a folder they are moved there, the note beside them; else they stay, and the notes lie apart. A note is
+    written before its original is moved, so that none lies there without.
+    """
+
+    def __init__(self, folder: Path | None, inbox: Path, notes: Path) -> None:
+        """Take the folder for failed originals, or None; and where notes go then."""
+        self._folder = folder
+        self._inbox = inbox
+        self._notes = notes
+
+    def note(self, name: Path, outcome: Outcome, stamp: Stamp) -> None:
+        """Note a failure, and move the original if there is a folder for it.
+
+        An original that is gone or has changed is another file: it stays, without a note.
+
+        Args:
+            name: of the original, relative to the inbox.
+            outcome: of the failure.
+            stamp: what the original was when it was handled.
+
+        Raises:
+            InputError: the name leads out of the inbox.
+            OutputError: the note cannot be written, or the original not be moved.
+        """
+        if not _stays_below(name):
+            raise InputError(f"{name}: leads out of the inbox; rename it")
+        record = _record(name, outcome, stamp)
+        if self._folder is None:
+            _write_note(self._notes / name, record)
+        else:
+            _move_with_note(self._inbox / name, _kept_at(self._folder, name), stamp, record)
+
+    def noted(self, name: Path) -> bool:
+        """Whether a note on a file that stays in the inbox is there."""
+        return any(map(os.path.lexists, _note_names(self._notes / name)))
+
+    def keeps(self, name: Path) -> bool:
+        """Whether an original that failed, or its note, is still where those that failed go."""
+        if self._folder is None:
+            return False
+        kept = _kept_at(self._folder, name)
+        return any(map(os.path.lexists, (kept, *_note_names(kept))))
+
+    def forget(self, name: Path) -> None:
+        """Remove the note of a file that is done now; one that goes with an original that failed stays.
+
+        Raises:
+            OutputError: it cannot be removed.
+        """
+        base, kept = self._notes, self._notes / name
+        if self._folder is not None:
+            base, kept = self._folder, _kept_at(self._folder, name)
+            if os.path.lexists(kept):
+                return
+        with moving_errors(kept, "its note cannot be removed"):
+            _remove_notes(kept)
+            _prune(kept.parent, base)
+
+    def put_back(self) -> int:
+        """Move every original that has a note back into the inbox; return how many went.
+
+        One whose name is taken by another file, or leads out of the inbox, stays where it is.
+
+        Raises:
+            InputError: one was changed while it was moved.
+            OutputError: one cannot be moved.
+        """
+        if self._folder is None:
+            return 0
+        with moving_errors(self._folder, "cannot be looked through"):
+            files = [path for path in files_below(self._folder) if not path.name.endswith(NOTE_SUFFIX)]
+        return sum(self._put_back(path, self._folder) for path in files)
+
+    def _put_back(self, kept: Path, folder: Path) -> bool:
+        """Move one original back; tells whether it went."""
+        with moving_errors(kept, f"cannot be moved back to {self._inbox}"):
+            target = self._place_of(kept)
+            known = None if target is None or kept.is_symlink() else file_at(kept)
+            if target is None or known is None:
+                return False
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    target.lstat()  # a path that is too long, before folders are made for it
+                make_folders(target.parent, 0o777)
+                move_to(kept, known, target)
+            except OSError as error:
+                if error.errno in _NO_PLACE:
+                    return False
+                raise
+            _remove_notes(kept)
+            _prune(kept.parent, folder)
+            return True
+
+    def _place_of(self, kept: Path) -> Path | None:
+        """Return where in the inbox an original came from; None when no note tells, or it lies."""
+        notes = filter(None, map(_read_note, _note_names(kept)))
+        name = next(map(_name_in, notes), None)
+        if name is None:
+            return None
+        try:
+            parent = (self._inbox / name).parent.resolve()
+        except (OSError, RuntimeError):  # RuntimeError: a circle of links
+            return None
+        return self._inbox / name if parent.is_relative_to(self._inbox.resolve()) else None
+
+
+def _record(name: Path, outcome: Outcome, stamp: Stamp) -> dict[str, Any]:
+    """Return a note as JSON types; what is no text is escaped, a name given in bytes as well."""
+    record = {
+        "name": _text(str(name)),
+        "error": outcome.error,
+        "reason": _text(outcome.reason),
+        "exit_code": outcome.exit_code,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "size": stamp.size,
+        "mtime_ns": stamp.mtime_ns,
+        "version": __version__,
+    }
+    return record if record["name"] == str(name) else record | {"name_bytes": os.fsencode(name).hex()}
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _name_in(record: dict[str, Any]) -> Path | None:
+    """Return the name that a note tells, None when it is none that an original below the inbox can have."""
+    try:
+        told = record.get("name_bytes")
+        raw = os.fsencode(record["name"]) if told is None else bytes.fromhex(told)
+        name = Path(os.fsdecode(raw))
+    except (TypeError, ValueError):
+        return None
+    return name if b"\0" not in raw and _stays_below(name) else None
+
+
+def _stays_below(name: Path) -> bool:
+    """Whether a name cannot lead out of the folder it is relative to, links apart."""
+    return bool(name.parts) and not name.is_absolute() and ".." not in name.parts
+
+
+def _kept_at(folder: Path, name: Path) -> Path:
+    """Return the place for an original that failed; no name of one ends as notes' do."""
+    kept = folder / name
+    if kept.name.lower().endswith(NOTE_SUFFIX):
+        return kept.with_name(fitted(kept.name, ".original"))
+    return kept
+
+
+def _note_names(kept: Path) -> list[Path]:
+    """Return where the note on a file may lie: best first, the last always possible."""
+    names = kept.name + NOTE_SUFFIX, digest_of(os.fsencode(kept.name)) + NOTE_SUFFIX
+    return [kept.with_name(name) for name in names if len(os.fsencode(name)) <= LONGEST_NAME]
+
+
+def _move_with_note(source: Path, target: Path, stamp: Stamp, record: dict[str, Any]) -> None:
+    """Move an original if it is what was handled, with a note that is there before it."""
+    place = None
+    with moving_errors(source, f"cannot be moved to {target}"), contextlib.suppress(InputError):  # a link by now
+        place = place_for(source, target, stamp)
+    if place is None:
+        return
+    _write_note(place, record)
+    moved = None
+    try:
+        with contextlib.suppress(InputError):  # was changed just now: handled again soon
+            moved = move(source, place, stamp)
+    finally:
+        if not os.path.lexists(place):
+            with moving_errors(place, "its note cannot be removed"):
+                _remove_notes(place)
+    if moved is not None and moved != place:
+        _write_note(moved, record)
+
+
+def _write_note(kept: Path, record: dict[str, Any]) -> None:
+    """Write the note on a file, whole or not at all; nothing but an earlier note on it is replaced."""
+    with moving_errors(kept, "its note cannot be written"):
+        make_folders(kept.parent)
+        free = (path for path in _note_names(kept) if not os.path.lexists(path) or _read_note(path) is not None)
+        note = next(free, None)
+        if note is None:
+            raise OutputError(f"{kept}: no place for its note; remove {_note_names(kept)[-1]}")
+        with part_in(note.parent) as (part, file):
+            file.write(json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n")
+            bring_to_disk(file)
+            part.replace(note)
+        sync(note.parent)
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    """Return a note of ours, None when it is something else."""
+    try:
+        record = json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else None
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and record.keys() >= NOTE_KEYS else None
+
+
+def _remove_notes(kept: Path) -> None:
+    for path in _note_names(kept):
+        if _read_note(path) is not None:
+            path.unlink(missing_ok=True)
+
+
+def _prune(folder: Path, base: Path) -> None:
+    """Remove the folders below ``base`` that are empty, from ``folder`` upwards."""
+    with contextlib.suppress(OSError):
+        while folder != base:
+            folder.rmdir()
+            folder = folder.parent
