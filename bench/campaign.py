@@ -26,9 +26,9 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from bench.measure import machine, table
 from blurguard import Anonymizer, BlurguardError, Settings
-from blurguard.batch.process import own_process
-from blurguard.files.filetypes import kind_of_file
-from blurguard.images.still import open_still
+from blurguard.batch.process import configure_process
+from blurguard.files.filetypes import type_of_file
+from blurguard.images.still import open_image
 from tests.faults import KillResult, kill_once, make_films, make_photos
 from tests.samples import ALL, FACE, sample
 from tests.stubs import StubDetector
@@ -79,7 +79,7 @@ VERDICTS = (WHOLE, CLEAN, "crashed", "hung", "unforeseen error", "output not who
 
 
 def kills(count: int, first_seed: int, make: Callable[[Path], Path]) -> tuple[list[KillResult], str]:
-    """Kill ``count`` batches of the files that ``make`` writes; return what was found, and the markdown of it."""
+    """Kill ``page_count`` batches of the files that ``make`` writes; return what was found, and the markdown of it."""
     results = []
     with tempfile.TemporaryDirectory(prefix="blurguard-kills-") as folder:
         photos = make(Path(folder) / "photos")
@@ -169,7 +169,7 @@ _anonymizer: Anonymizer
 def _start() -> None:
     """Set up a worker: no network, one face in every picture, and a bound on what a broken header may ask for."""
     global _anonymizer  # noqa: PLW0603 - the pool gives tasks no other place to keep a worker's state
-    own_process()
+    configure_process()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders have much to say on damaged files
     _anonymizer = Anonymizer(Settings(max_pixels=1_000_000), StubDetector((FACE,)))
 
@@ -195,14 +195,14 @@ def process_damaged(data: bytes) -> str:
 def _read_back(path: Path) -> tuple[int, int, int] | None:
     """Decode an output in full: width, height and count of its pages; None when it is damaged."""
     try:
-        still = open_still(path.read_bytes(), kind_of_file(path), path.name, 1_000_000)
+        still = open_image(path.read_bytes(), type_of_file(path), path.name, 1_000_000)
         return still.width, still.height, sum(1 for _ in still.pages())
     except BlurguardError:
         return None
 
 
 def mutations(count: int, seed: int) -> tuple[dict[str, Counter[str]], int]:
-    """Damage every sample ``count`` times; return the verdicts by format, and how many were not clean."""
+    """Damage every sample ``page_count`` times; return the verdicts by format, and how many were not clean."""
     verdicts: dict[str, Counter[str]] = {}
     cases = ((name, f"{seed}/{name}/{index}") for name in ALL for index in range(count))
     bad = 0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bench.measure import Section, Target, times
 from bench.video import full_hd, lumas
 from blurguard import Anonymizer, BlurguardError, Mode, Settings
-from blurguard.files.filetypes import Kind, kind_of_file
+from blurguard.files.filetypes import FileType, type_of_file
 from blurguard.redaction.mosaic import feather_px
 from blurguard.types import Region
 from blurguard.video.reader import open_video
@@ -42,7 +42,7 @@ def against_sources(work: Path, folder: Path | None) -> Section:
     rows, lowest = [], 1.0
     for clip in clips:
         try:
-            is_video = kind_of_file(clip) is Kind.VIDEO
+            is_video = type_of_file(clip) is FileType.VIDEO
             got = compared(clip, work / "out") if is_video else None
         except BlurguardError as error:
             rows.append((clip.name, "–", "–", type(error).__name__))

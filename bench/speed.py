@@ -21,11 +21,11 @@ from bench.photos import QUALITY, Photo
 from blurguard import Anonymizer, Mode, Settings, Status
 from blurguard.anonymize.surfaces import hide_into
 from blurguard.batch.output_tree import FolderTask
-from blurguard.batch.runner import blur_folder
-from blurguard.batch.workers import Crew
-from blurguard.files.atomic import digest_of, publish, scratch_in, write_draft
-from blurguard.files.filetypes import kind_of_file
-from blurguard.images.still import open_still
+from blurguard.batch.runner import anonymize_folder
+from blurguard.batch.workers import WorkerConfig
+from blurguard.files.atomic import digest_bytes, publish, scratch_in, stage_bytes
+from blurguard.files.filetypes import type_of_file
+from blurguard.images.still import open_image
 from blurguard.types import Image
 
 OPENCV_AT_MOST = 2.0
@@ -117,7 +117,7 @@ def staged(anonymizer: Anonymizer, source: Path, target: Path) -> Stages:
 
     settings = anonymizer.settings
     data = source.read_bytes()
-    still = open_still(data, kind_of_file(source), source.name, settings.max_pixels)
+    still = open_image(data, type_of_file(source), source.name, settings.max_pixels)
     (page,) = still.pages()
     lap("read, decode")
     found = anonymizer.faces(page.image)
@@ -128,15 +128,15 @@ def staged(anonymizer: Anonymizer, source: Path, target: Path) -> Stages:
     lap("hide")
     encoded = still.encode([type(page)(image, options=page.options)])
     lap("encode")
-    digest_of(data)
+    digest_bytes(data)
     with scratch_in(target.parent) as scratch:
-        publish(write_draft(scratch, encoded), target, replace=True)
+        publish(stage_bytes(scratch, encoded), target, replace=True)
     lap("digests, write, fsync, rename")
     return stages
 
 
 def two_workers(name: str, folder: Path, mode: Mode, plan: Plan) -> Section:
-    """Measure ``blur_folder`` with two workers against one, and OpenCV in two processes against one, in turns."""
+    """Measure ``anonymize_folder`` with two workers against one, and OpenCV in two processes against one, in turns."""
     rounds, burn, pin = plan.rounds, plan.burn, plan.pin
     one, two, limit = [], [], []
     for _ in range(rounds):
@@ -155,7 +155,7 @@ def two_workers(name: str, folder: Path, mode: Mode, plan: Plan) -> Section:
     count = sum(1 for _ in folder.iterdir())
     return Section(
         f"Two workers against one: {name}",
-        f"`blur_folder`, {count} photos, one thread per worker{_PINNED[pin]}, {rounds} rounds in turns. Start-up "
+        f"`anonymize_folder`, {count} photos, one thread per worker{_PINNED[pin]}, {rounds} rounds in turns. Start-up "
         f"excluded: the wall time runs from the {WARM_UP_FILES}th outcome to the last. CPU time is per photo of the "
         "whole run, workers' start-up included. The last row shows what this machine gave at the same time to two "
         "processes that share nothing but its memory.",
@@ -182,8 +182,10 @@ def batch_cost(folder: Path, mode: Mode, workers: int, pin: bool) -> Cost:
     files = sorted(folder.iterdir())
     before, ticks = now(), []
     with tempfile.TemporaryDirectory() as out:
-        task = FolderTask(folder, Path(out), Crew(functools.partial(_pinned, pin, Settings(mode=mode)), workers))
-        for outcome in blur_folder(task, files):
+        task = FolderTask(
+            folder, Path(out), WorkerConfig(functools.partial(_pinned, pin, Settings(mode=mode)), workers)
+        )
+        for outcome in anonymize_folder(task, files):
             if outcome.status is not Status.DONE:
                 raise RuntimeError(f"{outcome.source.name}: {outcome.reason}")
             ticks.append(now().wall)

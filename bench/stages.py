@@ -19,11 +19,11 @@ from bench.video import CLIP_SECONDS, full_hd
 from blurguard import Anonymizer, Mode, Settings
 from blurguard.anonymize import tracked, video
 from blurguard.anonymize.surfaces import planes_of
-from blurguard.anonymize.tracked import Cloak
-from blurguard.tracking.lookahead import Rules, follow
-from blurguard.video.reader import Video, open_video
-from blurguard.video.rgb import Viewer
-from blurguard.video.writer import Recorder
+from blurguard.anonymize.tracked import TrackRedactor
+from blurguard.tracking.lookahead import TrackingConfig, track_faces
+from blurguard.video.reader import VideoReader, open_video
+from blurguard.video.rgb import RgbConverter
+from blurguard.video.writer import VideoWriter
 from examples.compose_clip import write_clip
 
 Item = TypeVar("Item")
@@ -96,23 +96,23 @@ def _changed(owner: object, member: Callable[..., Any], changed: Callable[..., A
 @contextmanager
 def counted_stages(laps: Laps, anonymizer: Anonymizer) -> Iterator[None]:
     """Count the stages of videos; decoder and encoder work in one thread each, which is the one that calls them."""
-    video_frames = Video.frames
+    video_frames = VideoReader.frames
 
-    def followed(items: Iterable[Any], rules: Rules) -> Generator[Any, None, None]:
-        return laps.each(FOLLOW, follow(laps.each(_BETWEEN, items), rules))
+    def followed(items: Iterable[Any], rules: TrackingConfig) -> Generator[Any, None, None]:
+        return laps.each(FOLLOW, track_faces(laps.each(_BETWEEN, items), rules))
 
     detector = anonymizer.detector
     changes = [
         _changed(video, open_video, functools.partial(open_video, threads=1)),
-        _changed(video, Recorder, functools.partial(Recorder, threads=1)),
-        _changed(Video, Video.frames, lambda video: laps.each(DECODE, video_frames(video))),
-        _changed(Viewer, Viewer.rgb, laps.call(SCALE, Viewer.rgb)),
+        _changed(video, VideoWriter, functools.partial(VideoWriter, threads=1)),
+        _changed(VideoReader, VideoReader.frames, lambda video: laps.each(DECODE, video_frames(video))),
+        _changed(RgbConverter, RgbConverter.convert, laps.call(SCALE, RgbConverter.convert)),
         _changed(detector, detector.detect, laps.call(DETECT, detector.detect)),
-        _changed(tracked, follow, followed),
+        _changed(tracked, track_faces, followed),
         _changed(video, planes_of, laps.call(HIDE, planes_of)),
-        _changed(Cloak, Cloak.hide_into, laps.call(HIDE, Cloak.hide_into)),
-        _changed(Recorder, Recorder.write, laps.call(ENCODE, Recorder.write)),
-        _changed(Recorder, Recorder.close, laps.call(ENCODE, Recorder.close)),
+        _changed(TrackRedactor, TrackRedactor.redact, laps.call(HIDE, TrackRedactor.redact)),
+        _changed(VideoWriter, VideoWriter.write, laps.call(ENCODE, VideoWriter.write)),
+        _changed(VideoWriter, VideoWriter.close, laps.call(ENCODE, VideoWriter.close)),
     ]
     with ExitStack() as stack:
         for change in changes:

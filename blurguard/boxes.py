@@ -19,13 +19,13 @@ from blurguard.types import Detections
 Boxes = NDArray[np.float32]
 
 NO_DETECTIONS = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-AGREEING_IOU = 0.4
+VOTING_IOU = 0.4
 # Longer side, px as a pass saw it, from which a box has its full weight in the mean; weights fall with its square.
 # On held-back training pictures AP hard 64.7 -> 66.0 and as many faces hidden with 16 px; that those of full weight
 # come first too: 66.1 -> 67.4. With the closer looks of today 74.3 with 12, 75.0 with 16, 75.1 with 24 px, and 75.4
 # with 24 px and an IoU of 0.4 instead of 0.5.
-SHARP_PX = 24.0
-MOST_BOXES = 4000  # the best ones; more there are only at scores where noise is taken for faces
+FULL_WEIGHT_PX = 24.0
+MAX_BOXES = 4000  # the best ones; more there are only at scores where noise is taken for faces
 
 
 def areas(boxes: Boxes) -> NDArray[np.float32]:
@@ -53,26 +53,26 @@ def iou(a: Boxes, b: Boxes) -> NDArray[np.float32]:
     return np.asarray(shared / np.maximum(union, 1e-9), np.float32)
 
 
-def contained(a: Boxes, b: Boxes) -> NDArray[np.float32]:
+def overlap_over_smaller(a: Boxes, b: Boxes) -> NDArray[np.float32]:
     """Return intersection over the smaller box of every pair, (N, M); 0 for empty boxes."""
     smaller = np.minimum(areas(a)[:, None], areas(b)[None])
     return np.asarray(intersections(a, b) / np.maximum(smaller, 1e-9), np.float32)
 
 
-def suppress(
+def nms(
     boxes: Boxes, scores: NDArray[np.float32], most_iou: float, most_contained: float = math.inf
 ) -> NDArray[np.intp]:
     """Return the indices that greedy non-maximum suppression keeps, best score first.
 
     A box goes when its IoU with a better one is above ``most_iou``, or when one of the two lies in the other
     with more than ``most_contained`` of its area. Equal scores keep their order, so that the same picture
-    gives the same faces. Boxes beyond the best ``MOST_BOXES`` go as well.
+    gives the same faces. Boxes beyond the best ``MAX_BOXES`` go as well.
     """
     order = _best_first(scores)
-    return order[[index for index, _, _ in _kept(boxes[order], most_iou, most_contained)]]
+    return order[[index for index, _, _ in _greedy_nms(boxes[order], most_iou, most_contained)]]
 
 
-def merged(
+def weighted_nms(
     parts: list[Detections], most_iou: float, most_contained: float = math.inf, scales: list[float] | None = None
 ) -> Detections:
     """Return one list of faces from the passes over one picture.
@@ -82,8 +82,8 @@ def merged(
 
     Args:
         parts: a list for each pass, px of the picture.
-        most_iou: as for ``suppress``.
-        most_contained: as for ``suppress``.
+        most_iou: as for ``nms``.
+        most_contained: as for ``nms``.
         scales: px that each pass saw for one px of the picture. Where given, boxes of few px that a pass saw weigh
             less, and come later: a coarse one often has the best score of all, but not the best place.
     """
@@ -92,29 +92,31 @@ def merged(
     weights = scores
     if scales is not None:
         seen = np.repeat(np.array(scales, np.float32), [len(p) for p in parts]) * longer_sides(boxes)
-        weights = scores * np.clip(seen / SHARP_PX, 1e-3, 1) ** 2
+        weights = scores * np.clip(seen / FULL_WEIGHT_PX, 1e-3, 1) ** 2
     order = _best_first(weights)
     boxes, scores, weights = boxes[order], scores[order], weights[order]
     means, best = [], []
-    for _, overlap, standing in _kept(boxes, most_iou, most_contained):
-        agreeing = np.flatnonzero(overlap > AGREEING_IOU)
+    for _, overlap, standing in _greedy_nms(boxes, most_iou, most_contained):
+        agreeing = np.flatnonzero(overlap > VOTING_IOU)
         means.append(weights[agreeing] @ boxes[agreeing] / weights[agreeing].sum())
         best.append(scores[standing & (overlap > most_iou)].max())
     faces, scores = np.array(means, np.float32).reshape(-1, 4), np.array(best, np.float32)
-    apart = suppress(faces, scores, most_iou, most_contained)  # means of one face can come nearer to each other
+    apart = nms(faces, scores, most_iou, most_contained)  # means of one face can come nearer to each other
     return Detections(faces[apart], scores[apart])
 
 
 def _best_first(scores: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Return the order of the scores, equal ones as they are, without those beyond the best ``MOST_BOXES``."""
-    return np.argsort(-scores, kind="stable")[:MOST_BOXES]
+    """Return the order of the scores, equal ones as they are, without those beyond the best ``MAX_BOXES``."""
+    return np.argsort(-scores, kind="stable")[:MAX_BOXES]
 
 
-def _kept(
+def _greedy_nms(
     boxes: Boxes, most_iou: float, most_contained: float
 ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:
-    """Yield of each box (N, 4), best first, that `suppress` keeps: its index, its IoU with all, which still stand."""
-    x0, y0, x1, y1 = np.ascontiguousarray(boxes.T)  # a third of the time that `iou` and `contained` take together
+    """Yield of each box (N, 4), best first, that `nms` keeps: its index, its IoU with all, which still stand."""
+    x0, y0, x1, y1 = np.ascontiguousarray(
+        boxes.T
+    )  # a third of the time that `iou` and `overlap_over_smaller` take together
     area = np.maximum(areas(boxes), 1e-9)
     standing = np.ones(len(boxes), np.bool_)
     for index in range(len(boxes)):
@@ -129,7 +131,7 @@ def _kept(
         standing &= (overlap <= most_iou) & (shared <= most_contained * np.minimum(area, area[index]))
 
 
-def mirrored(boxes: Boxes, width: int) -> Boxes:
+def mirror_boxes(boxes: Boxes, width: int) -> Boxes:
     """Return boxes (N, 4) seen in a picture of this width as they lie in its mirror image.
 
     Networks place a face as its label did, which counts px: the first and the last one change places. As if they
@@ -139,13 +141,13 @@ def mirrored(boxes: Boxes, width: int) -> Boxes:
     return np.stack([width - 1 - right, top, width - 1 - left, bottom], axis=1).astype(np.float32)
 
 
-def resized(boxes: Boxes, seen_wh: tuple[int, int], wanted_wh: tuple[int, int]) -> Boxes:
+def rescale_boxes(boxes: Boxes, seen_wh: tuple[int, int], wanted_wh: tuple[int, int]) -> Boxes:
     """Return boxes (N, 4) seen in a picture of one size as they lie in it at another; they count centres of px."""
     factor = np.array([wanted_wh[0] / seen_wh[0], wanted_wh[1] / seen_wh[1]] * 2, np.float32)
     return np.asarray((boxes + 0.5) * factor - 0.5, np.float32)
 
 
-def turned_back(boxes: Boxes, quarters: int, width: int, height: int) -> Boxes:
+def unrotate_boxes(boxes: Boxes, quarters: int, width: int, height: int) -> Boxes:
     """Return boxes (N, 4) seen in ``np.rot90(picture, quarters)`` as px of the upright picture.
 
     Args:
@@ -155,7 +157,7 @@ def turned_back(boxes: Boxes, quarters: int, width: int, height: int) -> Boxes:
         height: of the upright picture, px.
     """
     left, top, right, bottom = boxes.T
-    last_x, last_y = width - 1, height - 1  # boxes count px, as in `mirrored`
+    last_x, last_y = width - 1, height - 1  # boxes count px, as in `mirror_boxes`
     if quarters % 4 == 1:
         left, top, right, bottom = last_x - bottom, left, last_x - top, right
     elif quarters % 4 == 2:

@@ -23,9 +23,17 @@ from blurguard.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "BLURGUARD_"
 CONFIG_VARIABLE = "BLURGUARD_CONFIG"
-WATCH_TABLE = "watch"
-ONCE = "retry_failed"  # in a file it would be wished again at each start
-FIXED = ("poll", "originals", "move_to", "failed", "health", "metrics", "allow_shared")  # of [watch], while it runs
+WATCH_SECTION = "watch"
+ONE_SHOT = "retry_failed"  # in a file it would be wished again at each start
+FIXED_WHILE_RUNNING = (
+    "poll",
+    "originals",
+    "move_to",
+    "failed",
+    "health",
+    "metrics",
+    "allow_shared",
+)  # of [watch], while it runs
 COLOR_PATTERN = re.compile(r"#[0-9a-fA-F]{6}")
 MEGAPIXEL = 1_000_000
 
@@ -106,7 +114,7 @@ class _Table:
         """Return the settings as JSON types."""
         return asdict(self)
 
-    def changed(self, values: Mapping[str, Any], origin: str) -> Self:
+    def with_values(self, values: Mapping[str, Any], origin: str) -> Self:
         """Return a copy with these values; an unknown name or a bad value is an error that names ``origin``."""
         known = _kinds(type(self))
         unknown = sorted(set(values) - set(known))
@@ -134,7 +142,7 @@ class Settings(_Table):
         keep_metadata: keep capture time, camera, lens and exposure tags.
         hold: seconds for which a face in a video or animation stays hidden before it is first seen and after it
             was last seen, 0 to 5.
-        audio: ``keep`` or ``drop`` a video's sound.
+        audio: ``update`` or ``drop`` a video's sound.
         salvage: handle as much of a damaged or cut-off video as can be decoded, instead of failing.
         max_pixels: pictures of more px are refused before they are decoded; in a program of your own, Pillow's
             ``Image.MAX_IMAGE_PIXELS`` holds besides.
@@ -176,7 +184,7 @@ class WatchSettings(_Table):
         settle: seconds without a sign of change after which a file is complete, 0 to 3600.
         rescan: seconds between looks at the whole inbox, 0.1 to 86400.
         poll: ask the file system again and again instead of waiting for its events, as network shares need.
-        originals: ``keep``, ``move`` or ``delete`` those whose results stand.
+        originals: ``update``, ``move`` or ``delete`` those whose results stand.
         move_to: folder that originals are moved to; needed with ``move``, refused without.
         failed: folder for originals that failed, with a note each; ``""`` leaves them where they are.
         timeout: seconds without a sign of life after which a file is given up and its worker replaced, 1 to 86400.
@@ -208,7 +216,7 @@ class WatchSettings(_Table):
 
     def fixed_but_changed(self, other: WatchSettings) -> list[str]:
         """Return the settings that differ in ``other``, and that only a new start changes."""
-        return [name for name in FIXED if getattr(self, name) != getattr(other, name)]
+        return [name for name in FIXED_WHILE_RUNNING if getattr(self, name) != getattr(other, name)]
 
     def complete(self) -> WatchSettings:
         """Return the settings, once every source has been heard: one may choose ``move`` and another the folder.
@@ -286,7 +294,7 @@ def from_environment(base: Settings, environment: Mapping[str, str] = os.environ
 def read_settings(config: Path | None, environment: Mapping[str, str] = os.environ) -> tuple[Settings, WatchSettings]:
     """Return both tables: defaults, then the file, then the environment; to be called again to read them again.
 
-    What the command line says comes over them with ``changed``, and then ``complete``. The file is read once, so that
+    What the command line says comes over them with ``update``, and then ``complete``. The file is read once, so that
     both tables are of one version of it.
 
     Raises:
@@ -309,10 +317,10 @@ class _Source:
 
     def over(self, settings: Settings, watch: WatchSettings) -> tuple[Settings, WatchSettings]:
         """Return both tables changed; an error in either is one, whoever asks."""
-        if ONCE in self.watch:
-            option = "--" + ONCE.replace("_", "-")
-            raise ConfigError(f"{self.watch_origin}: {ONCE} is for one run only: give {option} on the command line")
-        return settings.changed(self.values, self.origin), watch.changed(self.watch, self.watch_origin)
+        if ONE_SHOT in self.watch:
+            option = "--" + ONE_SHOT.replace("_", "-")
+            raise ConfigError(f"{self.watch_origin}: {ONE_SHOT} is for one run only: give {option} on the command line")
+        return settings.with_values(self.values, self.origin), watch.with_values(self.watch, self.watch_origin)
 
 
 def _read_file(path: Path) -> _Source:
@@ -322,10 +330,10 @@ def _read_file(path: Path) -> _Source:
         raise ConfigError(f"{path}: cannot read the settings: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, not TOML, or a number of thousands of digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    watch = values.pop(WATCH_TABLE, {})
+    watch = values.pop(WATCH_SECTION, {})
     if not isinstance(watch, dict):
-        raise ConfigError(f"{path}: {WATCH_TABLE} must be a table, [{WATCH_TABLE}], not {watch!r}")
-    return _Source(values, str(path), watch, f"{path}: [{WATCH_TABLE}]")
+        raise ConfigError(f"{path}: {WATCH_SECTION} must be a table, [{WATCH_SECTION}], not {watch!r}")
+    return _Source(values, str(path), watch, f"{path}: [{WATCH_SECTION}]")
 
 
 def _read_environment(environment: Mapping[str, str]) -> _Source:
@@ -334,7 +342,7 @@ def _read_environment(environment: Mapping[str, str]) -> _Source:
         for key, text in environment.items()
         if key.startswith(ENVIRONMENT_PREFIX) and key != CONFIG_VARIABLE
     }
-    start = f"{WATCH_TABLE}_"
+    start = f"{WATCH_SECTION}_"
     watch = {name.removeprefix(start): text for name, text in texts.items() if name.startswith(start)}
     own = {name: text for name, text in texts.items() if not name.startswith(start)}
     return _Source(

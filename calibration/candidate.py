@@ -38,7 +38,7 @@ def candidate(data: bytes, file: str = "", name: str = "candidate", **known: str
     and the turned passes go by them too), evidence, source, licence, training_data.
     """
     told: dict[str, object] = dict.fromkeys(("evidence", "source", "licence", "training_data"), "")
-    told |= {"thresholds": model_zoo.find().thresholds, "crowd_ap": {}, **known}
+    told |= {"thresholds": model_zoo.get_spec().thresholds, "crowd_ap": {}, **known}
     return ModelSpec(
         name=name,
         file=file,

@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     sides = arguments.side or SIDES
     if any(side % 32 or side < 32 for side in sides):
         raise CalibrationError(f"sides are multiples of 32 px: {', '.join(map(str, sides))}")
-    named = [model_zoo.find(name) for name in arguments.models] or model_zoo.specs()
-    networks = [(spec, model_zoo.load(spec)) for spec in named]
+    named = [model_zoo.get_spec(name) for name in arguments.models] or model_zoo.all_specs()
+    networks = [(spec, model_zoo.load_weights(spec)) for spec in named]
     for path in arguments.file:
         content = read_in_units(path)
         networks.append((candidate(content, path.name, path.name), content))

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from bench.outside import SURE, THRESHOLD, CenterFace
 from bench.peers import ENVIRONMENT
-from blurguard.boxes import contained
+from blurguard.boxes import overlap_over_smaller
 from calibration import CalibrationError, counted, write_whole
 from calibration.score import BUCKETS, FALSE_IOU, IGNORE
 from calibration.sources import Entry, Rows, read
@@ -90,7 +90,7 @@ class Teacher:
     unsure: float
 
     def rows(self, bgr: Pixels) -> Rows:
-        """Return (N, 5) as in `Entry` for a picture (H, W, 3)."""
+        """Return (N, 5) as in `FileRecord` for a picture (H, W, 3)."""
         found = self.network.detect(bgr)
         sizes = found.boxes[:, 2:] - found.boxes[:, :2]
         flags = np.where(found.scores >= self.sure, 0, IGNORE)
@@ -101,7 +101,7 @@ class Teacher:
         """Return (M, 5), ignored, for the faces that it is sure of and that no row is near."""
         seen = self.rows(bgr)
         seen = seen[~_ignored(seen)]
-        near = contained(_corners(seen), _corners(rows)).max(axis=1, initial=0) >= FALSE_IOU
+        near = overlap_over_smaller(_corners(seen), _corners(rows)).max(axis=1, initial=0) >= FALSE_IOU
         return np.concatenate([seen[~near, :4], np.full((int((~near).sum()), 1), float(IGNORE))], axis=1)
 
 

@@ -190,8 +190,8 @@ def pixels_of(picture: Labelled) -> NDArray[np.uint8]:
 
 def _print_box_correction(model: str, truth: list[Labelled]) -> int:
     """Print the medians of true over raw size, and of the centre's offset, over faces found with score 0.6."""
-    spec = dataclasses.replace(model_zoo.find(model), box_scale=(1.0, 1.0), box_shift=(0.0, 0.0))
-    detector = BlazeFaceDetector(Network(spec, model_zoo.load(spec)), Mode.ACCURATE)
+    spec = dataclasses.replace(model_zoo.get_spec(model), box_scale=(1.0, 1.0), box_shift=(0.0, 0.0))
+    detector = BlazeFaceDetector(Network(spec, model_zoo.load_weights(spec)), Mode.ACCURATE)
     rows = []
     for picture in truth:
         boxes = picture.boxes[(picture.flags & IGNORE) == 0]

@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blurguard.anonymize.anonymizer import Anonymizer
-from blurguard.anonymize.tracked import Roll
-from blurguard.anonymize.video import Look, look_at_video, upright_size
-from blurguard.boxes import iou, resized
+from blurguard.anonymize.tracked import FaceLog
+from blurguard.anonymize.video import VideoJob, detect_video, upright_size
+from blurguard.boxes import iou, rescale_boxes
 from blurguard.detection.detector import Detector, load_detector
-from blurguard.redaction.mosaic import Canvas, Veil, veil_into
+from blurguard.redaction.mosaic import Canvas, Mosaic, redact_region
 from blurguard.redaction.regions import regions_from
 from blurguard.settings import Mode, Settings, Shape, Style
-from blurguard.tracking.lookahead import Cover
+from blurguard.tracking.lookahead import TrackedBox
 from blurguard.types import Detections, Region
 from blurguard.video.reader import open_video
 from calibration import CalibrationError
@@ -64,7 +64,7 @@ class Labels:
 class Watched:
     """What was made of a video: what is hidden in each frame, and what its own detections alone would hide."""
 
-    hidden: list[list[tuple[Cover, Region]]]
+    hidden: list[list[tuple[TrackedBox, Region]]]
     alone: list[list[Region]]
 
 
@@ -93,16 +93,16 @@ class Figures:
     outside: float
 
 
-class Notes(Roll):
+class Notes(FaceLog):
     """A roll that keeps all that is ever written on it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.frames: dict[int, list[tuple[Cover, Region]]] = {}
+        self.frames: dict[int, list[tuple[TrackedBox, Region]]] = {}
 
-    def note(self, frame: int, cover: Cover, region: Region) -> None:
+    def note(self, frame: int, cover: TrackedBox, region: Region) -> None:
         """Write down that a face is hidden in a frame."""
-        super().note(frame, cover, region)
+        super().add(frame, cover, region)
         self.frames.setdefault(frame, []).append((cover, region))
 
 
@@ -127,7 +127,7 @@ class Witness:
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
         """Return what the detector says."""
         found = self._detector.detect(rgb, min_score)
-        boxes = resized(found.boxes, (rgb.shape[1], rgb.shape[0]), self._size)
+        boxes = rescale_boxes(found.boxes, (rgb.shape[1], rgb.shape[0]), self._size)
         self.said.append(Detections(boxes, found.scores))
         return found
 
@@ -209,12 +209,12 @@ def _labels(path: Path, truth: dict[str, int], frame: list[dict[str, float]]) ->
 
 
 def watch(clip: Path, settings: Settings, stride: int) -> Watched:
-    """Look at a clip as the program does, but at every ``stride``-th frame only."""
+    """Look at a clip as the program does, but at every ``detect_every``-th frame only."""
     with open_video(clip, max_pixels=settings.max_pixels) as video:
         size = upright_size(video)
     notes, witness = Notes(), Witness(load_detector(settings), size)
     threshold = witness.threshold if settings.min_score is None else settings.min_score
-    film = look_at_video(clip, Look([witness], threshold, settings, lambda *_: None, stride), notes)
+    film = detect_video(clip, VideoJob([witness], threshold, settings, lambda *_: None, stride), notes)
     hidden = [notes.frames.get(frame, []) for frame in range(film.frames)]
     alone: list[list[Region]] = [[] for _ in range(film.frames)]
     for frame, found in zip(range(0, film.frames, stride), witness.said, strict=True):
@@ -228,7 +228,7 @@ def unfollowed(watched: Watched) -> Watched:
     """Return what each frame's own detections would hide; no track has any part in it."""
     nobody = np.zeros(4, np.float32)
     return Watched(
-        [[(Cover(-1, nobody, 0.0, seen=False), region) for region in regions] for regions in watched.alone],
+        [[(TrackedBox(-1, nobody, 0.0, is_detected=False), region) for region in regions] for regions in watched.alone],
         watched.alone,
     )
 
@@ -274,7 +274,7 @@ def mask_of(regions: Sequence[Region], picture: Labelled) -> Mask:
     pixels = np.zeros((picture.height, picture.width, 1), np.uint8)
     canvas = Canvas(pixels, WHITE, np.array([WHITE], np.float32), 0.0)
     for region in regions:
-        veil_into(canvas, region, Veil(), Style.SOLID, Shape.ELLIPSE)
+        redact_region(canvas, region, Mosaic(), Style.SOLID, Shape.ELLIPSE)
     return np.asarray(pixels[:, :, 0] == WHITE)
 
 
@@ -296,13 +296,13 @@ def _between(stretches: Sequence[tuple[int, int]], frames: Sequence[int]) -> lis
     return [(first, last) for first, last in stretches if min(frames) < first and last < max(frames)]
 
 
-def _tracks_at(box: NDArray[np.float32], covers: Sequence[tuple[Cover, Region]]) -> list[int]:
+def _tracks_at(box: NDArray[np.float32], covers: Sequence[tuple[TrackedBox, Region]]) -> list[int]:
     """Return the tracks that were seen in this frame where the face is."""
-    seen = [cover for cover, _ in covers if cover.seen]
+    seen = [cover for cover, _ in covers if cover.is_detected]
     if not seen:
         return []
     overlaps = iou(box[None], np.array([cover.box for cover in seen], np.float32))[0]
-    return [cover.track for cover, overlap in zip(seen, overlaps, strict=True) if overlap >= SAME_IOU]
+    return [cover.track_id for cover, overlap in zip(seen, overlaps, strict=True) if overlap >= SAME_IOU]
 
 
 def covered_share(box: NDArray[np.float32], mask: Mask) -> float:

@@ -11,7 +11,7 @@ import argparse
 
 import cv2
 
-from blurguard.detection.multiscale import QUARTER_TURNS
+from blurguard.detection.multiscale import ROTATIONS
 from blurguard.settings import Mode, Settings
 from calibration.evaluate import add_choice, chosen_pictures, detect_all, detector_of
 from calibration.score import hidden_at, subset_aps
@@ -22,7 +22,7 @@ __all__ = ["add_parser", "run"]
 PARTS = (
     ("own size, octaves", False, ()),
     ("+ closer looks", True, ()),
-    ("+ turned passes", True, QUARTER_TURNS),
+    ("+ turned passes", True, ROTATIONS),
 )
 BUDGETS = (1.0, 2.0)  # false boxes a picture
 IOUS = (0.5, 0.4)
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     heads = [f"AP, IoU {least:g}" for least in IOUS] + [f"hidden at {budget:g}" for budget in BUDGETS]
     print(f"| | {' | '.join(heads)} | CPU ms a picture |\n" + "|---" * (2 + len(heads)) + "|")
     for name, closer, turns in PARTS:
-        detector.closer, detector.turns = closer, turns
+        detector.refines, detector.rotations = closer, turns
         found, milliseconds = detect_all(detector, truth)
         cells = [" / ".join(f"{ap:.1f}" for ap in subset_aps(truth, found, least)) for least in IOUS]
         for budget in BUDGETS:

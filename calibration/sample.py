@@ -180,7 +180,7 @@ def candidates(pictures: Sequence[Picture], recipe: Recipe) -> list[Candidate]:
 
 
 def targets(shares: Sequence[float], there: Sequence[int], count: int) -> NDArray[np.int64]:
-    """Return how many of ``count`` each stratum gets, (S,); what one has not got goes to the others by their shares."""
+    """Return how many of ``page_count`` each stratum gets, (S,); what one has not got goes to the others by their shares."""
     weights, most = np.array(shares, np.float64), np.array(there, np.int64)
     given = np.zeros(len(weights), np.int64)
     while (left := count - int(given.sum())) > 0:
@@ -196,7 +196,7 @@ def targets(shares: Sequence[float], there: Sequence[int], count: int) -> NDArra
 
 
 def choose(found: Sequence[Candidate], scenes: Sequence[str], recipe: Recipe) -> list[int]:
-    """Return the indices of at most ``recipe.count`` candidates, no two of one scene, as near to the shares as can be.
+    """Return the indices of at most ``recipe.page_count`` candidates, no two of one scene, as near to the shares as can be.
 
     Each time the one is taken whose strata lack most of what they should have; among equals the one of which
     combination there are fewest.

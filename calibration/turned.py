@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blurguard.boxes import iou
-from blurguard.detection.multiscale import QUARTER_TURNS, BlazeFaceDetector
+from blurguard.detection.multiscale import ROTATIONS, BlazeFaceDetector
 from blurguard.settings import Mode
 from blurguard.types import Detections
 from calibration.evaluate import add_choice, chosen_pictures, detector_of, pixels_of
@@ -67,8 +67,8 @@ def measured(detector: BlazeFaceDetector, truth: list[Labelled], degrees: int) -
     """Return what is found without the turned passes, and with them, in pictures turned by so many degrees."""
     pairs = [turned_by(pixels_of(picture), picture, degrees) for picture in truth]
     rows = []
-    for turns in ((), QUARTER_TURNS):
-        detector.turns = turns
+    for turns in ((), ROTATIONS):
+        detector.rotations = turns
         seen, wrong, seconds = [np.zeros(0, np.bool_)], 0, 0.0
         for rgb, picture in pairs:
             detector.detect(rgb, detector.threshold)  # builds the interpreters of this size, untimed

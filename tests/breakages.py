@@ -26,8 +26,8 @@ from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.batch import runner
 from blurguard.detection import blazeface, multiscale
 from blurguard.files import atomic
-from blurguard.files.atomic import Draft
-from blurguard.files.filetypes import Kind
+from blurguard.files.atomic import StagedFile
+from blurguard.files.filetypes import FileType
 from blurguard.images import chunks, codec, metadata, still
 from blurguard.redaction import masks, mosaic, regions
 from blurguard.settings import Settings, Shape, Style
@@ -51,24 +51,22 @@ def replace_in(modules: Iterable[ModuleType], whole: Callable[..., Any], broken:
 
 
 def end_before_the_last_row_and_column() -> None:
-    whole = regions._region
+    whole = regions._clip_region
 
     def broken(box: NDArray[np.float64], face_width: float, width: int, height: int) -> Region | None:
         return whole(box, face_width, width - 1, height - 1)
 
-    regions._region = broken
+    regions._clip_region = broken
 
 
 def feather_inside() -> None:
-    whole = masks._ellipse_coverage
+    whole = masks._ellipse_mask
 
-    def broken(
-        xs: NDArray[np.float32], ys: NDArray[np.float32], box: tuple[float, ...], feather: int
-    ) -> masks._Coverage:
+    def broken(xs: NDArray[np.float32], ys: NDArray[np.float32], box: tuple[float, ...], feather: int) -> masks.Mask:
         x0, y0, x1, y1 = box
         return whole(xs, ys, (x0 + feather, y0 + feather, x1 - feather, y1 - feather), feather)
 
-    masks._ellipse_coverage = broken
+    masks._ellipse_mask = broken
 
 
 def make_cells_as_small_as_pixels() -> None:
@@ -125,23 +123,23 @@ def keep_scratch() -> None:
 
 
 def take_a_cut_file_for_a_whole_one() -> None:
-    whole = chunks.check_whole
+    whole = chunks.check_complete
 
-    def broken(data: bytes, kind: Kind) -> None:
-        if kind is not Kind.PNG:
+    def broken(data: bytes, kind: FileType) -> None:
+        if kind is not FileType.PNG:
             whole(data, kind)
 
     replace_in([still], whole, broken)
 
 
 def copy_exif() -> None:
-    whole = codec._PillowSource.__init__
+    whole = codec.PillowCodec.__init__
 
-    def broken(self: codec._PillowSource, data: bytes, kind: Kind, picture: Any, keep_metadata: bool) -> None:
+    def broken(self: codec.PillowCodec, data: bytes, kind: FileType, picture: Any, keep_metadata: bool) -> None:
         whole(self, data, kind, picture, keep_metadata)
         self._exif = picture.getexif().tobytes()
 
-    codec._PillowSource.__init__ = broken  # type: ignore[method-assign]
+    codec.PillowCodec.__init__ = broken  # type: ignore[method-assign]
 
 
 def allow_all_of_exif() -> None:
@@ -152,13 +150,13 @@ def allow_all_of_exif() -> None:
 
 
 def copy_the_end_of_the_file() -> None:
-    whole = still.Still.encode
+    whole = still.ImageFile.encode
 
-    def broken(self: still.Still, pages: Iterable[still.Page]) -> bytes:
-        end = self._source._data[-40:] if isinstance(self._source, codec._PillowSource) else b""
+    def broken(self: still.ImageFile, pages: Iterable[still.Page]) -> bytes:
+        end = self._codec._data[-40:] if isinstance(self._codec, codec.PillowCodec) else b""
         return whole(self, pages) + end
 
-    still.Still.encode = broken  # type: ignore[method-assign]
+    still.ImageFile.encode = broken  # type: ignore[method-assign]
 
 
 def fail_to_hide() -> None:
@@ -221,20 +219,20 @@ def strike_in_hiding(fault: Fault) -> None:
 
 
 def strike_in_encoding(fault: Fault) -> None:
-    whole = still.Still.encode
+    whole = still.ImageFile.encode
 
-    def broken(self: still.Still, pages: Iterable[still.Page]) -> bytes:
+    def broken(self: still.ImageFile, pages: Iterable[still.Page]) -> bytes:
         whole(self, pages)
         fault()
 
-    still.Still.encode = broken  # type: ignore[method-assign]
+    still.ImageFile.encode = broken  # type: ignore[method-assign]
 
 
 def strike_in_writing(fault: Fault) -> None:
     """Strike when a draft has its content, and before it is on disk."""
-    whole = atomic.make_draft
+    whole = atomic.stage_file
 
-    def broken(scratch: Path, write: Callable[[Path], str | None]) -> Draft:
+    def broken(scratch: Path, write: Callable[[Path], str | None]) -> StagedFile:
         def written(path: Path) -> str | None:
             write(path)
             fault()

@@ -57,12 +57,12 @@ def run_daemon_with(detector: str, *arguments: str) -> None:
     import functools
     import os
 
-    from blurguard.batch.process import own_process
-    from blurguard.batch.workers import Crew
+    from blurguard.batch.process import configure_process
+    from blurguard.batch.workers import WorkerConfig
     from blurguard.cli.console import ConsoleProgress
     from blurguard.settings import WatchSettings
     from blurguard.watch.daemon import WatchTask, watch
-    from blurguard.watch.event_loop import Orders
+    from blurguard.watch.event_loop import RuntimeConfig
     from blurguard.watch.folders import Folders
     from tests import workers
 
@@ -75,14 +75,14 @@ def run_daemon_with(detector: str, *arguments: str) -> None:
         parser.add_argument("--" + name, type=int)
     parser.add_argument("--log-json", action="store_true")
     given = vars(parser.parse_known_args(arguments)[0])
-    own_process()
+    configure_process()
     factory = getattr(workers, detector)
     if factory is workers.waiting:
         factory = functools.partial(factory, Path(os.environ["GATE"]))
     console = ConsoleProgress(quiet=False, verbose=False, as_json=True)
     chosen = {key: given[key] for key in ("settle", "rescan", "timeout", "grace", "min_free", "recycle") if given[key]}
-    settings = WatchSettings().changed({"min_free": 0, "grace": 0} | chosen, "test")
-    orders = Orders(Crew(factory, given["jobs"], progress=console.frames), settings)
+    settings = WatchSettings().with_values({"min_free": 0, "grace": 0} | chosen, "test")
+    orders = RuntimeConfig(WorkerConfig(factory, given["jobs"], progress=console.frames), settings)
     folders = Folders(Path(given["inbox"]), Path(given["outbox"])).prepared(allow_shared=False)
     with console.live("watching"):
         watch(WatchTask(folders, orders, lambda: orders), console)
@@ -103,21 +103,21 @@ def write_and_die(folder: str) -> None:
     import os
     import signal
 
-    from blurguard.batch.journal import Entry, State, open_journal
+    from blurguard.batch.journal import FileRecord, FileState, open_journal
 
     with open_journal(Path(folder)) as journal:
-        journal.put(Path("a.jpg"), Entry(State.PUBLISHING, output_digest="abc"))
+        journal.put(Path("a.jpg"), FileRecord(FileState.PUBLISHING, output_digest="abc"))
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def write_always(folder: str) -> None:
     import itertools
 
-    from blurguard.batch.journal import State, open_journal
+    from blurguard.batch.journal import FileState, open_journal
 
     with open_journal(Path(folder)) as journal:
         for turn in itertools.count():
-            for state in (State.QUEUED, State.WORKING):
+            for state in (FileState.QUEUED, FileState.WORKING):
                 journal.mark([Path(f"{number}.jpg") for number in range(50)], state)
             if turn == 1:
                 print("writing", flush=True)
@@ -126,16 +126,16 @@ def write_always(folder: str) -> None:
 def pretend_to_be_daemon(outbox: str, state: str, now: str) -> None:
     import os
 
-    from blurguard.batch.journal import State as FileState
+    from blurguard.batch.journal import FileState as FileState
     from blurguard.batch.journal import open_journal
-    from blurguard.watch.health import Health, Pulse, State, health_file
+    from blurguard.watch.health import DaemonState, Health, HealthWriter, health_file
 
     out, moment = Path(outbox), float(now)
     with open_journal(out) as journal:
         journal.mark([Path("a.jpg"), Path("b.jpg")], FileState.QUEUED)
         journal.mark([Path("c.jpg")], FileState.WORKING)
-        health = Health(State(state), "", 2, 1, 0, 0, 0, moment, 0.0, os.getpid(), "0.1.0")
-        Pulse(health_file(out), now=lambda: moment).beat(health)
+        health = Health(DaemonState(state), "", 2, 1, 0, 0, 0, moment, 0.0, os.getpid(), "0.1.0")
+        HealthWriter(health_file(out), now=lambda: moment).write(health)
         print("open", flush=True)
         sys.stdin.read()
 
@@ -180,17 +180,17 @@ def watch_without_handles(inbox: str) -> None:
     import os
     import resource
 
-    from blurguard.watch.inbox import Events
+    from blurguard.watch.inbox import InboxObserver
 
     handle = os.open("/dev/null", os.O_RDONLY)
     resource.setrlimit(resource.RLIMIT_NOFILE, (handle + 1, handle + 1))
-    print(Events(Path(inbox), lambda *_: None).start())
+    print(InboxObserver(Path(inbox), lambda *_: None).start())
 
 
 def hold_part(folder: str) -> None:
-    from blurguard.files.move import part_in
+    from blurguard.files.move import temporary_part
 
-    with part_in(Path(folder)) as (part, _):
+    with temporary_part(Path(folder)) as (part, _):
         print(part, flush=True)
         sys.stdin.read()
 
@@ -199,10 +199,10 @@ def look_at_exchanged(path: str, look: str) -> None:
     """Look at a file that becomes a pipe in the moment before it is opened."""
     import os
 
-    from blurguard.files.atomic import digest_of_file
-    from blurguard.files.filetypes import kind_of_file
+    from blurguard.files.atomic import digest_file
+    from blurguard.files.filetypes import type_of_file
 
-    file, looks = Path(path), {"kind": kind_of_file, "digest": digest_of_file}
+    file, looks = Path(path), {"kind": type_of_file, "digest": digest_file}
 
     def exchange(event: str, args: tuple[object, ...]) -> None:
         if event == "open" and args[0] == path and file.is_file():
@@ -220,24 +220,24 @@ def look_at_exchanged(path: str, look: str) -> None:
 
 
 def hold_draft(folder: str) -> None:
-    from blurguard.files.atomic import scratch_in, write_draft
+    from blurguard.files.atomic import scratch_in, stage_bytes
 
     with scratch_in(Path(folder)) as scratch:
-        print(write_draft(scratch, b"hidden already").path, flush=True)
+        print(stage_bytes(scratch, b"hidden already").path, flush=True)
         sys.stdin.read()
 
 
 def publish_under_umask(folder: str, umask: str) -> None:
     import os
 
-    from blurguard.files.atomic import publish, scratch_in, write_draft
+    from blurguard.files.atomic import publish, scratch_in, stage_bytes
 
     os.umask(int(umask, 8))
     out = Path(folder)
     (out / "ordinary").write_bytes(b"")
     with scratch_in(out) as scratch:
-        publish(write_draft(scratch, b"new"), out / "ours", replace=False)
-        publish(write_draft(scratch, b"new"), out / "ours too", replace=True)
+        publish(stage_bytes(scratch, b"new"), out / "ours", replace=False)
+        publish(stage_bytes(scratch, b"new"), out / "ours too", replace=True)
 
 
 def write_too_much(folder: str) -> None:
@@ -245,13 +245,13 @@ def write_too_much(folder: str) -> None:
     import signal
 
     from blurguard.errors import OutputError
-    from blurguard.files.atomic import scratch_in, write_draft
+    from blurguard.files.atomic import scratch_in, stage_bytes
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     with scratch_in(Path(folder)) as scratch:
         try:
-            write_draft(scratch, bytes(100_000))
+            stage_bytes(scratch, bytes(100_000))
         except OutputError as error:
             print(len(list(scratch.iterdir())), error)
 
@@ -351,8 +351,8 @@ def run_network() -> None:
     from blurguard.detection import model_zoo
     from blurguard.detection.interpreter import Network
 
-    spec = model_zoo.find()
-    network = Network(spec, model_zoo.load(spec))
+    spec = model_zoo.get_spec()
+    network = Network(spec, model_zoo.load_weights(spec))
     network.run(np.zeros((64, 96, 3), np.uint8))
     network.run(np.zeros((96, 64, 3), np.uint8))
     print("heard", file=sys.stderr)

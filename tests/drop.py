@@ -21,11 +21,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from blurguard import Anonymizer
-from blurguard.batch.journal import State
-from blurguard.batch.process import processors
-from blurguard.files.filetypes import Kind, claimed_kind
-from blurguard.files.stamp import Stamp
-from blurguard.watch.health import Status, status_of
+from blurguard.batch.journal import FileState
+from blurguard.batch.process import cpu_count
+from blurguard.files.filetypes import FileType, type_from_suffix
+from blurguard.files.stamp import FileStamp
+from blurguard.watch.health import Status, read_status
 from blurguard.watch.inbox import has_final_name
 from tests.commands import environment
 from tests.conftest import ROOT
@@ -43,8 +43,8 @@ TICKS_PER_LOOK = 20
 class Row:
     """What the journal says of one name."""
 
-    state: State
-    source: Stamp
+    state: FileState
+    source: FileStamp
     output_digest: str
     error: str
 
@@ -160,13 +160,13 @@ class Drop:
         What changes without an event, a second link's times say, is never known as it is, unless there are rescans.
         """
         rows = {name: row for name, row in self.rows().items() if below in name.parents}
-        if any(row.state not in (State.DONE, State.FAILED) for row in rows.values()):
+        if any(row.state not in (FileState.DONE, FileState.FAILED) for row in rows.values()):
             return False
         return all(name in rows and rows[name].source == stamp for name, stamp in self._media(below))
 
     def status(self) -> Status:
         """Return what ``blurguard status`` tells."""
-        return status_of(self.outbox, None, time.time())
+        return read_status(self.outbox, None, time.time())
 
     def rows(self) -> dict[Path, Row]:
         """Return the journal: name below the inbox -> what is known."""
@@ -176,7 +176,7 @@ class Drop:
                 "SELECT name, state, source_size, source_mtime, source_ctime, output_digest, error FROM files"
             ).fetchall()
         return {
-            Path(os.fsdecode(name)): Row(State(state), Stamp(*stamp), digest, error)
+            Path(os.fsdecode(name)): Row(FileState(state), FileStamp(*stamp), digest, error)
             for name, state, *stamp, digest, error in found
         }
 
@@ -216,15 +216,19 @@ class Drop:
     def _log(self) -> Path:
         return self._log_folder / f"{self._starts}.log"
 
-    def _media(self, below: Path) -> Iterator[tuple[Path, Stamp]]:
+    def _media(self, below: Path) -> Iterator[tuple[Path, FileStamp]]:
         """Yield the pictures and videos in a folder of the inbox that are of interest, with their stamps."""
         for parent, folders, names in os.walk(self.inbox / below):
             folders[:] = [name for name in folders if has_final_name(Path(name))]
             for name in names:
                 path = Path(parent, name)
-                if has_final_name(Path(name)) and claimed_kind(path) is not Kind.UNKNOWN and not path.is_symlink():
+                if (
+                    has_final_name(Path(name))
+                    and type_from_suffix(path) is not FileType.UNKNOWN
+                    and not path.is_symlink()
+                ):
                     with contextlib.suppress(FileNotFoundError):
-                        yield path.relative_to(self.inbox), Stamp.of(path)
+                        yield path.relative_to(self.inbox), FileStamp.of(path)
 
 
 def _command_of(pid: int) -> bytes:
@@ -246,5 +250,5 @@ def hidden(data: bytes, suffix: str = ".jpg") -> bytes:
 @functools.cache
 def _anonymizer() -> Anonymizer:
     anonymizer = Anonymizer(SETTINGS)
-    anonymizer.threads = processors()  # as a daemon's workers have: what x264 makes depends on it
+    anonymizer.threads = cpu_count()  # as a daemon's workers have: what x264 makes depends on it
     return anonymizer

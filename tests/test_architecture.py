@@ -117,5 +117,5 @@ def source_names(names: list[str]) -> set[str]:
 
 
 def lint_imports(checkout: Path) -> "subprocess.CompletedProcess[str]":
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=120, check=False)

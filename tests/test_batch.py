@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from blurguard.batch.discovery import folder_beside, targets_for
-from blurguard.batch.journal import Entry, State, open_journal
+from blurguard.batch.journal import FileRecord, FileState, open_journal
 from blurguard.batch.output_tree import FolderTask
-from blurguard.batch.runner import blur_files, blur_folder, look_at_files
-from blurguard.batch.workers import Crew, Factory
+from blurguard.batch.runner import anonymize_files, anonymize_folder, detect_files
+from blurguard.batch.workers import Factory, WorkerConfig
 from blurguard.errors import ConfigError, OutputError
 from blurguard.types import Outcome, Status
 from tests.commands import names, pixels, put
@@ -34,8 +34,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 def run(photos: Path, factory: Factory = steady, workers: int = 1, **options: bool) -> list[Outcome]:
-    task = FolderTask(photos, photos.with_name("out"), Crew(factory, workers), **options)
-    return list(blur_folder(task, task.discover().media))
+    task = FolderTask(photos, photos.with_name("out"), WorkerConfig(factory, workers), **options)
+    return list(anonymize_folder(task, task.discover().media))
 
 
 def hidden(path: Path) -> bool:
@@ -68,10 +68,10 @@ def test_what_nobody_foresaw_costs_its_own_file_and_is_1(photos: Path, workers: 
 
 @WORKERS
 def test_a_source_that_vanishes_costs_its_own_file(photos: Path, workers: int) -> None:
-    task = FolderTask(photos, photos.with_name("out"), Crew(steady, workers))
+    task = FolderTask(photos, photos.with_name("out"), WorkerConfig(steady, workers))
     files = task.discover().media
     (photos / "2.png").unlink()
-    failed = only_the_third_failed(photos, list(blur_folder(task, files)))
+    failed = only_the_third_failed(photos, list(anonymize_folder(task, files)))
     assert (failed.exit_code, failed.error) == (5, "InputError")
 
 
@@ -86,7 +86,7 @@ def test_outcomes_come_in_order_and_while_the_rest_is_still_to_be_done(photos: P
             handed_out.append(path)
             yield path
 
-    outcomes = look_at_files(told(), Crew(steady, workers))
+    outcomes = detect_files(told(), WorkerConfig(steady, workers))
     first = next(outcomes)
     assert first.source == files[0] and len(handed_out) < 12
     assert [first.source, *(outcome.source for outcome in outcomes)] == files
@@ -94,8 +94,8 @@ def test_outcomes_come_in_order_and_while_the_rest_is_still_to_be_done(photos: P
 
 @WORKERS
 def test_a_batch_that_is_given_up_leaves_what_was_finished_and_no_scratch(photos: Path, workers: int) -> None:
-    task = FolderTask(photos, photos.with_name("out"), Crew(steady, workers))
-    outcomes = blur_folder(task, task.discover().media)
+    task = FolderTask(photos, photos.with_name("out"), WorkerConfig(steady, workers))
+    outcomes = anonymize_folder(task, task.discover().media)
     assert next(outcomes).status is Status.DONE
     assert isinstance(outcomes, Generator)
     outcomes.close()
@@ -103,7 +103,7 @@ def test_a_batch_that_is_given_up_leaves_what_was_finished_and_no_scratch(photos
     assert not (task.out / ".blurguard" / "scratch").exists()
 
 
-def left_by_a_kill(photos: Path, change: Callable[[Entry], Entry]) -> None:
+def left_by_a_kill(photos: Path, change: Callable[[FileRecord], FileRecord]) -> None:
     """Make the record of a first run what a kill before the new result's name would have left."""
     with open_journal(photos.with_name("out")) as journal:
         for path in photos.iterdir():
@@ -112,12 +112,12 @@ def left_by_a_kill(photos: Path, change: Callable[[Entry], Entry]) -> None:
             journal.put(Path(path.name), change(entry))
 
 
-def other_result(entry: Entry, recipe: str) -> Entry:
+def other_result(entry: FileRecord, recipe: str) -> FileRecord:
     """Return the entry of another result that never got its name; the earlier one is still there."""
     return replace(
         entry,
-        state=State.PUBLISHING,
-        recipe=recipe,
+        state=FileState.PUBLISHING,
+        config_digest=recipe,
         output_size=entry.output_size + 1,
         output_digest="of the new result",
         replaced_digest=entry.output_digest,
@@ -135,13 +135,13 @@ def test_an_earlier_result_is_not_taken_for_the_new_one_that_a_kill_prevented(ph
 
 def test_a_result_that_a_kill_left_unnamed_in_the_record_is_not_done_again(photos: Path) -> None:
     run(photos)
-    left_by_a_kill(photos, lambda entry: replace(entry, state=State.PUBLISHING))
+    left_by_a_kill(photos, lambda entry: replace(entry, state=FileState.PUBLISHING))
     assert statuses(run(photos)) == ["skipped"] * 6
 
 
 def test_in_place_an_original_that_is_edited_meanwhile_keeps_the_edit(photos: Path) -> None:
-    task = FolderTask(photos, photos, Crew(functools.partial(editing, photos / "2.png")))
-    outcomes = list(blur_folder(task, task.discover().media))
+    task = FolderTask(photos, photos, WorkerConfig(functools.partial(editing, photos / "2.png")))
+    outcomes = list(anonymize_folder(task, task.discover().media))
     assert statuses(outcomes) == ["done"] * 2 + ["failed"] + ["done"] * 3
     assert "changed while it was worked on" in outcomes[2].reason
     assert (photos / "2.png").read_bytes().endswith(b"edited")
@@ -184,7 +184,7 @@ def test_the_folder_of_results_is_named_after_the_photos(tmp_path: Path, monkeyp
 def test_several_files_share_scratch_and_leave_none(photos: Path, tmp_path: Path) -> None:
     pairs = targets_for(sorted(photos.iterdir()), tmp_path / "out")
     put(tmp_path / "out" / "1.png", b"somebody's")
-    outcomes = list(blur_files(pairs, Crew(steady, 2)))
+    outcomes = list(anonymize_files(pairs, WorkerConfig(steady, 2)))
     assert statuses(outcomes) == ["done", "failed", "done", "done", "done", "done"]
     assert outcomes[1].error == OutputError.__name__
     assert (tmp_path / "out" / "1.png").read_bytes() == b"somebody's"

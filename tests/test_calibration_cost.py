@@ -26,14 +26,14 @@ def test_each_model_has_its_bytes_its_multiplications_and_its_memory(capsys: pyt
     assert head == ["model", "bytes", "64 px: MMAC, ms"]
     for row, name in ((stock, "stock"), (far, "far")):
         assert row[0] == name
-        assert row[1].startswith(f"{len(model_zoo.load(model_zoo.find(name))):,} (")
+        assert row[1].startswith(f"{len(model_zoo.load_weights(model_zoo.get_spec(name))):,} (")
     assert stock[1].endswith("(1.00x)") and stock[2].endswith("(1.00x)")
     assert [row[0] for row in memory] == ["model", "---", "stock", "far"]
     assert all(1 < float(megabytes) < 1000 for row in memory[2:] for megabytes in row[1:])
 
 
 def test_multiplications_are_those_of_the_side_that_is_asked_for() -> None:
-    data = model_zoo.load(model_zoo.find("far"))
+    data = model_zoo.load_weights(model_zoo.get_spec("far"))
     assert flatbuffer.macs(data, 128) == 4 * flatbuffer.macs(data, 64) > 4e7
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from blurguard.redaction.regions import regions_from
 from blurguard.settings import Mode, Settings
-from blurguard.tracking.lookahead import Cover
+from blurguard.tracking.lookahead import TrackedBox
 from blurguard.types import Detections, Region
 from calibration import CalibrationError
 from calibration.__main__ import main
@@ -33,7 +33,7 @@ from examples.compose_clip import Plan, write
 
 WIDTH, HEIGHT = 200, 100
 BOX = (50.0, 20.0, 80.0, 60.0)
-Covers = list[tuple[Cover, Region]]
+Covers = list[tuple[TrackedBox, Region]]
 
 
 def labels(*boxes: tuple[float, float, float, float], flags: int = 0) -> Labels:
@@ -43,10 +43,12 @@ def labels(*boxes: tuple[float, float, float, float], flags: int = 0) -> Labels:
     return Labels(picture, np.arange(len(boxes)))
 
 
-def cover(box: tuple[float, float, float, float] = BOX, track: int = 0, *, seen: bool = True) -> tuple[Cover, Region]:
+def cover(
+    box: tuple[float, float, float, float] = BOX, track: int = 0, *, seen: bool = True
+) -> tuple[TrackedBox, Region]:
     boxes = np.array([box], np.float32)
     (region,) = regions_from(Detections(boxes, np.ones(1, np.float32)), 0.3, WIDTH, HEIGHT)
-    return Cover(track, boxes[0], 1.0, seen), region
+    return TrackedBox(track, boxes[0], 1.0, seen), region
 
 
 def watched(*frames: Covers) -> Watched:

@@ -129,7 +129,7 @@ def test_labels_that_cannot_be_read_are_told(tmp_path: Path, text: str, capsys: 
 def test_files_that_are_no_networks_of_ours_are_told(
     labelled_crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stock = model_zoo.folder() / model_zoo.find("stock").file
+    stock = model_zoo.models_dir() / model_zoo.get_spec("stock").file
     damaged, checkpoint = tmp_path / "damaged.tflite", EXAMPLES.parent / "calibration/checkpoints/far.tflite"
     damaged.write_bytes(stock.read_bytes()[:1000])
     for file, told in (
@@ -148,9 +148,9 @@ def test_files_that_are_no_networks_of_ours_are_told(
 def test_a_file_that_is_in_no_manifest_is_measured_like_the_same_model_in_it(
     labelled_crowd: Path, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
-    spec = model_zoo.find("far-float")
+    spec = model_zoo.get_spec("far-float")
     rows = []
-    for which in (["--model", "far-float"], ["--file", str(model_zoo.folder() / spec.file)]):
+    for which in (["--model", "far-float"], ["--file", str(model_zoo.models_dir() / spec.file)]):
         assert main(["evaluate", str(labelled_crowd), "--mode", mode, "--sweep", *which]) == 0
         rows.append([row[:-1] for row in tables(capsys.readouterr().out)[0]])  # all but the time
     assert rows[0] == rows[1]

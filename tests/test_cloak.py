@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from blurguard.anonymize.surfaces import canvas_of, color_in
-from blurguard.anonymize.tracked import Cloak, Roll, cloaked
+from blurguard.anonymize.tracked import FaceLog, TrackRedactor, redact_tracks
 from blurguard.redaction.mosaic import Plane
 from blurguard.redaction.regions import regions_from
 from blurguard.settings import Settings
-from blurguard.tracking.lookahead import Rules, Sighting
+from blurguard.tracking.lookahead import FrameDetections, TrackingConfig
 from blurguard.types import Detections, Image, Layout, Region
 
 SIZE = (120, 90)
@@ -45,10 +45,10 @@ def middle(picture: Image, where: Region) -> Any:
 
 @pytest.mark.parametrize("side", [16, 60])
 def test_many_frames_tell_no_more_than_one(side: int) -> None:
-    cloak, results = Cloak(Settings(style="pixelate")), []  # type: ignore[arg-type]
+    cloak, results = TrackRedactor(Settings(style="pixelate")), []  # type: ignore[arg-type]
     for number in range(4):
         picture, where = image(number), region((10 + number, 12, 10 + number + side, 12 + side))
-        cloak.hide_into(planes(picture), [(7, where)])
+        cloak.redact(planes(picture), [(7, where)])
         results.append(middle(picture, where))
     assert all(np.array_equal(result, results[0]) for result in results)
 
@@ -57,39 +57,39 @@ def test_two_faces_and_two_films_have_noise_of_their_own() -> None:
     one, other = region((10, 10, 50, 50)), region((60, 10, 100, 50))
     picture = Image(np.full((SIZE[1], SIZE[0], 3), 128, np.uint8), Layout.RGB)
     again = Image(picture.pixels.copy(), Layout.RGB)
-    Cloak(Settings()).hide_into(planes(picture), [(0, one), (1, other)])
-    Cloak(Settings()).hide_into(planes(again), [(0, one)])
+    TrackRedactor(Settings()).redact(planes(picture), [(0, one), (1, other)])
+    TrackRedactor(Settings()).redact(planes(again), [(0, one)])
     assert not np.array_equal(middle(picture, one), middle(picture, other))
     assert not np.array_equal(middle(picture, one), middle(again, one))
 
 
 def test_a_face_that_comes_nearer_keeps_its_cells() -> None:
     """It gets finer ones once, when it is large enough for them."""
-    cloak, seen = Cloak(Settings(style="pixelate")), set()  # type: ignore[arg-type]
+    cloak, seen = TrackRedactor(Settings(style="pixelate")), set()  # type: ignore[arg-type]
     for number, side in enumerate(range(12, 80, 4)):
         picture, where = image(number), region((5, 5, 5 + side, 5 + side))
-        cloak.hide_into(planes(picture), [(0, where)])
+        cloak.redact(planes(picture), [(0, where)])
         seen |= {tuple(color) for color in middle(picture, where).reshape(-1, 3)}
     assert len(seen) <= 1 + 9
 
 
 def test_veils_of_those_who_left_are_forgotten() -> None:
-    cloak = Cloak(Settings())
+    cloak = TrackRedactor(Settings())
     for track in range(600):
-        cloak.hide_into(planes(image(track)), [(track, region((10, 10, 40, 40)))])
+        cloak.redact(planes(image(track)), [(track, region((10, 10, 40, 40)))])
     assert len(cloak._veils) <= 251
 
 
-def frames(*sightings: Detections) -> Iterator[tuple[Image, Sighting]]:
+def frames(*sightings: Detections) -> Iterator[tuple[Image, FrameDetections]]:
     for number, sighting in enumerate(sightings):
-        yield image(number), Sighting(number / 25, sighting)
+        yield image(number), FrameDetections(number / 25, sighting)
 
 
 def test_a_face_that_left_the_picture_comes_back_behind_the_same_veil() -> None:
-    cloak, where, results = Cloak(Settings(style="pixelate")), region((10, 10, 50, 50)), []  # type: ignore[arg-type]
+    cloak, where, results = TrackRedactor(Settings(style="pixelate")), region((10, 10, 50, 50)), []  # type: ignore[arg-type]
     for number in range(6):
         picture = image(number)
-        cloak.hide_into(planes(picture), [(0, where)] if number in (0, 5) else [(1, region((60, 10, 90, 40)))])
+        cloak.redact(planes(picture), [(0, where)] if number in (0, 5) else [(1, region((60, 10, 90, 40)))])
         results.append(middle(picture, where))
     assert np.array_equal(results[0], results[5])
 
@@ -97,8 +97,8 @@ def test_a_face_that_left_the_picture_comes_back_behind_the_same_veil() -> None:
 @pytest.mark.parametrize("with_paths", [False, True])
 def test_roll_tells_who_was_hidden_and_when(with_paths: bool) -> None:
     seen = [found((20, 20, 40, 40))] * 3 + [NOTHING] * 2 + [found((22, 20, 42, 40), score=0.95)] * 3
-    roll, rules = Roll(with_paths), Rules(0.5, hold_seconds=0.4)
-    count = sum(1 for _ in cloaked(frames(*seen), planes, SIZE, Settings(), rules, roll))
+    roll, rules = FaceLog(with_paths), TrackingConfig(0.5, hold_seconds=0.4)
+    count = sum(1 for _ in redact_tracks(frames(*seen), planes, SIZE, Settings(), rules, roll))
     (face,) = roll.faces()
     assert count == len(seen)
     assert face.span == (0, 7)
@@ -114,13 +114,15 @@ def test_roll_tells_who_was_hidden_and_when(with_paths: bool) -> None:
 
 
 def test_only_looking_changes_nothing() -> None:
-    pictures = [picture for picture in cloaked(frames(*[found((20, 20, 60, 60))] * 3), None, SIZE, Settings(),
-                                               Rules(0.5), Roll())]  # fmt: skip
+    pictures = [picture for picture in redact_tracks(frames(*[found((20, 20, 60, 60))] * 3), None, SIZE, Settings(),
+                                               TrackingConfig(0.5), FaceLog())]  # fmt: skip
     assert all(np.array_equal(picture.pixels, image(number).pixels) for number, picture in enumerate(pictures))
 
 
 def test_missed_face_is_hidden_all_the_same() -> None:
     seen = [found((20, 20, 60, 60)), NOTHING, NOTHING, found((20, 20, 60, 60)), NOTHING]
     where = region((24, 24, 56, 56))
-    for number, picture in enumerate(cloaked(frames(*seen), planes, SIZE, Settings(), Rules(0.5), Roll())):
+    for number, picture in enumerate(
+        redact_tracks(frames(*seen), planes, SIZE, Settings(), TrackingConfig(0.5), FaceLog())
+    ):
         assert not np.array_equal(middle(picture, where), middle(image(number), where)), number

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from blurguard.errors import InputError
-from blurguard.images.convert import from_pillow, reindexed, to_pillow, upright, with_palette
+from blurguard.images.convert import apply_orientation, from_pillow, remap_palette, to_pillow, with_palette
 from blurguard.types import Image, Layout, Palette
 
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
@@ -121,7 +121,7 @@ def test_all_orientations_agree_with_pillow(mode: str, orientation: int) -> None
         picture = Pillow.frombytes(mode, (WIDTH, HEIGHT), noise(HEIGHT, WIDTH, CHANNELS[mode]).tobytes())
     picture.getexif()[0x0112] = orientation
     wanted = ImageOps.exif_transpose(picture)
-    image = upright(from_pillow(picture), orientation)
+    image = apply_orientation(from_pillow(picture), orientation)
     assert same(to_pillow(image), wanted)
     if image.palette is not None:
         assert np.array_equal(image.palette.colors[image.palette.indices], image.pixels)
@@ -130,7 +130,7 @@ def test_all_orientations_agree_with_pillow(mode: str, orientation: int) -> None
 @pytest.mark.parametrize("orientation", [0, 9, 65535, -1])
 def test_orientations_that_do_not_exist_change_nothing(orientation: int) -> None:
     image = Image(noise(HEIGHT, WIDTH, 3), Layout.RGB)
-    assert np.array_equal(upright(image, orientation).pixels, image.pixels)
+    assert np.array_equal(apply_orientation(image, orientation).pixels, image.pixels)
 
 
 @given(arrays(np.uint8, (6, 8), elements=st.integers(0, 19)), arrays(np.bool_, (6, 8)))
@@ -142,7 +142,7 @@ def test_reindexing_keeps_what_is_untouched_and_takes_the_nearest_colour_elsewhe
     pixels = colors[indices]
     pixels[changed] = noise(int(changed.sum()), 3)
     palette = Palette(colors, indices.copy())
-    again = reindexed(Image(pixels, Layout.RGB, palette), palette)
+    again = remap_palette(Image(pixels, Layout.RGB, palette), palette)
     assert again.dtype == np.uint8 and np.array_equal(palette.indices, indices)
     assert np.array_equal(again[~changed], indices[~changed])
     apart = ((pixels[changed][:, None].astype(int) - colors[None].astype(int)) ** 2).sum(axis=2)
@@ -168,7 +168,7 @@ def test_what_is_clear_stays_clear_and_what_is_not_does_not_become_so() -> None:
     palette = Palette(colors, np.array([[0, 1, 2]], np.uint8))
     image = Image(colors[palette.indices], Layout.RGBA, palette)
     image.pixels[..., :3] = [[190, 190, 190], [0, 0, 0], [210, 210, 210]]
-    assert reindexed(image, palette).tolist() == [[2, 1, 2]]
+    assert remap_palette(image, palette).tolist() == [[2, 1, 2]]
 
 
 @pytest.mark.parametrize("layout", [Layout.GREY, Layout.GREY_ALPHA, Layout.RGB, Layout.RGBA])

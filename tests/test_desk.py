@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from blurguard.anonymize.anonymizer import Anonymizer, Work
-from blurguard.batch.journal import Entry, Journal, State, open_journal
-from blurguard.batch.output_tree import FolderTask, put_right
-from blurguard.batch.workers import Crew, Job, failure
-from blurguard.files.atomic import Draft, scratch_in
-from blurguard.files.stamp import Stamp
+from blurguard.anonymize.anonymizer import Anonymizer, StagedResult
+from blurguard.batch.journal import FileRecord, FileState, Journal, open_journal
+from blurguard.batch.output_tree import FolderTask, reconcile
+from blurguard.batch.workers import Job, WorkerConfig, failed_outcome
+from blurguard.files.atomic import StagedFile, scratch_in
+from blurguard.files.stamp import FileStamp
 from blurguard.settings import Originals
 from blurguard.types import Outcome
-from blurguard.watch.coordinator import Desk, Ruling, Site, Verdict
+from blurguard.watch.coordinator import Coordinator, Decision, JobResult, WatchPaths
 from blurguard.watch.folders import Folders
 from blurguard.watch.inbox import stamp_at
 from tests.commands import names, pixels, put, small_disk, snapshot
@@ -42,7 +42,7 @@ def picture(path: Path, red: int = 100) -> Path:
 class Office:
     """A desk with all that it needs, in a folder."""
 
-    desk: Desk
+    desk: Coordinator
     journal: Journal
     root: Path
     said: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Office:
     def outbox(self) -> Path:
         return self.desk.outbox
 
-    def ruling(self, source: Path) -> Ruling:
+    def ruling(self, source: Path) -> Decision:
         stamp = stamp_at(source, self.inbox)
         assert stamp is not None
         return self.desk.decide(source, stamp)
@@ -63,37 +63,37 @@ class Office:
     def knows(self, source: Path) -> bool:
         stamp = stamp_at(source, self.inbox)
         assert stamp is not None
-        return self.desk.knows(source, stamp)
+        return self.desk.is_handled(source, stamp)
 
     def started(self, source: Path) -> Job:
         """Decide on a file that is to be worked on, and have somebody begin."""
         job = self.ruling(source).job
         assert job is not None
         self.desk.queue([source])
-        assert self.state(source) is State.QUEUED
+        assert self.state(source) is FileState.QUEUED
         self.desk.start(job)
-        self.desk.begun(source)
-        assert self.state(source) is State.WORKING
+        self.desk.mark_started(source)
+        assert self.state(source) is FileState.WORKING
         return job
 
-    def result(self, job: Job) -> Work | Outcome:
+    def result(self, job: Job) -> StagedResult | Outcome:
         """Do what a worker does."""
         assert job.scratch is not None
         try:
             return worker().work(job.source, job.scratch)
         except Exception as error:
-            return failure(job, error)
+            return failed_outcome(job, error)
 
-    def turn(self, source: Path) -> Verdict:
+    def turn(self, source: Path) -> JobResult:
         job = self.started(source)
         verdict, _ = self.desk.finish(job, self.result(job))
         assert job.scratch is not None and not job.scratch.exists()
         return verdict
 
-    def entry(self, source: Path) -> Entry | None:
+    def entry(self, source: Path) -> FileRecord | None:
         return self.journal.get(source.relative_to(self.inbox))
 
-    def state(self, source: Path) -> State | None:
+    def state(self, source: Path) -> FileState | None:
         entry = self.entry(source)
         return None if entry is None else entry.state
 
@@ -112,14 +112,14 @@ def office(
     overwrite: bool = False,
     **site: Any,
 ) -> Iterator[Office]:
-    """Open one as the daemon does, ``site`` being more of a ``Site``; a second one there is the next start."""
+    """Open one as the daemon does, ``site`` being more of a ``WatchPaths``; a second one there is the next start."""
     (root / "in").mkdir(exist_ok=True)
     out = outbox or root / "out"
     folders = Folders(root / "in", out, root / "failed" if failed else None, root / "moved")
     said: list[str] = []
-    with open_journal(out) as journal, scratch_in(out, lambda: not put_right(out, journal)) as scratch:
-        task = FolderTask(folders.inbox, out, Crew(worker), overwrite)
-        desk = Desk(Site(folders, scratch, policy, **site), task, journal, said.append)
+    with open_journal(out) as journal, scratch_in(out, lambda: not reconcile(out, journal)) as scratch:
+        task = FolderTask(folders.inbox, out, WorkerConfig(worker), overwrite)
+        desk = Coordinator(WatchPaths(folders, scratch, policy, **site), task, journal, said.append)
         desk.recover()
         desk.open(RECIPE)
         yield Office(desk, journal, root, said)
@@ -132,10 +132,10 @@ def test_done(tmp_path: Path) -> None:
     with office(tmp_path) as at:
         source = picture(tmp_path / "in/sub/a.png")
         assert not at.knows(source)
-        assert at.turn(source) is Verdict.DONE
+        assert at.turn(source) is JobResult.DONE
         assert (pixels(tmp_path / "out/sub/a.png")[4:28, 4:28] == 0).all()
-        assert at.state(source) is State.DONE and at.knows(source)
-        assert at.ruling(source) == Ruling()
+        assert at.state(source) is FileState.DONE and at.knows(source)
+        assert at.ruling(source) == Decision()
         assert source.exists() and not at.said
 
 
@@ -146,9 +146,9 @@ def test_what_changed_while_it_was_worked_on_is_done_again(tmp_path: Path) -> No
         result = at.result(job)
         picture(source, red=10)
         verdict, _ = at.desk.finish(job, result)
-        assert verdict is Verdict.AGAIN and names(at.outbox) == []
+        assert verdict is JobResult.AGAIN and names(at.outbox) == []
         assert not at.knows(source)
-        assert at.turn(source) is Verdict.DONE
+        assert at.turn(source) is JobResult.DONE
         assert pixels(tmp_path / "out/a.png")[50, 50, 0] == 10
 
 
@@ -159,8 +159,8 @@ def test_what_changed_while_it_failed_is_tried_again(tmp_path: Path) -> None:
         result = at.result(job)
         picture(source)
         assert isinstance(result, Outcome)
-        assert at.desk.finish(job, result)[0] is Verdict.AGAIN
-        assert at.notes() == [] and at.turn(source) is Verdict.DONE
+        assert at.desk.finish(job, result)[0] is JobResult.AGAIN
+        assert at.notes() == [] and at.turn(source) is JobResult.DONE
 
 
 def test_what_changed_after_it_was_done_is_done_again_and_its_result_replaced(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_what_changed_after_it_was_done_is_done_again_and_its_result_replaced(tm
         at.turn(source)
         picture(source, red=10)
         assert not at.knows(source)
-        assert at.turn(source) is Verdict.DONE
+        assert at.turn(source) is JobResult.DONE
         assert pixels(tmp_path / "out/a.png")[50, 50, 0] == 10
 
 
@@ -182,30 +182,30 @@ def test_what_is_gone_leaves_no_result(tmp_path: Path, before: bool) -> None:
             source.unlink()
         result = at.result(job)
         source.unlink(missing_ok=True)
-        assert at.desk.finish(job, result)[0] is Verdict.GONE
+        assert at.desk.finish(job, result)[0] is JobResult.GONE
         assert names(at.outbox) == at.notes() == [] and at.entry(source) is None
 
 
 def test_what_fails_is_noted_and_known_until_it_changes(tmp_path: Path) -> None:
     with office(tmp_path) as at:
         source = put(tmp_path / "in/a.png", picture(tmp_path / "b.png").read_bytes()[:60])
-        assert at.turn(source) is Verdict.FAILED
-        assert at.state(source) is State.FAILED and at.knows(source) and source.exists()
+        assert at.turn(source) is JobResult.FAILED
+        assert at.state(source) is FileState.FAILED and at.knows(source) and source.exists()
         assert at.notes() == ["a.png.json"] and names(at.outbox) == []
-        assert at.ruling(source) == Ruling()
+        assert at.ruling(source) == Decision()
         picture(source)
         assert not at.knows(source)
-        assert at.turn(source) is Verdict.DONE
+        assert at.turn(source) is JobResult.DONE
         assert at.notes() == []
 
 
 def test_what_fails_goes_where_failed_ones_go_and_stays_known_as_failed(tmp_path: Path) -> None:
     with office(tmp_path, failed=True) as at:
         source = put(tmp_path / "in/a.png", picture(tmp_path / "b.png").read_bytes()[:60])
-        assert at.turn(source) is Verdict.FAILED
+        assert at.turn(source) is JobResult.FAILED
         assert names(tmp_path / "failed") == ["a.png", "a.png.json"] and not source.exists()
-        at.desk.gone(source)
-        assert at.state(source) is State.FAILED
+        at.desk.forget(source)
+        assert at.state(source) is FileState.FAILED
 
 
 def test_a_failure_that_is_taken_away_is_forgotten(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_failure_that_is_taken_away_is_forgotten(tmp_path: Path) -> None:
         source = put(tmp_path / "in/a.png", picture(tmp_path / "b.png").read_bytes()[:60])
         at.turn(source)
         source.unlink()
-        at.desk.gone(source)
+        at.desk.forget(source)
         assert at.entry(source) is None and at.notes() == []
 
 
@@ -221,10 +221,10 @@ def test_what_is_no_picture_is_looked_into_once(tmp_path: Path) -> None:
     with office(tmp_path) as at:
         source = put(tmp_path / "in/readme.txt", b"text")
         assert not at.knows(source)
-        assert at.ruling(source) == Ruling()
+        assert at.ruling(source) == Decision()
         assert at.knows(source) and at.entry(source) is None
         put(source, picture(tmp_path / "b.png").read_bytes())
-        assert not at.knows(source) and at.turn(source) is Verdict.DONE
+        assert not at.knows(source) and at.turn(source) is JobResult.DONE
 
 
 def test_a_file_of_somebody_else_in_the_outbox_is_a_failure_and_stays(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_file_of_somebody_else_in_the_outbox_is_a_failure_and_stays(tmp_path: 
         source, other = picture(tmp_path / "in/a.png"), put(tmp_path / "out/a.png", b"not ours")
         ruling = at.ruling(source)
         assert ruling.job is None and ruling.outcome is not None and "did not make it" in ruling.outcome.reason
-        assert at.state(source) is State.FAILED and other.read_bytes() == b"not ours"
+        assert at.state(source) is FileState.FAILED and other.read_bytes() == b"not ours"
 
 
 def test_a_full_disk_is_no_failure_of_the_file(tmp_path: Path) -> None:
@@ -244,10 +244,10 @@ def test_a_full_disk_is_no_failure_of_the_file(tmp_path: Path) -> None:
             while file.write(b"x" * 4096):
                 pass
         verdict, outcome = at.desk.finish(job, at.result(job))
-        assert verdict is Verdict.LATER and "full" in outcome.reason
-        assert at.state(source) is not State.FAILED and at.notes() == [] and names(at.outbox) == []
+        assert verdict is JobResult.LATER and "full" in outcome.reason
+        assert at.state(source) is not FileState.FAILED and at.notes() == [] and names(at.outbox) == []
         filler.unlink()
-        assert at.turn(source) is Verdict.DONE and names(at.outbox) == ["a.png"]
+        assert at.turn(source) is JobResult.DONE and names(at.outbox) == ["a.png"]
 
 
 @contextlib.contextmanager
@@ -271,10 +271,10 @@ def test_a_result_that_could_not_get_its_name_is_not_lost_in_a_crash(tmp_path: P
             job = at.started(source)
             result = at.result(job)
             with without_room_for_names(disk):
-                assert at.desk.finish(job, result)[0] is Verdict.LATER
+                assert at.desk.finish(job, result)[0] is JobResult.LATER
             assert source.exists() and names(at.outbox) == []
         with office(tmp_path, policy, outbox=disk / "out") as at:  # killed before the file's next turn
-            assert at.turn(source) is Verdict.DONE
+            assert at.turn(source) is JobResult.DONE
             assert names(at.outbox) == ["sub/a.png"]
 
 
@@ -288,15 +288,15 @@ def test_other_times_of_the_same_content_are_recorded_and_nothing_comes_out_agai
     with office(tmp_path) as at:
         source = picture(tmp_path / "in/a.png")
         at.turn(source)
-    result = Stamp.of(tmp_path / "out/a.png")
+    result = FileStamp.of(tmp_path / "out/a.png")
     with office(tmp_path, policy) as at:
         os.utime(source, (1, 1))
-        stamp = Stamp.of(source)
+        stamp = FileStamp.of(source)
         assert not at.knows(source)
-        assert at.ruling(source) == Ruling()
-        assert Stamp.of(tmp_path / "out/a.png") == result
+        assert at.ruling(source) == Decision()
+        assert FileStamp.of(tmp_path / "out/a.png") == result
         entry = at.entry(source)
-        assert entry is not None and (entry.source, entry.state) == (stamp, State.DONE)
+        assert entry is not None and (entry.source, entry.state) == (stamp, FileState.DONE)
         assert source.exists() == (policy is Originals.KEEP)
 
 
@@ -307,16 +307,16 @@ def test_what_is_only_touched_is_not_redone_under_other_settings_while_its_resul
     with office(tmp_path) as at:
         source, result = picture(tmp_path / "in/a.png"), tmp_path / "out/a.png"
         at.turn(source)
-        before = Stamp.of(result)
+        before = FileStamp.of(result)
         if taken:
             result.unlink()
         at.desk.open("another recipe")
         os.utime(source, (1, 1))
         assert not at.knows(source)
         if taken:  # it was dropped again
-            assert at.turn(source) is Verdict.DONE and names(at.outbox) == ["a.png"]
+            assert at.turn(source) is JobResult.DONE and names(at.outbox) == ["a.png"]
         else:
-            assert at.ruling(source) == Ruling() and Stamp.of(result) == before
+            assert at.ruling(source) == Decision() and FileStamp.of(result) == before
         assert at.knows(source)
 
 
@@ -325,8 +325,8 @@ def test_the_same_content_under_another_name_has_a_result_of_its_own(tmp_path: P
         first = picture(tmp_path / "in/a.png")
         at.turn(first)
         second = first.rename(tmp_path / "in/b.png")
-        at.desk.gone(first)
-        assert at.turn(second) is Verdict.DONE
+        at.desk.forget(first)
+        assert at.turn(second) is JobResult.DONE
         assert names(at.outbox) == ["a.png", "b.png"]
 
 
@@ -337,7 +337,7 @@ def test_an_original_is_moved_once_its_result_stands(tmp_path: Path) -> None:
     with office(tmp_path, Originals.MOVE) as at:
         source = picture(tmp_path / "in/sub/a.png")
         content = source.read_bytes()
-        assert at.turn(source) is Verdict.DONE
+        assert at.turn(source) is JobResult.DONE
         assert not source.exists() and (tmp_path / "moved/sub/a.png").read_bytes() == content
         assert names(at.outbox) == ["sub/a.png"] and not at.said
 
@@ -345,7 +345,7 @@ def test_an_original_is_moved_once_its_result_stands(tmp_path: Path) -> None:
 def test_an_original_is_deleted_once_its_result_stands(tmp_path: Path) -> None:
     with office(tmp_path, Originals.DELETE) as at:
         source = picture(tmp_path / "in/a.png")
-        assert at.turn(source) is Verdict.DONE
+        assert at.turn(source) is JobResult.DONE
         assert not source.exists() and names(at.outbox) == ["a.png"] and not at.said
 
 
@@ -354,10 +354,10 @@ def test_nothing_is_deleted_on_the_strength_of_a_result_that_cannot_be_read_back
         source = picture(tmp_path / "in/a.png")
         job = at.started(source)
         result = at.result(job)
-        assert isinstance(result, Work) and isinstance(result.draft, Draft)
-        result.draft.path.write_bytes(b"what a broken disk has made of it")
+        assert isinstance(result, StagedResult) and isinstance(result.staged, StagedFile)
+        result.staged.path.write_bytes(b"what a broken disk has made of it")
         verdict, outcome = at.desk.finish(job, result)
-        assert verdict is Verdict.FAILED and "is not what was written" in outcome.reason
+        assert verdict is JobResult.FAILED and "is not what was written" in outcome.reason
         assert source.exists() and names(at.outbox) == []
 
 
@@ -373,7 +373,7 @@ def test_an_original_of_a_result_from_before_goes_only_where_nothing_is_lost(
             (tmp_path / "out/a.png").unlink()
     with office(tmp_path, policy) as at:
         assert not at.knows(source)
-        assert at.ruling(source) == Ruling()
+        assert at.ruling(source) == Decision()
         assert source.exists() == (policy is Originals.DELETE and taken)
         assert names(at.outbox) == ([] if taken else ["a.png"]), "it does not come out twice"
 
@@ -382,14 +382,14 @@ def test_an_original_that_cannot_be_moved_stays_and_is_told_of_once(tmp_path: Pa
     with office(tmp_path, Originals.MOVE) as at:
         source = picture(tmp_path / "in/sub/a.png")
         obstacle = put(tmp_path / "moved/sub", b"a file where a folder should be")
-        assert at.turn(source) is Verdict.DONE
+        assert at.turn(source) is JobResult.DONE
         assert source.exists() and len(at.said) == 1 and "the result stands, but" in at.said[0]
         assert at.knows(source), "it is not tried over and over"
-        assert at.ruling(source) == Ruling() and len(at.said) == 1
+        assert at.ruling(source) == Decision() and len(at.said) == 1
         obstacle.unlink()
     with office(tmp_path, Originals.MOVE) as at:
         assert not at.knows(source)
-        assert at.ruling(source) == Ruling()
+        assert at.ruling(source) == Decision()
         assert not source.exists() and (tmp_path / "moved/sub/a.png").exists()
         assert names(at.outbox) == ["sub/a.png"]
 
@@ -399,12 +399,12 @@ def test_an_original_that_somebody_still_writes_stays_and_is_done_again(tmp_path
     with office(tmp_path, policy) as at:
         source = picture(tmp_path / "in/a.png")
         with source.open("r+b") as file:
-            assert at.turn(source) is Verdict.DONE and source.exists()
-            assert at.ruling(source) == Ruling() and source.exists()
+            assert at.turn(source) is JobResult.DONE and source.exists()
+            assert at.ruling(source) == Decision() and source.exists()
             file.write(picture(tmp_path / "b.png", red=10).read_bytes())
             file.truncate()
         assert not at.knows(source)
-        assert at.turn(source) is Verdict.DONE and not source.exists()
+        assert at.turn(source) is JobResult.DONE and not source.exists()
         assert pixels(tmp_path / "out/a.png")[50, 50, 0] == 10 and not at.said
         assert names(tmp_path / "moved") == (["a.png"] if policy is Originals.MOVE else [])
 
@@ -414,9 +414,9 @@ def test_an_original_that_was_only_held_open_goes_at_the_next_look(tmp_path: Pat
     with office(tmp_path, policy) as at:
         source = picture(tmp_path / "in/a.png")
         with source.open("r+b"):
-            assert at.turn(source) is Verdict.DONE and source.exists()
+            assert at.turn(source) is JobResult.DONE and source.exists()
         assert not at.knows(source)
-        assert at.ruling(source) == Ruling() and not source.exists()
+        assert at.ruling(source) == Decision() and not source.exists()
 
 
 # After a crash.
@@ -431,7 +431,7 @@ class Wreck:
     target: Path
     draft: Path
 
-    def state(self) -> State | None:
+    def state(self) -> FileState | None:
         """Start the next daemon; return what it takes the file for."""
         with office(self.root) as at:
             assert not self.draft.parent.exists(), "what the dead left in scratch is swept"
@@ -446,61 +446,63 @@ def wreck(tmp_path: Path) -> Wreck:
         entry = at.entry(source)
         assert entry is not None
     with open_journal(tmp_path / "out") as journal:  # later: at its end, a daemon makes the journal true
-        journal.put(Path("a.png"), replace(entry, state=State.PUBLISHING))
+        journal.put(Path("a.png"), replace(entry, state=FileState.PUBLISHING))
     draft = tmp_path / "out/.blurguard/scratch/0123456789abcdef/0123456789abcdef/draft"
     draft.parent.mkdir(parents=True)
     return Wreck(tmp_path, source, target, draft)
 
 
 def test_a_result_that_got_its_name_is_done(wreck: Wreck) -> None:
-    assert wreck.state() is State.DONE
+    assert wreck.state() is FileState.DONE
 
 
 def test_a_result_that_got_its_name_is_done_whatever_its_times(wreck: Wreck) -> None:
     os.utime(wreck.target, (1, 1))
-    assert wreck.state() is State.DONE
+    assert wreck.state() is FileState.DONE
 
 
 def test_a_result_that_waits_in_scratch_did_not_come_out(wreck: Wreck) -> None:
     wreck.target.rename(wreck.draft)
-    assert wreck.state() is State.QUEUED
+    assert wreck.state() is FileState.QUEUED
     with office(wreck.root) as at:
-        assert at.turn(wreck.source) is Verdict.DONE
+        assert at.turn(wreck.source) is JobResult.DONE
     assert names(wreck.root / "out") == ["a.png"]
 
 
 def test_a_result_that_waits_in_scratch_beside_an_earlier_one_did_not_come_out(wreck: Wreck) -> None:
     wreck.target.rename(wreck.draft)
     put(wreck.target, b"the one before")
-    assert wreck.state() is State.QUEUED
+    assert wreck.state() is FileState.QUEUED
 
 
 def test_a_result_that_is_nowhere_was_taken_and_does_not_come_out_twice(wreck: Wreck) -> None:
     wreck.target.unlink()
-    assert wreck.state() is State.DONE
+    assert wreck.state() is FileState.DONE
     with office(wreck.root) as at:
         assert at.knows(wreck.source)
 
 
 def test_another_file_at_the_name_of_a_result_is_not_taken_for_it(wreck: Wreck) -> None:
     put(wreck.target, b"somebody else's")
-    assert wreck.state() is State.QUEUED
+    assert wreck.state() is FileState.QUEUED
     with office(wreck.root) as at:
         ruling = at.ruling(wreck.source)
         assert ruling.outcome is not None and "changed after blurguard made it" in ruling.outcome.reason
     assert wreck.target.read_bytes() == b"somebody else's"
 
 
-@pytest.mark.parametrize("state", [State.QUEUED, State.WORKING])
+@pytest.mark.parametrize("state", [FileState.QUEUED, FileState.WORKING])
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("earlier", [False, True])
-def test_what_waited_waits_again_if_it_is_still_there(tmp_path: Path, state: State, there: bool, earlier: bool) -> None:
+def test_what_waited_waits_again_if_it_is_still_there(
+    tmp_path: Path, state: FileState, there: bool, earlier: bool
+) -> None:
     with office(tmp_path) as at:
         source = picture(tmp_path / "in/a.png")
         if earlier:
             at.turn(source)
             picture(source, red=10)
-        if state is State.WORKING:
+        if state is FileState.WORKING:
             at.started(source)
         else:
             at.desk.queue([source])
@@ -508,10 +510,10 @@ def test_what_waited_waits_again_if_it_is_still_there(tmp_path: Path, state: Sta
         source.unlink()
     with office(tmp_path) as at:
         if there:
-            assert at.state(source) is State.QUEUED and not at.knows(source)
-            assert at.turn(source) is Verdict.DONE and names(at.outbox) == ["a.png"]
+            assert at.state(source) is FileState.QUEUED and not at.knows(source)
+            assert at.turn(source) is JobResult.DONE and names(at.outbox) == ["a.png"]
         else:
-            assert at.state(source) is (State.DONE if earlier else None)
+            assert at.state(source) is (FileState.DONE if earlier else None)
             assert names(at.outbox) == (["a.png"] if earlier else [])
 
 
@@ -521,11 +523,11 @@ def test_what_is_being_worked_on_at_the_end_waits_for_the_next_start(tmp_path: P
         at.started(first)
         at.started(second)
         second.unlink()
-        at.desk.leave([first, second])
-        assert at.state(first) is State.QUEUED
+        at.desk.requeue([first, second])
+        assert at.state(first) is FileState.QUEUED
     with office(tmp_path) as at:
         assert at.entry(second) is None
-        assert at.turn(first) is Verdict.DONE
+        assert at.turn(first) is JobResult.DONE
 
 
 @pytest.mark.parametrize("failed", [False, True])
@@ -536,15 +538,15 @@ def test_what_failed_is_tried_again_when_that_is_asked_for(tmp_path: Path, faile
     with office(tmp_path, failed=failed) as at:
         at.desk.retry_failed()
         assert source.exists() and not at.knows(source)
-        assert at.state(source) is State.QUEUED
-        assert at.turn(source) is Verdict.FAILED
+        assert at.state(source) is FileState.QUEUED
+        assert at.turn(source) is JobResult.FAILED
 
 
 @pytest.mark.parametrize("failed", [False, True])
 def test_a_failure_whose_original_went_while_nobody_looked_is_forgotten(tmp_path: Path, failed: bool) -> None:
     with office(tmp_path, failed=failed) as at:
         source = put(tmp_path / "in/a.png", picture(tmp_path / "b.png").read_bytes()[:60])
-        assert at.turn(source) is Verdict.FAILED
+        assert at.turn(source) is JobResult.FAILED
     with office(tmp_path, failed=failed) as at:
         assert at.entry(source) is not None
         assert at.notes() == ([] if failed else ["a.png.json"])
@@ -567,27 +569,27 @@ def test_what_fails_while_it_may_be_written_is_moved_only_after_a_while(
         at.desk._clock = lambda: now
         source = put(tmp_path / "in/a.png", picture(tmp_path / "b.png").read_bytes()[:60])
         file = stack.enter_context(source.open("r+b") if not poll else source.open("rb"))
-        assert at.turn(source) is Verdict.FAILED
+        assert at.turn(source) is JobResult.FAILED
         now = 59.0
-        at.desk.note_failures()
+        at.desk.write_error_reports()
         assert source.exists() and names(tmp_path / "failed") == []
         if changed:
             file.close()
             picture(source)
         now = 60.0
-        at.desk.note_failures()
+        at.desk.write_error_reports()
         assert source.exists() == changed
         assert names(tmp_path / "failed") == ([] if changed else ["a.png", "a.png.json"])
         if changed:
-            assert not at.knows(source) and at.turn(source) is Verdict.DONE
+            assert not at.knows(source) and at.turn(source) is JobResult.DONE
 
 
 def test_what_fails_while_it_is_written_is_moved_as_soon_as_it_is_closed(tmp_path: Path) -> None:
     with office(tmp_path, failed=True, patience=60.0) as at:
         source = put(tmp_path / "in/a.png", picture(tmp_path / "b.png").read_bytes()[:60])
         with source.open("r+b"):
-            assert at.turn(source) is Verdict.FAILED and source.exists()
-        at.desk.note_failures()
+            assert at.turn(source) is JobResult.FAILED and source.exists()
+        at.desk.write_error_reports()
         assert not source.exists() and names(tmp_path / "failed") == ["a.png", "a.png.json"]
 
 
@@ -597,13 +599,13 @@ def test_a_note_that_cannot_be_written_is_tried_again_and_told_of_once(tmp_path:
         folder = tmp_path / "failed" if failed else at.outbox / ".blurguard" / "failed"
         obstacle = put(folder / "sub", b"a file where a folder should be")
         source = put(tmp_path / "in/sub/a.png", picture(tmp_path / "b.png").read_bytes()[:60])
-        assert at.turn(source) is Verdict.FAILED and at.knows(source)
-        at.desk.note_failures()
+        assert at.turn(source) is JobResult.FAILED and at.knows(source)
+        at.desk.write_error_reports()
         assert source.exists() and len(at.said) == 1 and "no note could be written yet" in at.said[0]
         obstacle.unlink()
-        at.desk.note_failures()
+        at.desk.write_error_reports()
         assert (folder / "sub/a.png.json").exists() and source.exists() != failed
-        at.desk.note_failures()
+        at.desk.write_error_reports()
         assert len(at.said) == 1
 
 
@@ -611,12 +613,12 @@ def test_a_note_that_waits_is_not_written_on_what_was_done_meanwhile(tmp_path: P
     with office(tmp_path) as at:
         obstacle = put(at.outbox / ".blurguard/failed", b"a file where a folder should be")
         source = put(tmp_path / "in/a.png", picture(tmp_path / "b.png").read_bytes()[:60])
-        assert at.turn(source) is Verdict.FAILED
+        assert at.turn(source) is JobResult.FAILED
         picture(source)
-        assert at.turn(source) is Verdict.DONE
+        assert at.turn(source) is JobResult.DONE
         obstacle.unlink()
-        at.desk.note_failures()
-        assert at.notes() == [] and at.state(source) is State.DONE
+        at.desk.write_error_reports()
+        assert at.notes() == [] and at.state(source) is FileState.DONE
 
 
 # What the outbox has become while a file waited.
@@ -634,7 +636,7 @@ def test_a_result_that_its_user_edits_while_a_new_version_waits_is_not_replaced_
         work = at.result(job)
         put(result, b"edited")
         verdict, outcome = at.desk.finish(job, work)
-        assert verdict is (Verdict.DONE if overwrite else Verdict.FAILED)
+        assert verdict is (JobResult.DONE if overwrite else JobResult.FAILED)
         assert (result.read_bytes() == b"edited") != overwrite
         assert overwrite or "changed after blurguard made it" in outcome.reason
 
@@ -654,5 +656,5 @@ def test_a_folder_of_the_outbox_that_becomes_a_way_out_is_not_taken(tmp_path: Pa
         (tmp_path / "out/sub").symlink_to(outside)
         before = snapshot(outside)
         verdict, outcome = at.desk.finish(job, work)
-        assert verdict is Verdict.FAILED and "leads out of" in outcome.reason
+        assert verdict is JobResult.FAILED and "leads out of" in outcome.reason
         assert snapshot(outside) == before

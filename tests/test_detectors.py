@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from blurguard.boxes import iou, merged, tile_spans, turned_back
+from blurguard.boxes import iou, tile_spans, unrotate_boxes, weighted_nms
 from blurguard.detection import model_zoo
-from blurguard.detection.blazeface import MOST_PER_PASS, bucket, detect_once
+from blurguard.detection.blazeface import MAX_PER_PASS, detect_once, padded_side
 from blurguard.detection.detector import load_detector
 from blurguard.detection.interpreter import Network
 from blurguard.detection.multiscale import (
@@ -27,8 +27,8 @@ from blurguard.detection.multiscale import (
     TILE_OVERLAP_PX,
     TILE_PX,
     BlazeFaceDetector,
-    accurate_plan,
-    fast_plan,
+    accurate_scales,
+    fast_scales,
 )
 from blurguard.errors import ModelError
 from blurguard.redaction.regions import regions_from
@@ -43,8 +43,8 @@ PHOTOS: dict[str, list[list[int]]] = json.loads((EXAMPLES / "faces.json").read_t
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    spec = model_zoo.find()
-    return Network(spec, model_zoo.load(spec))
+    spec = model_zoo.get_spec()
+    return Network(spec, model_zoo.load_weights(spec))
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +131,8 @@ def test_tiles_see_what_one_look_at_the_whole_picture_sees(
     accurate: BlazeFaceDetector, network: Network, crowd: Crowd
 ) -> None:
     rgb = crowd[0]
-    tiled = accurate._look(rgb, 0.3, 0.0)
-    whole = merged([detect_once(network, rgb, 0.3)], SAME_IOU)
+    tiled = accurate._detect_tiled(rgb, 0.3, 0.0)
+    whole = weighted_nms([detect_once(network, rgb, 0.3)], SAME_IOU)
     cuts = [x for x, _ in tile_spans(rgb.shape[1], TILE_PX, TILE_OVERLAP_PX, TILE_MULTIPLE_PX)[1:]]
     assert sum(any(box[0] < cut < box[2] for cut in cuts) for box in whole.boxes) >= 2
     assert all_apart(tiled)
@@ -199,19 +199,19 @@ def test_any_size_can_be_looked_at(network: Network, mode: Mode, height: int, wi
 
 def test_settings_choose_the_detector() -> None:
     fast = load_detector(Settings(mode=Mode.FAST))
-    assert fast.identity == model_zoo.find().identity
-    assert fast.threshold == model_zoo.find().thresholds[Mode.FAST]
+    assert fast.identity == model_zoo.get_spec().identity
+    assert fast.threshold == model_zoo.get_spec().thresholds[Mode.FAST]
     with pytest.raises(ModelError, match="better"):
         load_detector(Settings(model="better"))
 
 
 @given(st.integers(1, 60_000), st.integers(1, 60_000))
 def test_the_accurate_plan_halves_from_the_full_size_down_and_is_bounded(width: int, height: int) -> None:
-    scales = accurate_plan(width, height)
+    scales = accurate_scales(width, height)
     longer = max(width, height)
     assert 1 <= scales[0] <= 2
     assert scales[0] == 1 or longer * scales[0] <= FAST_SIDE_PX + 1e-6
-    assert scales[0] >= fast_plan(width, height)[0]
+    assert scales[0] >= fast_scales(width, height)[0]
     assert all(fine == 2 * coarse for fine, coarse in itertools.pairwise(scales))
     assert longer * scales[-1] < 2 * COARSEST_PX
     assert len(scales) <= 2 + math.log2(max(longer / COARSEST_PX, 1))
@@ -220,7 +220,7 @@ def test_the_accurate_plan_halves_from_the_full_size_down_and_is_bounded(width: 
 
 @given(st.integers(1, 60_000), st.integers(1, 60_000))
 def test_the_fast_plan_is_one_pass_of_a_bounded_size_and_coarse_ones(width: int, height: int) -> None:
-    scales = fast_plan(width, height)
+    scales = fast_scales(width, height)
     assert 1 <= len(scales) <= 3 and scales == sorted(scales, reverse=True)
     assert all(scale * max(width, height) <= 192 + 1e-6 for scale in scales[1:])
     assert all(0 < scale <= 2 and scale * max(width, height) <= FAST_SIDE_PX + 1e-6 for scale in scales)
@@ -228,18 +228,18 @@ def test_the_fast_plan_is_one_pass_of_a_bounded_size_and_coarse_ones(width: int,
 
 @given(st.integers(1, 20_000))
 def test_pictures_are_run_at_few_sizes_with_little_padding(side: int) -> None:
-    run_at = bucket(side, 32)
+    run_at = padded_side(side, 32)
     assert run_at >= side and run_at % 32 == 0
     assert run_at - side < max(32, side / 8 + 32)
 
 
 def test_few_interpreters_serve_all_sizes() -> None:
-    assert len({bucket(side, 32) for side in range(1, 641)}) <= 20
+    assert len({padded_side(side, 32) for side in range(1, 641)}) <= 20
 
 
 def test_padding_adds_no_faces_and_loses_none(network: Network, crowd: Crowd) -> None:
     rgb = crowd[0][550:850, 230:490]
-    canvas = np.zeros((bucket(300, 32), bucket(260, 32), 3), np.uint8)
+    canvas = np.zeros((padded_side(300, 32), padded_side(260, 32), 3), np.uint8)
     canvas[:300, :260] = rgb
     cut, padded = detect_once(network, rgb, 0.3), detect_once(network, canvas, 0.3)
     assert len(cut) >= 1
@@ -250,7 +250,7 @@ class Maps(Network):
     """A network that gives the maps it is told."""
 
     def __init__(self, boxes: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
-        self.spec = model_zoo.find("stock")
+        self.spec = model_zoo.get_spec("stock")
         self._maps = boxes, logits
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -261,7 +261,10 @@ def test_a_cell_becomes_the_box_that_the_manifest_says() -> None:
     logits, boxes = np.full((8, 8), -9, np.float32), np.zeros((8, 8, 4), np.float32)
     logits[2, 5], boxes[2, 5] = 0, [1, -2, 10, 20]
     found = detect_once(Maps(boxes, logits), np.zeros((32, 32, 3), np.uint8), 0.5)
-    (scale_x, scale_y), (shift_x, shift_y) = model_zoo.find("stock").box_scale, model_zoo.find("stock").box_shift
+    (scale_x, scale_y), (shift_x, shift_y) = (
+        model_zoo.get_spec("stock").box_scale,
+        model_zoo.get_spec("stock").box_shift,
+    )
     width, height = 10 * scale_x, 20 * scale_y
     x, y = 5.5 * 4 + 1 + width * shift_x, 2.5 * 4 - 2 + height * shift_y  # the centre of the cell, stride 4
     wanted = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
@@ -273,7 +276,7 @@ def test_when_everything_looks_like_a_face_the_best_cells_stay() -> None:
     logits = np.random.default_rng(0).normal(0, 30, (64, 64)).astype(np.float32)
     boxes = np.zeros((64, 64, 4), np.float32)
     found = detect_once(Maps(boxes, logits), np.zeros((256, 256, 3), np.uint8), 1e-9)
-    assert len(found) == MOST_PER_PASS
+    assert len(found) == MAX_PER_PASS
     assert np.isfinite(found.scores).all() and found.scores[0] == 1
     assert found.scores[-1] < 1e-3
 
@@ -282,7 +285,7 @@ class RightEdge(Network):
     """A network that sees one small face half beyond the right edge of whatever it is shown."""
 
     def __init__(self) -> None:
-        self.spec = model_zoo.find()
+        self.spec = model_zoo.get_spec()
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         rows, columns = canvas.shape[0] // 4, canvas.shape[1] // 4
@@ -306,7 +309,7 @@ def test_faces_that_lie_or_stand_on_their_heads_are_found_in_accurate_mode(
     turned = np.ascontiguousarray(np.rot90(crowd[0], quarters))
     found = accurate.detect(turned, accurate.threshold)
     wanted = faces_of(crowd, 80)
-    back = turned_back(found.boxes, quarters, width, height)
+    back = unrotate_boxes(found.boxes, quarters, width, height)
     assert (iou(wanted, back).max(axis=1) > SAME_FACE).mean() >= 0.9
     assert ((iou(wanted, back) > 0.3).sum(axis=1) <= 1).all()
     assert (iou(found.boxes, found.boxes) > SAME_IOU).sum() == len(found)
@@ -317,7 +320,7 @@ class OneWayUp(Network):
 
     def __init__(self, upright: float, turned: float) -> None:
         self.spec = dataclasses.replace(
-            model_zoo.find("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0)
+            model_zoo.get_spec("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0)
         )
         self._upright, self._turned = upright, turned
 
@@ -345,8 +348,8 @@ def test_what_is_seen_in_a_turned_picture_counts_less_where_the_upright_one_has_
     rgb = np.zeros((200, 320, 3), np.uint8)
     rgb[100, 40] = 255
     detector = BlazeFaceDetector(OneWayUp(upright, turned), Mode.ACCURATE)
-    detector.turns = (1,)
-    found = detector._turned(rgb, Detections(np.array([[200, 50, 270, 120]]), np.array([upright])), 0.15)
+    detector.rotations = (1,)
+    found = detector._detect_rotated(rgb, Detections(np.array([[200, 50, 270, 120]]), np.array([upright])), 0.15)
     assert [part.scores.tolist() for part in found] == [[pytest.approx(wanted, abs=1e-3)] if wanted else []]
     for box in found[0].boxes:
         assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx([40, 100], abs=4)
@@ -363,7 +366,7 @@ class Closer(Network):
 
     def __init__(self, first: float, again: float, side: float = 20) -> None:
         self.spec = dataclasses.replace(
-            model_zoo.find("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0)
+            model_zoo.get_spec("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0)
         )
         self._first, self._again, self._side, self.looks = first, again, side, 0
 
@@ -383,7 +386,7 @@ class Closer(Network):
 def looked_at(network: Closer, mode: Mode = Mode.ACCURATE) -> Detections:
     """Return what is found in a wide picture with a mark at (60, 100); the threshold is the stock model's, 0.15."""
     detector = BlazeFaceDetector(network, mode)
-    detector.turns = ()
+    detector.rotations = ()
     rgb = np.zeros((320, 640, 3), np.uint8)
     rgb[98 : 98 + MARK_PX, 58 : 58 + MARK_PX] = 255
     return detector.detect(rgb, 0.001)

@@ -16,8 +16,8 @@ import pytest
 import typer
 
 from blurguard.cli.app import app
-from blurguard.settings import ONCE, Settings, WatchSettings, read_settings
-from blurguard.watch.health import Health, State, metrics_of
+from blurguard.settings import ONE_SHOT, Settings, WatchSettings, read_settings
+from blurguard.watch.health import DaemonState, Health, prometheus_text
 from tests.conftest import ROOT
 
 WATCH = ROOT / "examples" / "watch"
@@ -117,8 +117,8 @@ def test_the_settings_are_accepted_and_complete() -> None:
     text = re.sub(r"^# (\w+ = )", r"\1", SETTINGS.read_text("utf-8"), flags=re.M).replace('"keep" ', '"move" ')
     suggested = tomllib.loads(text)
     table = suggested.pop("watch")
-    settings.changed(suggested, "test")
-    assert watching.changed(table, "test").complete().metrics
+    settings.with_values(suggested, "test")
+    assert watching.with_values(table, "test").complete().metrics
 
 
 def test_the_manual_tells_every_setting_and_its_default(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_manual_tells_every_setting_and_its_default(tmp_path: Path) -> None:
     assert read_settings(tmp_path / "s.toml", {}) == (Settings(), WatchSettings())
     told = set(re.findall(r"^#? ?(\w+) = ", block, re.M))
     assert told == {field.name for field in (*dataclasses.fields(Settings), *dataclasses.fields(WatchSettings))} - {
-        ONCE
+        ONE_SHOT
     }
 
 
@@ -137,8 +137,8 @@ def test_the_manual_names_the_metrics_that_there_are() -> None:
     for cell in re.findall(r"^\| (`(?:blurguard_watch)?_.*?) \|", section, re.M):
         names = re.findall(r"`(?:blurguard_watch)?(_[a-z_]+)", cell)
         told |= {f"blurguard_watch{name}" for name in names}
-    health = Health(State.RUNNING, "", 0, 0, 0, 0, 0, 1.0, 1.0, 1, "0")
-    assert told == set(re.findall(r"^# TYPE (\w+)", metrics_of(health, 1.0), re.M))
+    health = Health(DaemonState.RUNNING, "", 0, 0, 0, 0, 0, 1.0, 1.0, 1, "0")
+    assert told == set(re.findall(r"^# TYPE (\w+)", prometheus_text(health, 1.0), re.M))
     assert set(re.findall(r"blurguard_watch_[a-z_]+", section)) <= told
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.cli.report import detection_json, outcome_json
-from blurguard.detection.lighting import equalised, flaw
+from blurguard.detection.lighting import correct_tone, exposure_defect
 from blurguard.settings import Mode, Settings
 from blurguard.types import Image as Picture
 from blurguard.types import Layout
@@ -41,31 +41,31 @@ SPOILT = {"dark": dark, "washed out": pale, "blurred": blurred}
 @pytest.mark.parametrize("path", PHOTOS, ids=[path.name for path in PHOTOS])
 def test_good_photos_have_no_flaw(path: Path) -> None:
     with Image.open(path) as photo:
-        assert flaw(np.array(photo.convert("RGB"))) == ""
+        assert exposure_defect(np.array(photo.convert("RGB"))) == ""
 
 
 @pytest.mark.parametrize("told", SPOILT)
 @pytest.mark.parametrize("scale", [0.2, 1.0, 2.0])
 def test_a_flaw_is_told_whatever_the_size(crowd: Crowd, told: str, scale: float) -> None:
     rgb = np.asarray(cv2.resize(crowd[0], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
-    assert flaw(SPOILT[told](rgb)) == told
-    assert flaw(rgb) == ""
+    assert exposure_defect(SPOILT[told](rgb)) == told
+    assert exposure_defect(rgb) == ""
 
 
 @pytest.mark.parametrize("tone", [0, 3, 128, 255])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5000), (200, 300)])
 def test_a_picture_of_one_tone_holds_nothing_to_see(tone: int, shape: tuple[int, int]) -> None:
     rgb = np.full((*shape, 3), tone, np.uint8)
-    assert flaw(rgb) == ""
-    assert equalised(rgb).shape == rgb.shape
+    assert exposure_defect(rgb) == ""
+    assert correct_tone(rgb).shape == rgb.shape
 
 
 @pytest.mark.parametrize("told", ["dark", "washed out"])
 def test_what_is_evened_out_has_the_flaw_no_more_and_is_another_array(crowd: Crowd, told: str) -> None:
     spoilt = SPOILT[told](crowd[0])
     before = spoilt.copy()
-    better = equalised(spoilt)
-    assert flaw(better) == ""
+    better = correct_tone(spoilt)
+    assert exposure_defect(better) == ""
     assert 90 <= better.mean() <= 140
     assert np.percentile(better, 99) - np.percentile(better, 1) > 200
     assert np.array_equal(spoilt, before)
@@ -74,8 +74,8 @@ def test_what_is_evened_out_has_the_flaw_no_more_and_is_another_array(crowd: Cro
 def test_a_dark_room_with_a_lamp_is_brightened() -> None:
     room = np.random.default_rng(0).integers(5, 25, (300, 400, 3), dtype=np.uint8)
     room[:40, :60] = 255
-    assert flaw(room) == "dark"
-    better = equalised(room)
+    assert exposure_defect(room) == "dark"
+    better = correct_tone(room)
     assert better[100:].mean() > 60
     assert (better[:40, :60] == 255).all()
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from blurguard import __version__
 from blurguard.errors import InputError, OutputError, StorageError
-from blurguard.files.atomic import digest_of
-from blurguard.files.move import sweep_parts
-from blurguard.files.stamp import Stamp
+from blurguard.files.atomic import digest_bytes
+from blurguard.files.move import remove_stale_parts
+from blurguard.files.stamp import FileStamp
 from blurguard.types import Outcome, Status
-from blurguard.watch.quarantine import NOTE_KEYS, Failures
+from blurguard.watch.quarantine import REPORT_KEYS, Quarantine
 from tests.commands import put, small_disk
 from tests.test_originals import NAMES, files, kills, mode_of
 
@@ -51,21 +51,21 @@ def bad(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def failures(bad: Path, inbox: Path, tmp_path: Path) -> Failures:
-    return Failures(bad, inbox, tmp_path / "out/.blurguard/failed")
+def failures(bad: Path, inbox: Path, tmp_path: Path) -> Quarantine:
+    return Quarantine(bad, inbox, tmp_path / "out/.blurguard/failed")
 
 
 @pytest.fixture
-def staying(inbox: Path, tmp_path: Path) -> Failures:
+def staying(inbox: Path, tmp_path: Path) -> Quarantine:
     """Return failures whose originals stay where they are."""
-    return Failures(None, inbox, tmp_path / "out/.blurguard/failed")
+    return Quarantine(None, inbox, tmp_path / "out/.blurguard/failed")
 
 
-def fail(failures: Failures, original: Path, content: bytes = b"photo") -> None:
+def fail(failures: Quarantine, original: Path, content: bytes = b"photo") -> None:
     """Have an original that fails; its path tells the inbox by the name ``in``."""
     put(original, content)
     name = Path(*original.parts[original.parts.index("in") + 1 :])
-    failures.note(name, OUTCOME, Stamp.of(original))
+    failures.add(name, OUTCOME, FileStamp.of(original))
 
 
 def note_at(path: Path) -> dict[str, Any]:
@@ -75,10 +75,10 @@ def note_at(path: Path) -> dict[str, Any]:
     return note
 
 
-def test_a_note_tells_what_went_wrong_and_with_what(staying: Failures, inbox: Path, tmp_path: Path) -> None:
+def test_a_note_tells_what_went_wrong_and_with_what(staying: Quarantine, inbox: Path, tmp_path: Path) -> None:
     begun = datetime.now(UTC).replace(microsecond=0)
     fail(staying, inbox / "sub" / "a.jpg")
-    stamp = Stamp.of(inbox / "sub/a.jpg")
+    stamp = FileStamp.of(inbox / "sub/a.jpg")
     note = note_at(tmp_path / "out/.blurguard/failed/sub/a.jpg.json")
     assert begun <= datetime.fromisoformat(note.pop("time")) <= datetime.now(UTC)
     assert note == {
@@ -93,7 +93,7 @@ def test_a_note_tells_what_went_wrong_and_with_what(staying: Failures, inbox: Pa
 
 
 def test_without_a_folder_the_original_stays_and_its_note_is_private(
-    staying: Failures, inbox: Path, tmp_path: Path
+    staying: Quarantine, inbox: Path, tmp_path: Path
 ) -> None:
     fail(staying, inbox / "sub" / "a.jpg")
     assert files(inbox) == {"sub/a.jpg": b"photo"}
@@ -103,7 +103,7 @@ def test_without_a_folder_the_original_stays_and_its_note_is_private(
     assert staying.put_back() == 0 and list(files(notes)) == ["sub/a.jpg.json"]
 
 
-def test_forgetting_removes_the_note_and_what_it_leaves_empty(staying: Failures, inbox: Path, tmp_path: Path) -> None:
+def test_forgetting_removes_the_note_and_what_it_leaves_empty(staying: Quarantine, inbox: Path, tmp_path: Path) -> None:
     notes = tmp_path / "out/.blurguard/failed"
     staying.forget(Path("never/there.jpg"))
     for name in ("x/y/a.jpg", "x/b.jpg", "n" * 255):
@@ -115,14 +115,14 @@ def test_forgetting_removes_the_note_and_what_it_leaves_empty(staying: Failures,
     assert list(notes.iterdir()) == []
 
 
-def test_forgetting_leaves_what_is_no_note(staying: Failures, tmp_path: Path) -> None:
+def test_forgetting_leaves_what_is_no_note(staying: Quarantine, tmp_path: Path) -> None:
     stranger = put(tmp_path / "out/.blurguard/failed/a.jpg.json", b'{"name": "a.jpg"}')
     staying.forget(Path("a.jpg"))
     assert stranger.exists()
 
 
 def test_with_a_folder_the_original_moves_and_its_note_lies_beside_it(
-    failures: Failures, inbox: Path, bad: Path, tmp_path: Path
+    failures: Quarantine, inbox: Path, bad: Path, tmp_path: Path
 ) -> None:
     fail(failures, inbox / "sub" / "a.jpg")
     assert files(inbox) == {} and (bad / "sub/a.jpg").read_bytes() == b"photo"
@@ -132,7 +132,7 @@ def test_with_a_folder_the_original_moves_and_its_note_lies_beside_it(
 
 
 def test_the_same_name_with_other_content_keeps_both_with_a_note_each(
-    failures: Failures, inbox: Path, bad: Path
+    failures: Quarantine, inbox: Path, bad: Path
 ) -> None:
     for content in (b"one", b"two", b"one"):
         fail(failures, inbox / "a.jpg", content)
@@ -141,17 +141,17 @@ def test_the_same_name_with_other_content_keeps_both_with_a_note_each(
 
 
 def test_an_original_that_changed_or_is_gone_is_left_alone_without_a_note(
-    failures: Failures, inbox: Path, bad: Path
+    failures: Quarantine, inbox: Path, bad: Path
 ) -> None:
     path = put(inbox / "a.jpg", b"photo")
-    stamp = Stamp.of(path)
+    stamp = FileStamp.of(path)
     path.write_bytes(b"newer")
-    failures.note(Path("a.jpg"), OUTCOME, stamp)
+    failures.add(Path("a.jpg"), OUTCOME, stamp)
     assert files(inbox) == {"a.jpg": b"newer"}
     path.unlink()
-    failures.note(Path("a.jpg"), OUTCOME, stamp)
+    failures.add(Path("a.jpg"), OUTCOME, stamp)
     path.symlink_to("b.jpg")
-    failures.note(Path("a.jpg"), OUTCOME, Stamp.of(put(inbox / "b.jpg", b"other")))
+    failures.add(Path("a.jpg"), OUTCOME, FileStamp.of(put(inbox / "b.jpg", b"other")))
     assert path.is_symlink() and files(bad) == {}
 
 
@@ -166,31 +166,33 @@ def test_an_original_that_changes_while_it_is_moved_gets_no_note(
         real(old, new)
 
     monkeypatch.setattr(os, "link", link)
-    fail(Failures(tmp_path / "bad", inbox, tmp_path / "notes"), inbox / "a.jpg")
+    fail(Quarantine(tmp_path / "bad", inbox, tmp_path / "notes"), inbox / "a.jpg")
     assert files(inbox) == {"a.jpg": b"newer"} and files(tmp_path / "bad") == {}
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
-def test_any_name_is_noted_in_valid_json_and_put_back(failures: Failures, inbox: Path, bad: Path, name: str) -> None:
+def test_any_name_is_noted_in_valid_json_and_put_back(failures: Quarantine, inbox: Path, bad: Path, name: str) -> None:
     fail(failures, inbox / "x" / name)
     notes = [path for path in (bad / "x").iterdir() if path.suffix == ".json"]
     assert len(notes) == 1 and files(inbox) == {}
-    assert notes[0].name in (f"{name}.json", f"{digest_of(os.fsencode(name))}.json")
+    assert notes[0].name in (f"{name}.json", f"{digest_bytes(os.fsencode(name))}.json")
     note = note_at(notes[0])
     assert os.fsdecode(bytes.fromhex(note.get("name_bytes", note["name"].encode().hex()))) == f"x/{name}"
     assert failures.put_back() == 1
     assert files(inbox) == {f"x/{name}": b"photo"} and list(bad.iterdir()) == []
 
 
-def test_a_reason_that_is_no_text_is_escaped(staying: Failures, inbox: Path, tmp_path: Path) -> None:
+def test_a_reason_that_is_no_text_is_escaped(staying: Quarantine, inbox: Path, tmp_path: Path) -> None:
     put(inbox / "a.jpg", b"")
     reason = os.fsdecode(b"\xff.jpg: no\n") + "\ud800"
-    staying.note(Path("a.jpg"), Outcome(Path("a"), Status.FAILED, reason=reason), Stamp.of(inbox / "a.jpg"))
+    staying.add(Path("a.jpg"), Outcome(Path("a"), Status.FAILED, reason=reason), FileStamp.of(inbox / "a.jpg"))
     assert note_at(tmp_path / "out/.blurguard/failed/a.jpg.json")["reason"] == "\\udcff.jpg: no\n\\ud800"
 
 
-def test_originals_that_are_named_as_notes_are_never_taken_for_some(failures: Failures, inbox: Path, bad: Path) -> None:
-    crafted = json.dumps(dict.fromkeys(NOTE_KEYS, "") | {"name": "b.jpg"}).encode()
+def test_originals_that_are_named_as_notes_are_never_taken_for_some(
+    failures: Quarantine, inbox: Path, bad: Path
+) -> None:
+    crafted = json.dumps(dict.fromkeys(REPORT_KEYS, "") | {"name": "b.jpg"}).encode()
     for name, content in {"a.jpg.json": crafted, "a.jpg": b"photo", "b.JSON": b"{}", "n" * 250 + ".json": b"1"}.items():
         fail(failures, inbox / name, content)
     before = {"a.jpg.json": crafted, "a.jpg": b"photo", "b.JSON": b"{}", "n" * 250 + ".json": b"1"}
@@ -199,7 +201,7 @@ def test_originals_that_are_named_as_notes_are_never_taken_for_some(failures: Fa
     assert files(inbox) == before and files(bad) == {}
 
 
-def test_a_file_that_lies_where_a_note_would_is_not_replaced(failures: Failures, inbox: Path, bad: Path) -> None:
+def test_a_file_that_lies_where_a_note_would_is_not_replaced(failures: Quarantine, inbox: Path, bad: Path) -> None:
     put(bad / "a.jpg.json", b"somebody's")
     (bad / "b.jpg.json").mkdir()
     fail(failures, inbox / "a.jpg")
@@ -209,8 +211,8 @@ def test_a_file_that_lies_where_a_note_would_is_not_replaced(failures: Failures,
     assert files(bad) == {"a.jpg.json": b"somebody's"} and sorted(files(inbox)) == ["a.jpg", "b.jpg"]
 
 
-def test_where_no_note_can_be_written_the_original_stays(failures: Failures, inbox: Path, bad: Path) -> None:
-    for name in ("a.jpg.json", digest_of(b"a.jpg") + ".json"):
+def test_where_no_note_can_be_written_the_original_stays(failures: Quarantine, inbox: Path, bad: Path) -> None:
+    for name in ("a.jpg.json", digest_bytes(b"a.jpg") + ".json"):
         put(bad / name, b"somebody's")
     with pytest.raises(OutputError, match=r"a\.jpg: no place for its note; remove .*\.json"):
         fail(failures, inbox / "a.jpg")
@@ -218,7 +220,7 @@ def test_where_no_note_can_be_written_the_original_stays(failures: Failures, inb
 
 
 def test_a_note_with_a_link_in_its_place_does_not_write_through_it(
-    staying: Failures, inbox: Path, tmp_path: Path
+    staying: Quarantine, inbox: Path, tmp_path: Path
 ) -> None:
     put(inbox / "b.jpg", b"")
     fail(staying, inbox / "b.jpg")
@@ -229,7 +231,7 @@ def test_a_note_with_a_link_in_its_place_does_not_write_through_it(
     assert (tmp_path / "precious").read_bytes() == before and (notes / "a.jpg.json").is_symlink()
 
 
-def test_putting_back_takes_only_what_has_a_note(failures: Failures, inbox: Path, bad: Path) -> None:
+def test_putting_back_takes_only_what_has_a_note(failures: Quarantine, inbox: Path, bad: Path) -> None:
     for name in ("a.jpg", "x/b.jpg", "x/y/c.jpg"):
         fail(failures, inbox / name, name.encode())
     put(bad / "strange.jpg", b"whose?")
@@ -240,7 +242,7 @@ def test_putting_back_takes_only_what_has_a_note(failures: Failures, inbox: Path
     assert failures.put_back() == 0
 
 
-def test_putting_back_makes_missing_folders_and_never_replaces(failures: Failures, inbox: Path, bad: Path) -> None:
+def test_putting_back_makes_missing_folders_and_never_replaces(failures: Quarantine, inbox: Path, bad: Path) -> None:
     for name in ("x/a.jpg", "b.jpg", "c.jpg", "d/e.jpg"):
         fail(failures, inbox / name)
     (inbox / "x").rmdir()
@@ -254,12 +256,12 @@ def test_putting_back_makes_missing_folders_and_never_replaces(failures: Failure
 
 
 def crafted_note(path: Path, **values: Any) -> None:
-    put(path, json.dumps(dict.fromkeys(NOTE_KEYS, "") | values).encode())
+    put(path, json.dumps(dict.fromkeys(REPORT_KEYS, "") | values).encode())
 
 
 @pytest.mark.parametrize("name", CRAFTED, ids=range(len(CRAFTED)))
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_a_crafted_note_leads_nowhere(failures: Failures, inbox: Path, bad: Path, name: Any, as_bytes: bool) -> None:
+def test_a_crafted_note_leads_nowhere(failures: Quarantine, inbox: Path, bad: Path, name: Any, as_bytes: bool) -> None:
     (inbox.parent / "elsewhere").mkdir()
     (inbox / "link").symlink_to(inbox.parent / "elsewhere")
     (inbox / "round").symlink_to("round")
@@ -276,7 +278,7 @@ def test_a_crafted_note_leads_nowhere(failures: Failures, inbox: Path, bad: Path
     assert {path.name for path in after - before} <= {"good.jpg", os.fsdecode(b"\xed\xa0\x80.jpg")}
 
 
-def test_a_name_below_very_many_folders_is_put_back(failures: Failures, bad: Path, inbox: Path) -> None:
+def test_a_name_below_very_many_folders_is_put_back(failures: Quarantine, bad: Path, inbox: Path) -> None:
     put(bad / "a.jpg", b"photo")
     crafted_note(bad / "a.jpg.json", name="x/" * 1200 + "a.jpg")
     assert failures.put_back() == 1 and not (bad / "a.jpg").exists()
@@ -288,14 +290,14 @@ def test_a_name_below_very_many_folders_is_put_back(failures: Failures, bad: Pat
 
 
 @pytest.mark.parametrize("told", ["zz", 5, None, ["61"], "612"])
-def test_bytes_that_are_none_lead_nowhere(failures: Failures, bad: Path, inbox: Path, told: Any) -> None:
+def test_bytes_that_are_none_lead_nowhere(failures: Quarantine, bad: Path, inbox: Path, told: Any) -> None:
     put(bad / "a.jpg", b"photo")
     crafted_note(bad / "a.jpg.json", name="/a.jpg", name_bytes=told)
     assert failures.put_back() == 0 and files(inbox) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"5", b"[" * 100_000, b"null", b'{"name": "a.jpg"}'])
-def test_what_is_no_note_is_none(failures: Failures, bad: Path, inbox: Path, content: bytes) -> None:
+def test_what_is_no_note_is_none(failures: Quarantine, bad: Path, inbox: Path, content: bytes) -> None:
     put(bad / "a.jpg", b"photo")
     put(bad / "a.jpg.json", content)
     assert failures.put_back() == 0
@@ -311,24 +313,24 @@ def test_what_is_no_note_is_none(failures: Failures, bad: Path, inbox: Path, con
 )
 def test_every_name_comes_back(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes]) -> None:
     base = tmp_path_factory.mktemp("names")
-    failures = Failures(base / "bad", base / "in", base / "notes")
+    failures = Quarantine(base / "bad", base / "in", base / "notes")
     name = Path(os.fsdecode(b"/".join(parts)))
     original = put(base / "in" / name, b"photo")
-    failures.note(name, OUTCOME, Stamp.of(original))
+    failures.add(name, OUTCOME, FileStamp.of(original))
     assert not original.exists()
     assert failures.put_back() == 1
     assert original.read_bytes() == b"photo" and list((base / "bad").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../a.jpg", "x/../a.jpg", "."])
-def test_names_that_lead_out_of_the_inbox_are_not_noted(failures: Failures, staying: Failures, name: str) -> None:
+def test_names_that_lead_out_of_the_inbox_are_not_noted(failures: Quarantine, staying: Quarantine, name: str) -> None:
     for some in (failures, staying):
         with pytest.raises(InputError, match="leads out of the inbox"):
-            some.note(Path(name), OUTCOME, Stamp())
+            some.add(Path(name), OUTCOME, FileStamp())
 
 
 def test_a_note_left_without_its_original_goes_once_the_file_is_done(
-    failures: Failures, inbox: Path, bad: Path
+    failures: Quarantine, inbox: Path, bad: Path
 ) -> None:
     fail(failures, inbox / "x" / "a.jpg")
     failures.forget(Path("x/a.jpg"))
@@ -341,14 +343,14 @@ def test_a_note_left_without_its_original_goes_once_the_file_is_done(
 def test_a_full_disk_leaves_the_original_and_no_note(inbox: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "bad", "size=64k,mode=700") as disk:
         with pytest.raises(StorageError, match="the disk is full"):
-            fail(Failures(disk, inbox, tmp_path / "notes"), inbox / "a.jpg", bytes(200_000))
+            fail(Quarantine(disk, inbox, tmp_path / "notes"), inbox / "a.jpg", bytes(200_000))
         assert files(disk) == {} and list(files(inbox)) == ["a.jpg"]
         put(disk / "filler", b"")
         with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
         with pytest.raises(StorageError, match=r"a\.jpg: its note cannot be written: the disk is full"):
-            fail(Failures(disk, inbox, tmp_path / "notes"), inbox / "a.jpg")
+            fail(Quarantine(disk, inbox, tmp_path / "notes"), inbox / "a.jpg")
         assert list(files(disk)) == ["filler"] and files(inbox) == {"a.jpg": b"photo"}
 
 
@@ -358,39 +360,39 @@ def test_an_unforeseen_error_of_the_disk_is_told(inbox: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OutputError, match=r"a\.jpg: its note cannot be written: Input/output error"):
-        fail(Failures(None, inbox, tmp_path / "notes"), inbox / "a.jpg")
+        fail(Quarantine(None, inbox, tmp_path / "notes"), inbox / "a.jpg")
     assert files(tmp_path / "notes") == {}
 
 
 def test_whenever_it_is_killed_a_failed_original_has_a_note_or_is_still_there(
-    failures: Failures, inbox: Path, bad: Path
+    failures: Quarantine, inbox: Path, bad: Path
 ) -> None:
     original = put(inbox / "x" / "a.jpg", b"photo")
-    stamp = Stamp.of(original)
+    stamp = FileStamp.of(original)
 
     def work() -> None:
-        failures.note(Path("x/a.jpg"), OUTCOME, stamp)
+        failures.add(Path("x/a.jpg"), OUTCOME, stamp)
 
     for _ in kills(work):
         there = {name for name in files(bad) if not Path(name).name.startswith(".")}
         assert original.exists() or there == {"x/a.jpg", "x/a.jpg.json"}
         assert there in (set(), {"x/a.jpg.json"}, {"x/a.jpg", "x/a.jpg.json"})
-        sweep_parts(bad)
+        remove_stale_parts(bad)
         if original.exists():
-            failures.note(Path("x/a.jpg"), OUTCOME, Stamp.of(original))
+            failures.add(Path("x/a.jpg"), OUTCOME, FileStamp.of(original))
         assert sorted(files(bad)) == ["x/a.jpg", "x/a.jpg.json"] and files(inbox) == {}
         assert failures.put_back() == 1
-        stamp = Stamp.of(original)
+        stamp = FileStamp.of(original)
 
 
-def test_whenever_it_is_killed_what_is_put_back_is_there_once(failures: Failures, inbox: Path, bad: Path) -> None:
+def test_whenever_it_is_killed_what_is_put_back_is_there_once(failures: Quarantine, inbox: Path, bad: Path) -> None:
     fail(failures, inbox / "x" / "a.jpg")
     for _ in kills(failures.put_back):
         assert b"photo" in [*files(bad).values(), *files(inbox).values()]
         assert {data for name, data in files(inbox).items() if not name.startswith("x/.blurguard-")} <= {b"photo"}
-        sweep_parts(inbox)
+        remove_stale_parts(inbox)
         failures.put_back()
         assert files(inbox) == {"x/a.jpg": b"photo"} and "x/a.jpg" not in files(bad)
         original = inbox / "x" / "a.jpg"
-        failures.note(Path("x/a.jpg"), OUTCOME, Stamp.of(original))
+        failures.add(Path("x/a.jpg"), OUTCOME, FileStamp.of(original))
         assert stat.S_ISREG((bad / "x/a.jpg").lstat().st_mode)

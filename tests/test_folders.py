@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blurguard.errors import ConfigError
-from blurguard.watch.folders import Folders, identity
+from blurguard.watch.folders import Folders, dev_inode
 from tests.commands import small_disk
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may do anything")
@@ -200,15 +200,15 @@ def test_names_may_hold_any_bytes(tmp_path: Path) -> None:
 
 def test_a_folder_that_vanishes_or_is_another_one_is_told(tmp_path: Path) -> None:
     inbox, other = tmp_path / "in", tmp_path / "other"
-    known = identity(inbox)
+    known = dev_inode(inbox)
     assert known is not None
     (inbox / "file").touch()
-    assert identity(inbox) == known
+    assert dev_inode(inbox) == known
     inbox.rename(other)
-    assert identity(inbox) is None and identity(other) == known
+    assert dev_inode(inbox) is None and dev_inode(other) == known
     inbox.symlink_to(other)
-    assert identity(inbox) is None
+    assert dev_inode(inbox) is None
     inbox.unlink()
     inbox.mkdir()
-    assert identity(inbox) not in (None, known)
-    assert identity(other / "file") is None and identity(other / "file/below") is None
+    assert dev_inode(inbox) not in (None, known)
+    assert dev_inode(other / "file") is None and dev_inode(other / "file/below") is None

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from blurguard.boxes import (
-    SHARP_PX,
+    FULL_WEIGHT_PX,
     areas,
-    contained,
     iou,
-    merged,
-    mirrored,
-    resized,
-    suppress,
+    mirror_boxes,
+    nms,
+    overlap_over_smaller,
+    rescale_boxes,
     tile_spans,
-    turned_back,
+    unrotate_boxes,
+    weighted_nms,
 )
 from blurguard.redaction.regions import MIN_MARGIN_PX, paired_regions, regions_from
 from blurguard.types import Detections
@@ -123,8 +123,8 @@ def test_suppression_keeps_the_best_and_drops_only_what_overlaps_a_better_one(
     faces: Boxes, random: np.random.Generator, overlap: float
 ) -> None:
     scores = np.array([random.random() for _ in faces], np.float32)
-    kept = suppress(faces, scores, overlap)
-    assert np.array_equal(kept, suppress(faces, scores, overlap))
+    kept = nms(faces, scores, overlap)
+    assert np.array_equal(kept, nms(faces, scores, overlap))
     assert list(scores[kept]) == sorted(scores[kept], reverse=True)
     apart = iou(faces[kept], faces[kept])
     np.fill_diagonal(apart, 0)
@@ -138,17 +138,17 @@ def test_equal_scores_keep_their_order() -> None:
     corners = np.arange(300, dtype=np.float32)[:, None] * 20
     apart = np.concatenate([corners, corners, corners + 10, corners + 10], axis=1)
     scores = np.repeat(np.array([0.5, 0.9, 0.5], np.float32), 100)
-    assert suppress(apart, scores, 0.4).tolist() == [*range(100, 200), *range(100), *range(200, 300)]
+    assert nms(apart, scores, 0.4).tolist() == [*range(100, 200), *range(100), *range(200, 300)]
 
 
 def test_merging_passes_leaves_one_box_per_face_best_first() -> None:
     first = Detections(np.array([[0, 0, 10, 10]], np.float32), np.array([0.6], np.float32))
     second = Detections(np.array([[50, 0, 60, 10], [1, 0, 11, 10]], np.float32), np.array([0.9, 0.7], np.float32))
-    both = merged([first, second], 0.45)
+    both = weighted_nms([first, second], 0.45)
     share = 0.7 / (0.7 + 0.6)  # the boxes of one face are averaged by score
     assert both.boxes.tolist() == pytest.approx(np.array([[50, 0, 60, 10], [share, 0, 10 + share, 10]]))
     assert both.scores == pytest.approx([0.9, 0.7])
-    assert len(merged([], 0.45)) == 0
+    assert len(weighted_nms([], 0.45)) == 0
 
 
 @given(st.integers(1, 5000), st.integers(1, 20), st.sampled_from([1, 16, 32, 64]), st.integers(0, 200))
@@ -179,9 +179,9 @@ def test_tiles_are_as_few_and_as_small_as_can_be(length: int, spans: list[tuple[
 def test_a_box_inside_a_better_one_is_the_same_face() -> None:
     faces = np.array([[0, 0, 100, 100], [10, 10, 60, 60], [70, 70, 120, 120]], np.float32)
     scores = np.array([0.9, 0.8, 0.7], np.float32)
-    assert suppress(faces, scores, 0.45).tolist() == [0, 1, 2]
-    assert suppress(faces, scores, 0.45, 0.6).tolist() == [0, 2]
-    assert contained(faces, faces)[0].tolist() == pytest.approx([1, 1, 0.36])
+    assert nms(faces, scores, 0.45).tolist() == [0, 1, 2]
+    assert nms(faces, scores, 0.45, 0.6).tolist() == [0, 2]
+    assert overlap_over_smaller(faces, faces)[0].tolist() == pytest.approx([1, 1, 0.36])
 
 
 @pytest.mark.parametrize("quarters", range(4))
@@ -190,7 +190,7 @@ def test_boxes_of_a_turned_picture_are_turned_back_to_the_pixels_they_were(quart
     picture[4:9, 7:20] = 1
     rows, columns = np.nonzero(np.rot90(picture, quarters))
     box = np.array([[columns.min(), rows.min(), columns.max(), rows.max()]], np.float32)
-    assert turned_back(box, quarters, 50, 30).tolist() == [[7, 4, 19, 8]]
+    assert unrotate_boxes(box, quarters, 50, 30).tolist() == [[7, 4, 19, 8]]
 
 
 def test_boxes_that_count_pixels_keep_their_middles_at_another_size() -> None:
@@ -198,23 +198,23 @@ def test_boxes_that_count_pixels_keep_their_middles_at_another_size() -> None:
     small[4, 7] = 1
     rows, columns = np.nonzero(np.kron(small, np.ones((4, 4), np.uint8)))
     middle = [columns.mean(), rows.mean()] * 2
-    assert resized(np.array([[7, 4, 7, 4]], np.float32), (50, 30), (200, 120)).tolist() == [middle]
-    assert resized(np.array([middle], np.float32), (200, 120), (50, 30)).tolist() == [[7, 4, 7, 4]]
+    assert rescale_boxes(np.array([[7, 4, 7, 4]], np.float32), (50, 30), (200, 120)).tolist() == [middle]
+    assert rescale_boxes(np.array([middle], np.float32), (200, 120), (50, 30)).tolist() == [[7, 4, 7, 4]]
 
 
 def test_boxes_that_count_pixels_have_the_same_ones_in_the_mirror() -> None:
     picture = np.zeros((30, 50), np.uint8)
     picture[4:9, 7:20] = 1
     first, last = (np.argwhere(picture[:, ::-1])[end] for end in (0, -1))
-    assert mirrored(np.array([[7, 4, 19, 8]], np.float32), 50).tolist() == [[first[1], first[0], last[1], last[0]]]
+    assert mirror_boxes(np.array([[7, 4, 19, 8]], np.float32), 50).tolist() == [[first[1], first[0], last[1], last[0]]]
 
 
 def test_a_box_that_was_seen_with_few_pixels_weighs_less_in_the_mean() -> None:
     coarse = Detections(np.array([[0, 0, 20, 20]]), np.array([0.8]))
     fine = Detections(np.array([[4, 0, 24, 20]]), np.array([0.6]))
-    assert merged([fine, coarse], 0.3).boxes[0, 0] == pytest.approx(4 * 0.6 / 1.4, abs=1e-4)
-    weighted = merged([fine, coarse], 0.3, scales=[1, 0.25])  # of 20 and 5 px
-    sharp, blunt = 0.6 * (20 / SHARP_PX) ** 2, 0.8 * (5 / SHARP_PX) ** 2
+    assert weighted_nms([fine, coarse], 0.3).boxes[0, 0] == pytest.approx(4 * 0.6 / 1.4, abs=1e-4)
+    weighted = weighted_nms([fine, coarse], 0.3, scales=[1, 0.25])  # of 20 and 5 px
+    sharp, blunt = 0.6 * (20 / FULL_WEIGHT_PX) ** 2, 0.8 * (5 / FULL_WEIGHT_PX) ** 2
     assert weighted.boxes[0, 0] == pytest.approx(4 * sharp / (sharp + blunt), abs=1e-4)
     assert weighted.scores.tolist() == pytest.approx([0.8])
 
@@ -222,13 +222,13 @@ def test_a_box_that_was_seen_with_few_pixels_weighs_less_in_the_mean() -> None:
 @pytest.mark.parametrize("scales", [[], [1.0]])
 def test_merging_nothing_gives_nothing(scales: list[float]) -> None:
     nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-    assert len(merged([nothing] * len(scales), 0.3, scales=scales)) == 0
+    assert len(weighted_nms([nothing] * len(scales), 0.3, scales=scales)) == 0
 
 
 def test_of_two_passes_the_sharper_one_says_where_and_the_surer_one_how_sure() -> None:
     coarse = Detections(np.array([[10, 10, 24, 24]], np.float32), np.array([0.9], np.float32))
     fine = Detections(np.array([[13, 12, 25, 26]], np.float32), np.array([0.5], np.float32))
-    found = merged([fine, coarse], 0.35, 0.75, [1.0, 0.125])
+    found = weighted_nms([fine, coarse], 0.35, 0.75, [1.0, 0.125])
     assert len(found) == 1
     assert found.scores.tolist() == [pytest.approx(0.9)]
     assert np.abs(found.boxes[0] - fine.boxes[0]).max() < 0.2
@@ -236,4 +236,4 @@ def test_of_two_passes_the_sharper_one_says_where_and_the_surer_one_how_sure() -
 
 def test_empty_boxes_do_no_harm() -> None:
     empty = Detections(np.array([[5, 5, 5, 5], [9, 9, 8, 8]], np.float32), np.array([0.5, 0.4], np.float32))
-    assert len(merged([empty], 0.35, 0.75)) == 2
+    assert len(weighted_nms([empty], 0.35, 0.75)) == 2

@@ -13,27 +13,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blurguard.batch.journal import Entry, open_journal
-from blurguard.batch.journal import State as FileState
+from blurguard.batch.journal import FileRecord, open_journal
+from blurguard.batch.journal import FileState as FileState
 from blurguard.errors import InputError, OutputError
 from blurguard.watch.health import (
     METRICS_STEP_SECONDS,
+    DaemonState,
     Health,
-    Pulse,
-    State,
+    HealthWriter,
     Status,
     health_file,
     is_in_use,
-    metrics_of,
-    status_of,
+    prometheus_text,
+    read_status,
 )
 from tests.children import hold_journal, look_always, pretend_to_be_daemon
 from tests.commands import names, small_disk, snapshot
 from tests.conftest import Starter
 
 NOW = 1_800_000_000.0
-CALM = Health(State.RUNNING, "", 3, 2, 10, 1, 25, NOW - 100, NOW - 5, 4711, "0.1.0")
-SHORT = replace(CALM, state=State.PAUSED, why="less than 500 MB are free in out")
+CALM = Health(DaemonState.RUNNING, "", 3, 2, 10, 1, 25, NOW - 100, NOW - 5, 4711, "0.1.0")
+SHORT = replace(CALM, state=DaemonState.PAUSED, why="less than 500 MB are free in out")
 
 
 class Time:
@@ -49,19 +49,19 @@ class Time:
         return NOW + self.passed
 
 
-def pulse(path: Path, time: Time, metrics: Path | None = None) -> Pulse:
-    return Pulse(path, metrics, time.clock, time.now)
+def pulse(path: Path, time: Time, metrics: Path | None = None) -> HealthWriter:
+    return HealthWriter(path, metrics, time.clock, time.now)
 
 
 def told(path: Path) -> Health:
     values = json.loads(path.read_text("ascii"))
-    return Health(**values | {"state": State(values["state"])})
+    return Health(**values | {"state": DaemonState(values["state"])})
 
 
 def test_a_beat_writes_all_there_is(tmp_path: Path) -> None:
     path = tmp_path / "health.json"
     odd = replace(SHORT, why="less than 1 MB is free in " + os.fsdecode(b'out\n"\xff'))
-    pulse(path, Time()).beat(odd)
+    pulse(path, Time()).write(odd)
     assert told(path) == odd
     assert names(tmp_path) == ["health.json"]
     assert path.stat().st_mtime == NOW
@@ -71,7 +71,7 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
     for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
         before = os.umask(mask)
         try:
-            pulse(tmp_path / f"{mask}.json", Time(), tmp_path / f"{mask}.prom").beat(CALM)
+            pulse(tmp_path / f"{mask}.json", Time(), tmp_path / f"{mask}.prom").write(CALM)
         finally:
             os.umask(before)
         assert {stat.S_IMODE((tmp_path / f"{mask}.{end}").stat().st_mode) for end in ("json", "prom")} == {mode}
@@ -80,40 +80,42 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
 def test_nothing_happens_twice_in_a_second(tmp_path: Path) -> None:
     time, path = Time(), tmp_path / "health.json"
     daemon = pulse(path, time)
-    daemon.beat(CALM)
+    daemon.write(CALM)
     time.passed = 0.75
-    daemon.beat(replace(CALM, done=11))
+    daemon.write(replace(CALM, done=11))
     assert (told(path), path.stat().st_mtime) == (CALM, NOW)
     time.passed = 1.0
-    daemon.beat(replace(CALM, done=12))
+    daemon.write(replace(CALM, done=12))
     assert (told(path), path.stat().st_mtime) == (replace(CALM, done=12), NOW + 1)
 
 
 def test_what_has_not_changed_is_touched_only(tmp_path: Path) -> None:
     time, path = Time(), tmp_path / "health.json"
     daemon = pulse(path, time)
-    daemon.beat(CALM)
+    daemon.write(CALM)
     path.write_text("not written again")
     time.passed = 1.0
-    daemon.beat(CALM)
+    daemon.write(CALM)
     assert (path.read_text(), path.stat().st_mtime) == ("not written again", NOW + 1)
 
 
-@pytest.mark.parametrize("change", [{"state": State.STOPPING}, {"state": State.PAUSED, "why": "x"}, {"why": "y"}])
-def test_a_change_of_state_is_told_at_once(tmp_path: Path, change: dict[str, State | str]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"state": DaemonState.STOPPING}, {"state": DaemonState.PAUSED, "why": "x"}, {"why": "y"}]
+)
+def test_a_change_of_state_is_told_at_once(tmp_path: Path, change: dict[str, DaemonState | str]) -> None:
     path = tmp_path / "health.json"
     daemon = pulse(path, Time())
-    daemon.beat(CALM)
+    daemon.write(CALM)
     changed = Health(**asdict(CALM) | change)
-    daemon.beat(changed)
+    daemon.write(changed)
     assert told(path) == changed
 
 
 def test_closing_says_stopped_at_once(tmp_path: Path) -> None:
     daemon = pulse(tmp_path / "health.json", Time(), tmp_path / "a.prom")
-    daemon.beat(SHORT)
+    daemon.write(SHORT)
     daemon.close(SHORT)
-    assert told(tmp_path / "health.json") == replace(SHORT, state=State.STOPPED, why="")
+    assert told(tmp_path / "health.json") == replace(SHORT, state=DaemonState.STOPPED, why="")
     assert values_of((tmp_path / "a.prom").read_text())["blurguard_watch_up"] == 0
 
 
@@ -128,7 +130,7 @@ def test_whatever_the_turns_what_is_told_is_a_second_old_at_most(turns: list[tup
         daemon, written, last = pulse(path, time), -9.0, CALM
         for pause, done, health in turns:
             time.passed += pause
-            daemon.beat(replace(health, done=done))
+            daemon.write(replace(health, done=done))
             if time.passed - written >= 1 or health.state is not last.state:
                 written, last = time.passed, replace(health, done=done)
             assert (told(path), path.stat().st_mtime) == (last, NOW + written)
@@ -137,68 +139,68 @@ def test_whatever_the_turns_what_is_told_is_a_second_old_at_most(turns: list[tup
 def test_a_folder_that_is_not_there_stops_nothing_and_is_told_once(tmp_path: Path) -> None:
     time, path = Time(), tmp_path / "later" / "health.json"
     daemon = pulse(path, time, tmp_path / "a.prom")
-    assert daemon.trouble == ""
-    daemon.beat(CALM)
-    first = daemon.trouble
+    assert daemon.problem == ""
+    daemon.write(CALM)
+    first = daemon.problem
     assert first.startswith(f"{path}: cannot be kept up to date: No such file") and "choose another file" in first
     assert (tmp_path / "a.prom").exists()
     (tmp_path / "later").touch()  # another reason now
     time.passed = 1
-    daemon.beat(CALM)
-    assert daemon.trouble == first
+    daemon.write(CALM)
+    assert daemon.problem == first
     (tmp_path / "later").unlink()
     (tmp_path / "later").mkdir()
     time.passed = 2
-    daemon.beat(CALM)
-    assert (daemon.trouble, told(path)) == ("", CALM)
+    daemon.write(CALM)
+    assert (daemon.problem, told(path)) == ("", CALM)
 
 
 def test_metrics_that_cannot_be_written_leave_the_other_file_alone(tmp_path: Path) -> None:
     daemon = pulse(tmp_path / "health.json", Time(), tmp_path / "none" / "a.prom")
-    daemon.beat(CALM)
-    assert str(tmp_path / "none" / "a.prom") in daemon.trouble
+    daemon.write(CALM)
+    assert str(tmp_path / "none" / "a.prom") in daemon.problem
     assert told(tmp_path / "health.json") == CALM
 
 
 def test_files_that_were_removed_come_back(tmp_path: Path) -> None:
     time, path = Time(), tmp_path / "health.json"
     daemon = pulse(path, time)
-    daemon.beat(CALM)
+    daemon.write(CALM)
     path.unlink()
     time.passed = 1
-    daemon.beat(CALM)
-    assert (told(path), daemon.trouble) == (CALM, "")
+    daemon.write(CALM)
+    assert (told(path), daemon.problem) == (CALM, "")
 
 
 def test_after_trouble_a_file_is_written_anew_not_touched(tmp_path: Path) -> None:
     time, path = Time(), tmp_path / "folder" / "health.json"
     path.parent.mkdir()
     daemon = pulse(path, time)
-    daemon.beat(CALM)
+    daemon.write(CALM)
     path.write_text("somebody's")
     path.parent.rename(tmp_path / "away")
     (tmp_path / "folder").touch()
     time.passed = 1
-    daemon.beat(CALM)
-    assert "Not a directory" in daemon.trouble
+    daemon.write(CALM)
+    assert "Not a directory" in daemon.problem
     (tmp_path / "folder").unlink()
     (tmp_path / "away").rename(path.parent)
     time.passed = 2
-    daemon.beat(CALM)
-    assert (daemon.trouble, told(path)) == ("", CALM)
+    daemon.write(CALM)
+    assert (daemon.problem, told(path)) == ("", CALM)
 
 
 def test_a_folder_in_its_place_is_trouble_and_leaves_no_draft(tmp_path: Path) -> None:
     time, path = Time(), tmp_path / "health.json"
     path.mkdir()
     daemon = pulse(path, time)
-    daemon.beat(CALM)
-    assert "Is a directory" in daemon.trouble
+    daemon.write(CALM)
+    assert "Is a directory" in daemon.problem
     assert list(tmp_path.iterdir()) == [path]
     path.rmdir()
     time.passed = 1
-    daemon.beat(CALM)
-    assert (told(path), daemon.trouble) == (CALM, "")
+    daemon.write(CALM)
+    assert (told(path), daemon.problem) == (CALM, "")
 
 
 def test_drafts_of_the_killed_and_links_are_cleared_not_followed(tmp_path: Path) -> None:
@@ -206,7 +208,7 @@ def test_drafts_of_the_killed_and_links_are_cleared_not_followed(tmp_path: Path)
     precious.write_text("precious")
     (tmp_path / ".health.json.tmp").symlink_to(precious)
     path.symlink_to(precious)
-    pulse(path, Time()).beat(CALM)
+    pulse(path, Time()).write(CALM)
     assert (precious.read_text(), told(path), path.is_symlink()) == ("precious", CALM, False)
     assert names(tmp_path) == ["health.json", "precious"]
 
@@ -215,18 +217,18 @@ def test_a_full_disk_keeps_the_old_file_whole_and_passes(tmp_path: Path) -> None
     with small_disk(tmp_path / "disk", "size=64k") as disk:
         time, path = Time(), disk / "health.json"
         daemon = pulse(path, time)
-        daemon.beat(CALM)
+        daemon.write(CALM)
         with pytest.raises(OSError, match="No space"), (disk / "filler").open("wb", buffering=0) as filler:
             while filler.write(b"x" * 4096):
                 pass
         time.passed = 1
-        daemon.beat(SHORT)
-        assert "No space left" in daemon.trouble and "free some space" in daemon.trouble
+        daemon.write(SHORT)
+        assert "No space left" in daemon.problem and "free some space" in daemon.problem
         assert (told(path), path.stat().st_mtime) == (CALM, NOW)  # untouched: it grows stale, as it should
         (disk / "filler").unlink()
         time.passed = 2
-        daemon.beat(SHORT)
-        assert (daemon.trouble, told(path)) == ("", SHORT)
+        daemon.write(SHORT)
+        assert (daemon.problem, told(path)) == ("", SHORT)
 
 
 def values_of(text: str) -> dict[str, float]:
@@ -247,7 +249,7 @@ def values_of(text: str) -> dict[str, float]:
 
 
 def test_metrics_say_what_the_health_says() -> None:
-    assert values_of(metrics_of(CALM, NOW + 7.5)) == {
+    assert values_of(prometheus_text(CALM, NOW + 7.5)) == {
         "blurguard_watch_up": 1,
         "blurguard_watch_paused": 0,
         "blurguard_watch_queued": 3,
@@ -260,13 +262,15 @@ def test_metrics_say_what_the_health_says() -> None:
         "blurguard_watch_heartbeat_timestamp_seconds": NOW,
         "blurguard_watch_info": 1,
     }
-    assert values_of(metrics_of(SHORT, NOW))["blurguard_watch_paused"] == 1
-    assert values_of(metrics_of(replace(CALM, started=NOW + 0.123), NOW))["blurguard_watch_start_time_seconds"] > NOW
+    assert values_of(prometheus_text(SHORT, NOW))["blurguard_watch_paused"] == 1
+    assert (
+        values_of(prometheus_text(replace(CALM, started=NOW + 0.123), NOW))["blurguard_watch_start_time_seconds"] > NOW
+    )
 
 
 @given(st.text())
 def test_any_version_is_a_label_that_reads_back(version: str) -> None:
-    text = metrics_of(replace(CALM, version=version), NOW)
+    text = prometheus_text(replace(CALM, version=version), NOW)
     values_of(text)
     row = next(row for row in text.split("\n") if row.startswith("blurguard_watch_info"))
     label = row.removeprefix('blurguard_watch_info{version="').removesuffix('"} 1')
@@ -278,7 +282,7 @@ def test_the_heartbeat_of_metrics_goes_on_without_a_write_each_second(tmp_path: 
     daemon = pulse(tmp_path / "health.json", time, path)
     beats, written = set(), set()
     for _ in range(3 * METRICS_STEP_SECONDS):
-        daemon.beat(CALM)
+        daemon.write(CALM)
         beats.add(values_of(path.read_text())["blurguard_watch_heartbeat_timestamp_seconds"])
         written.add(path.read_bytes())
         time.passed += 1
@@ -286,10 +290,12 @@ def test_the_heartbeat_of_metrics_goes_on_without_a_write_each_second(tmp_path: 
 
 
 def status(outbox: Path, now: float = NOW) -> Status:
-    return status_of(outbox, None, now)
+    return read_status(outbox, None, now)
 
 
-def start_daemon(start_python: Starter, outbox: Path, state: State = State.RUNNING) -> "subprocess.Popen[str]":
+def start_daemon(
+    start_python: Starter, outbox: Path, state: DaemonState = DaemonState.RUNNING
+) -> "subprocess.Popen[str]":
     return ready(start_python(pretend_to_be_daemon, outbox, state, NOW))
 
 
@@ -328,7 +334,7 @@ def test_a_killed_daemon_is_dead_however_fresh_its_beat(tmp_path: Path, start_py
 
 
 def test_a_pause_is_alive_but_not_healthy(tmp_path: Path, start_python: Starter) -> None:
-    start_daemon(start_python, tmp_path, State.PAUSED)
+    start_daemon(start_python, tmp_path, DaemonState.PAUSED)
     found = status(tmp_path)
     assert (found.alive, found.healthy) == (True, False)
 
@@ -369,7 +375,7 @@ def test_a_newer_one_with_more_in_it_is_understood(tmp_path: Path) -> None:
     path.write_text(json.dumps(asdict(CALM) | {"mood": "good"}))
     os.utime(path, (NOW, NOW))
     with open_journal(tmp_path / "out"):
-        assert status_of(tmp_path / "out", path, NOW).alive
+        assert read_status(tmp_path / "out", path, NOW).alive
 
 
 def test_where_there_is_no_record_there_is_no_status(tmp_path: Path) -> None:
@@ -383,7 +389,7 @@ def test_where_there_is_no_record_there_is_no_status(tmp_path: Path) -> None:
 
 def test_a_health_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with open_journal(tmp_path), pytest.raises(InputError, match="cannot be read"):
-        status_of(tmp_path, tmp_path, NOW)
+        read_status(tmp_path, tmp_path, NOW)
 
 
 def test_figures_names_and_rates(tmp_path: Path) -> None:
@@ -392,7 +398,7 @@ def test_figures_names_and_rates(tmp_path: Path) -> None:
         journal.mark([odd, *(Path(f"{number:02d}.jpg") for number in range(30))], FileState.WORKING)
         journal.mark([Path("published.jpg")], FileState.PUBLISHING)
         for number in range(5):
-            journal.put(Path(f"done {number}.jpg"), Entry(FileState.DONE))
+            journal.put(Path(f"done {number}.jpg"), FileRecord(FileState.DONE))
         journal.fail(Path("bad.jpg"), "bad.jpg: cut off")
         last = journal.all_in(FileState.FAILED)[0][1].changed
         found = status(tmp_path, last + 120)

@@ -14,8 +14,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from blurguard.files.stamp import Stamp
-from blurguard.watch.inbox import Events, Sign, files_below, has_final_name, is_being_written, stamp_at
+from blurguard.files.stamp import FileStamp
+from blurguard.watch.inbox import ChangeType, InboxObserver, files_below, has_final_name, is_being_written, stamp_at
 from tests.children import look_at_inbox, watch_without_handles, write_at_once, write_slowly
 from tests.commands import put
 from tests.conftest import Starter
@@ -65,7 +65,7 @@ def test_names_of_what_is_not_complete_or_not_ours(name: str) -> None:
 # Walking.
 
 
-def found(folder: Path) -> dict[str, Stamp | None]:
+def found(folder: Path) -> dict[str, FileStamp | None]:
     pairs = [(str(path.relative_to(folder)), stamp) for path, stamp in files_below(folder)]
     assert len(pairs) == len(dict(pairs)), "told twice"
     return dict(pairs)
@@ -73,7 +73,7 @@ def found(folder: Path) -> dict[str, Stamp | None]:
 
 def test_every_file_is_found_with_its_stamp(inbox: Path) -> None:
     files = [put(inbox / name, name.encode("utf-8", "surrogateescape")) for name in [*ODD, "sub/a.jpg", "sub/b/a.jpg"]]
-    assert found(inbox) == {str(path.relative_to(inbox)): Stamp.of(path) for path in files}
+    assert found(inbox) == {str(path.relative_to(inbox)): FileStamp.of(path) for path in files}
 
 
 def test_what_is_hidden_or_unfinished_is_not_found_nor_looked_into(inbox: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_listed_is_told(inbox: Path) -> None:
         handle = below
     os.close(handle)
     walked = list(files_below(inbox))
-    assert walked[0] == (inbox / "a.jpg", Stamp.of(inbox / "a.jpg"))
+    assert walked[0] == (inbox / "a.jpg", FileStamp.of(inbox / "a.jpg"))
     (folder, stamp), *more = walked[1:]
     assert folder.name == name and stamp is None and not more
 
@@ -146,18 +146,18 @@ def test_the_stamp_is_of_now_and_not_of_when_the_walk_began(inbox: Path) -> None
     walk = files_below(inbox)
     next(walk)
     put(inbox / "b.jpg", b"more")
-    assert list(walk) == [(inbox / "b.jpg", Stamp.of(inbox / "b.jpg"))]
+    assert list(walk) == [(inbox / "b.jpg", FileStamp.of(inbox / "b.jpg"))]
 
 
 def test_only_regular_files_have_stamps(inbox: Path) -> None:
     file = put(inbox / "a.jpg", b"abc")
-    assert stamp_at(file, file.parent) == Stamp.of(file)
+    assert stamp_at(file, file.parent) == FileStamp.of(file)
     (inbox / "link.jpg").symlink_to(file)
     os.mkfifo(inbox / "pipe.jpg")
     (inbox / "folder.jpg").mkdir()
     for name in ("link.jpg", "pipe.jpg", "folder.jpg", "nothing.jpg", "a.jpg/b.jpg", "nul\0.jpg", "n" * 300):
         assert stamp_at(inbox / name, inbox) is None
-    assert found(inbox) == {"a.jpg": Stamp.of(file)}
+    assert found(inbox) == {"a.jpg": FileStamp.of(file)}
 
 
 # Writers.
@@ -258,7 +258,7 @@ def test_pipes_sockets_and_devices_hold_nobody_up(inbox: Path, start_python: Sta
 
 # Events.
 
-Heard = list[tuple[Sign, str]]
+Heard = list[tuple[ChangeType, str]]
 POLLS = pytest.mark.parametrize("poll", [False, True], ids=["inotify", "polling"])
 
 
@@ -267,8 +267,8 @@ class Ear:
 
     def __init__(self, folder: Path, poll: bool) -> None:
         self._folder, self._poll, self._count = folder, poll, 0
-        self._told: SimpleQueue[tuple[Sign, Path]] = SimpleQueue()
-        self._events = Events(folder, lambda sign, path: self._told.put((sign, path)), poll)
+        self._told: SimpleQueue[tuple[ChangeType, Path]] = SimpleQueue()
+        self._events = InboxObserver(folder, lambda sign, path: self._told.put((sign, path)), poll)
 
     def __enter__(self) -> "Ear":
         assert self._events.start() == ""
@@ -286,7 +286,7 @@ class Ear:
         for _ in range(1 + self._poll):
             self._count += 1
             mark = put(self._folder / f"mark-{self._count}", b"x")
-            last = Sign.CHANGED if self._poll else Sign.COMPLETE
+            last = ChangeType.CHANGED if self._poll else ChangeType.COMPLETE
             while (told := self._told.get(timeout=LONGEST_WAIT_SECONDS)) != (last, mark):
                 if not told[1].name.startswith("mark-"):
                     signs.append((told[0], str(told[1].relative_to(self._folder))))
@@ -303,53 +303,53 @@ def of(action: Callable[[], object], inbox: Path) -> Heard:
 
 def test_a_new_file_has_changed_until_it_is_closed(inbox: Path) -> None:
     with Ear(inbox, poll=False) as ear, (inbox / "a.jpg").open("wb") as file:
-        assert set(ear.heard()) == {(Sign.CHANGED, "a.jpg")}
+        assert set(ear.heard()) == {(ChangeType.CHANGED, "a.jpg")}
         for _ in range(3):
             file.write(b"x" * 10_000)
             file.flush()
-            assert set(ear.heard()) == {(Sign.CHANGED, "a.jpg")}
+            assert set(ear.heard()) == {(ChangeType.CHANGED, "a.jpg")}
         file.close()
-        assert ear.heard() == [(Sign.COMPLETE, "a.jpg")]
+        assert ear.heard() == [(ChangeType.COMPLETE, "a.jpg")]
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_the_last_that_is_heard_of_a_written_file_is_that_it_is_complete(inbox: Path, name: str) -> None:
     heard = of(lambda: put(inbox / name, b"abc"), inbox)
-    assert heard[-1] == (Sign.COMPLETE, name)
-    assert set(heard[:-1]) == {(Sign.CHANGED, name)}
+    assert heard[-1] == (ChangeType.COMPLETE, name)
+    assert set(heard[:-1]) == {(ChangeType.CHANGED, name)}
 
 
 def test_a_file_that_is_renamed_into_the_inbox_is_complete_at_once(inbox: Path, tmp_path: Path) -> None:
     file = put(tmp_path / "a.jpg", b"abc")
-    assert of(lambda: file.rename(inbox / "a.jpg"), inbox) == [(Sign.COMPLETE, "a.jpg")]
+    assert of(lambda: file.rename(inbox / "a.jpg"), inbox) == [(ChangeType.COMPLETE, "a.jpg")]
 
 
 def test_a_file_that_gets_its_final_name_is_complete_and_the_old_name_gone(inbox: Path) -> None:
     file = put(inbox / "a.part", b"abc")
-    renamed = [(Sign.GONE, "a.part"), (Sign.COMPLETE, "a.jpg")]
+    renamed = [(ChangeType.GONE, "a.part"), (ChangeType.COMPLETE, "a.jpg")]
     assert of(lambda: file.rename(inbox / "a.jpg"), inbox) == renamed
 
 
 def test_a_file_that_replaces_another_is_complete(inbox: Path, tmp_path: Path) -> None:
     put(inbox / "a.jpg", b"old")
     file = put(tmp_path / "a.jpg", b"abc")
-    assert of(lambda: file.replace(inbox / "a.jpg"), inbox) == [(Sign.COMPLETE, "a.jpg")]
+    assert of(lambda: file.replace(inbox / "a.jpg"), inbox) == [(ChangeType.COMPLETE, "a.jpg")]
 
 
 def test_a_file_that_is_taken_away_is_gone(inbox: Path, tmp_path: Path) -> None:
     first, second = put(inbox / "a.jpg", b"abc"), put(inbox / "b.jpg", b"abc")
-    assert of(first.unlink, inbox) == [(Sign.GONE, "a.jpg")]
-    assert of(lambda: second.rename(tmp_path / "b.jpg"), inbox) == [(Sign.GONE, "b.jpg")]
+    assert of(first.unlink, inbox) == [(ChangeType.GONE, "a.jpg")]
+    assert of(lambda: second.rename(tmp_path / "b.jpg"), inbox) == [(ChangeType.GONE, "b.jpg")]
 
 
 def test_a_second_name_for_a_file_is_a_change(inbox: Path, tmp_path: Path) -> None:
     file = put(tmp_path / "a.jpg", b"abc")
-    assert of(lambda: os.link(file, inbox / "a.jpg"), inbox) == [(Sign.CHANGED, "a.jpg")]
+    assert of(lambda: os.link(file, inbox / "a.jpg"), inbox) == [(ChangeType.CHANGED, "a.jpg")]
 
 
 def test_a_folder_is_told_of_before_what_is_in_it(inbox: Path) -> None:
     heard = of(lambda: put(inbox / "sub/b/a.jpg", b"abc"), inbox)
-    assert heard[0] == (Sign.FOLDER, "sub")
+    assert heard[0] == (ChangeType.FOLDER, "sub")
     assert {path for _, path in heard} <= {"sub", "sub/b", "sub/b/a.jpg"}
 
 
@@ -358,7 +358,7 @@ def test_new_folders_are_listened_to_as_well(inbox: Path) -> None:
         (inbox / "sub/b").mkdir(parents=True)
         ear.heard()
         put(inbox / "sub/b/a.jpg", b"abc")
-        assert ear.heard()[-1] == (Sign.COMPLETE, "sub/b/a.jpg")
+        assert ear.heard()[-1] == (ChangeType.COMPLETE, "sub/b/a.jpg")
 
 
 def test_a_tree_that_is_moved_into_the_inbox_is_a_folder_and_is_listened_to(inbox: Path, tmp_path: Path) -> None:
@@ -366,25 +366,25 @@ def test_a_tree_that_is_moved_into_the_inbox_is_a_folder_and_is_listened_to(inbo
     with Ear(inbox, poll=False) as ear:
         (tmp_path / "tree").rename(inbox / "tree")
         heard = ear.heard()
-        assert heard[0] == (Sign.FOLDER, "tree")
+        assert heard[0] == (ChangeType.FOLDER, "tree")
         put(inbox / "tree/sub/b.jpg", b"abc")
-        assert ear.heard()[-1] == (Sign.COMPLETE, "tree/sub/b.jpg")
+        assert ear.heard()[-1] == (ChangeType.COMPLETE, "tree/sub/b.jpg")
 
 
 def test_a_tree_that_is_renamed_is_gone_and_a_folder_and_is_listened_to(inbox: Path) -> None:
     put(inbox / "tree/sub/a.jpg", b"abc")
     with Ear(inbox, poll=False) as ear:
         (inbox / "tree").rename(inbox / "other")
-        assert ear.heard()[:2] == [(Sign.GONE, "tree"), (Sign.FOLDER, "other")]
+        assert ear.heard()[:2] == [(ChangeType.GONE, "tree"), (ChangeType.FOLDER, "other")]
         put(inbox / "other/sub/b.jpg", b"abc")
-        assert ear.heard()[-1] == (Sign.COMPLETE, "other/sub/b.jpg")
+        assert ear.heard()[-1] == (ChangeType.COMPLETE, "other/sub/b.jpg")
 
 
 def test_a_tree_that_is_moved_out_is_gone_and_so_is_all_that_is_still_heard_of_it(inbox: Path, tmp_path: Path) -> None:
     put(inbox / "tree/a.jpg", b"abc")
     with Ear(inbox, poll=False) as ear:
         (inbox / "tree").rename(tmp_path / "tree")
-        assert ear.heard() == [(Sign.GONE, "tree")]
+        assert ear.heard() == [(ChangeType.GONE, "tree")]
         put(tmp_path / "tree/b.jpg", b"abc")  # watchdog goes on listening there, under the old name
         assert all(stamp_at(inbox / path, inbox) is None for _, path in ear.heard())
 
@@ -422,22 +422,22 @@ def test_polling_tells_of_all_that_happens_and_calls_nothing_complete(inbox: Pat
         renamed.rename(inbox / "final.jpg")
         (tmp_path / "tree").rename(inbox / "tree")
         heard = set(ear.heard())
-        assert {(Sign.CHANGED, "ch.jpg"), (Sign.CHANGED, ODD[2])} <= heard
-        assert {(Sign.FOLDER, "sub"), (Sign.CHANGED, "sub/b/a.jpg"), (Sign.FOLDER, "tree")} <= heard
-        assert {(Sign.GONE, "re.jpg"), (Sign.CHANGED, "final.jpg")} <= heard
+        assert {(ChangeType.CHANGED, "ch.jpg"), (ChangeType.CHANGED, ODD[2])} <= heard
+        assert {(ChangeType.FOLDER, "sub"), (ChangeType.CHANGED, "sub/b/a.jpg"), (ChangeType.FOLDER, "tree")} <= heard
+        assert {(ChangeType.GONE, "re.jpg"), (ChangeType.CHANGED, "final.jpg")} <= heard
         goes.unlink()
         leaves.rename(tmp_path / "le.jpg")
         heard |= (gone := set(ear.heard()))
-        assert {(Sign.GONE, "go.jpg"), (Sign.GONE, "le.jpg")} <= gone
+        assert {(ChangeType.GONE, "go.jpg"), (ChangeType.GONE, "le.jpg")} <= gone
         assert {path for _, path in gone} == {"go.jpg", "le.jpg"}
         # What seems renamed may be a new file that got the inode of one just deleted.
-        assert Sign.COMPLETE not in {sign for sign, _ in heard}
+        assert ChangeType.COMPLETE not in {sign for sign, _ in heard}
 
 
 @POLLS
 def test_where_nothing_can_be_watched_the_reason_is_told_and_nothing_runs_on(inbox: Path, poll: bool) -> None:
     threads, handles = threading.active_count(), len(list(HANDLES.iterdir()))
-    events = Events(inbox / "nowhere", lambda *_: None, poll)
+    events = InboxObserver(inbox / "nowhere", lambda *_: None, poll)
     for _ in range(3):
         assert "nowhere: cannot be watched: No such file" in events.start()
     events.stop()
@@ -458,7 +458,7 @@ def test_folders_nested_too_deeply_to_be_watched_are_a_reason_as_well(inbox: Pat
     for _ in range(1500):
         folder /= "d"
         folder.mkdir()
-    events = Events(inbox, lambda *_: None, poll)
+    events = InboxObserver(inbox, lambda *_: None, poll)
     why = events.start()
     events.stop()
     assert why == "" or "cannot be watched" in why
@@ -472,5 +472,5 @@ def test_nothing_is_told_once_it_has_ended(inbox: Path, poll: bool) -> None:
     threads = threading.active_count()
     put(inbox / "a.jpg", b"abc")
     assert ear._told.empty()
-    Events(inbox, lambda *_: None, poll).stop()
+    InboxObserver(inbox, lambda *_: None, poll).stop()
     assert threading.active_count() == threads

@@ -12,10 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from blurguard.batch.journal import SCHEMA_VERSION, Entry, Figures, Journal, State, figures_of, open_journal
+from blurguard.batch.journal import (
+    SCHEMA_VERSION,
+    FileRecord,
+    FileState,
+    Journal,
+    JournalStats,
+    open_journal,
+    read_stats,
+)
 from blurguard.errors import OutputError
-from blurguard.files.atomic import digest_of
-from blurguard.files.stamp import Stamp
+from blurguard.files.atomic import digest_bytes
+from blurguard.files.stamp import FileStamp
 from tests.children import hold_journal, write_always, write_and_die
 from tests.commands import small_disk, snapshot
 from tests.conftest import Starter
@@ -33,7 +41,7 @@ CREATE TABLE IF NOT EXISTS files (
     root TEXT NOT NULL
 ) WITHOUT ROWID
 """
-FULL = Entry(State.DONE, Stamp(1, 2**62, 3), "source", "recipe", 4, 5, "output", "replaced", "why")
+FULL = FileRecord(FileState.DONE, FileStamp(1, 2**62, 3), "source", "recipe", 4, 5, "output", "replaced", "why")
 NAMES = [
     b"a.jpg",
     b"two\nlines.jpg",
@@ -57,24 +65,24 @@ def test_what_is_put_is_got_even_by_the_next_process(tmp_path: Path, name: bytes
         assert journal.get(path) == FULL
     with open_journal(tmp_path / "out") as journal:
         assert journal.get(path) == FULL
-        journal.put(path, Entry(State.PUBLISHING))
-        assert journal.get(path) == Entry(State.PUBLISHING)
+        journal.put(path, FileRecord(FileState.PUBLISHING))
+        assert journal.get(path) == FileRecord(FileState.PUBLISHING)
         assert journal.get(Path("A.JPG")) is None
 
 
 def test_what_was_put_before_a_kill_is_there_after_it(tmp_path: Path, start_python: Starter) -> None:
     assert start_python(write_and_die, tmp_path).wait() == -9
     with open_journal(tmp_path) as journal:
-        assert journal.get(Path("a.jpg")) == Entry(State.PUBLISHING, output_digest="abc")
+        assert journal.get(Path("a.jpg")) == FileRecord(FileState.PUBLISHING, output_digest="abc")
 
 
 def test_a_failure_keeps_what_is_known_of_an_earlier_result(tmp_path: Path) -> None:
     with open_journal(tmp_path) as journal:
         journal.put(Path("a.jpg"), FULL)
         journal.fail(Path("a.jpg"), "disk full")
-        assert journal.get(Path("a.jpg")) == replace(FULL, state=State.FAILED, error="disk full")
+        assert journal.get(Path("a.jpg")) == replace(FULL, state=FileState.FAILED, error="disk full")
         journal.fail(Path("b.jpg"), "truncated")
-        assert journal.get(Path("b.jpg")) == Entry(State.FAILED, error="truncated")
+        assert journal.get(Path("b.jpg")) == FileRecord(FileState.FAILED, error="truncated")
 
 
 def test_the_record_is_private(tmp_path: Path) -> None:
@@ -144,13 +152,13 @@ def result(tmp_path: Path) -> Path:
     return path
 
 
-def entry_for(result: Path) -> Entry:
+def entry_for(result: Path) -> FileRecord:
     info = result.stat()
-    return Entry(
-        State.DONE,
+    return FileRecord(
+        FileState.DONE,
         output_size=info.st_size,
         output_mtime_ns=info.st_mtime_ns,
-        output_digest=digest_of(result.read_bytes()),
+        output_digest=digest_bytes(result.read_bytes()),
     )
 
 
@@ -176,7 +184,9 @@ def test_an_edited_result_is_not_ours(result: Path) -> None:
 
 
 def test_the_result_about_to_be_replaced_is_ours(result: Path) -> None:
-    entry = Entry(State.PUBLISHING, output_digest=digest_of(b"next"), replaced_digest=digest_of(b"hidden"))
+    entry = FileRecord(
+        FileState.PUBLISHING, output_digest=digest_bytes(b"next"), replaced_digest=digest_bytes(b"hidden")
+    )
     assert entry.made(result)
     result.write_bytes(b"next")
     assert entry.made(result)
@@ -185,25 +195,25 @@ def test_the_result_about_to_be_replaced_is_ours(result: Path) -> None:
 
 
 def test_nothing_was_made_where_no_result_is_known(result: Path) -> None:
-    assert not Entry(State.FAILED).made(result)
+    assert not FileRecord(FileState.FAILED).made(result)
     info = result.stat()
-    assert not Entry(State.FAILED, output_size=info.st_size, output_mtime_ns=info.st_mtime_ns).made(result)
+    assert not FileRecord(FileState.FAILED, output_size=info.st_size, output_mtime_ns=info.st_mtime_ns).made(result)
 
 
-def source_entry(source: Path) -> Entry:
-    return Entry(State.DONE, Stamp.of(source), digest_of(source.read_bytes()))
+def source_entry(source: Path) -> FileRecord:
+    return FileRecord(FileState.DONE, FileStamp.of(source), digest_bytes(source.read_bytes()))
 
 
 def test_a_source_that_was_only_touched_is_the_same(result: Path) -> None:
     entry = source_entry(result)
-    assert entry.came_from(result)
+    assert entry.is_unchanged(result)
     os.utime(result, ns=(0, 0))
-    assert Stamp.of(result) != entry.source
-    assert entry.came_from(result)
+    assert FileStamp.of(result) != entry.source
+    assert entry.is_unchanged(result)
 
 
 def test_a_source_with_the_same_stamp_is_not_read(result: Path) -> None:
-    assert replace(source_entry(result), source_digest="unknown").came_from(result)
+    assert replace(source_entry(result), source_digest="unknown").is_unchanged(result)
 
 
 def test_a_source_edited_to_the_same_size_and_time_has_changed(result: Path) -> None:
@@ -212,8 +222,8 @@ def test_a_source_edited_to_the_same_size_and_time_has_changed(result: Path) -> 
     while result.stat().st_ctime_ns == changed:  # the file system's clock is coarse
         result.write_bytes(b"edited")
         os.utime(result, ns=(0, entry.source.mtime_ns))
-    assert (Stamp.of(result).size, Stamp.of(result).mtime_ns) == (entry.source.size, entry.source.mtime_ns)
-    assert not entry.came_from(result)
+    assert (FileStamp.of(result).size, FileStamp.of(result).mtime_ns) == (entry.source.size, entry.source.mtime_ns)
+    assert not entry.is_unchanged(result)
 
 
 ODD_NAMES = [Path(os.fsdecode(name)) for name in NAMES]
@@ -246,8 +256,10 @@ def test_a_record_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
             assert entry == replace(FULL, root="r")
             assert entry is not None and entry.changed == 0
     assert version_of(tmp_path) == SCHEMA_VERSION
-    figures = figures_of(tmp_path, 1.0)
-    assert figures == Figures({State.DONE: 1}, 0, "", 0.0)  # what was done before nobody knows when is not of late
+    figures = read_stats(tmp_path, 1.0)
+    assert figures == JournalStats(
+        {FileState.DONE: 1}, 0, "", 0.0
+    )  # what was done before nobody knows when is not of late
     with open_journal(tmp_path) as journal:
         journal.put(name, FULL)
         assert journal.get(name) == FULL
@@ -255,7 +267,7 @@ def test_a_record_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
 
 def test_a_record_that_the_first_version_only_began_is_taken_over(tmp_path: Path) -> None:
     write_version_1(tmp_path, 0)
-    assert figures_of(tmp_path, 0) is None
+    assert read_stats(tmp_path, 0) is None
     with open_journal(tmp_path) as journal:
         journal.put(Path("a.jpg"), FULL)
         assert journal.get(Path("a.jpg")) == FULL
@@ -266,18 +278,18 @@ def test_a_record_of_another_version_gives_no_figures(tmp_path: Path) -> None:
     write_version_1(tmp_path)
     before = snapshot(tmp_path)
     with pytest.raises(OutputError, match="schema 1"):
-        figures_of(tmp_path, 0)
+        read_stats(tmp_path, 0)
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("state", [State.QUEUED, State.WORKING])
-def test_marks_change_the_state_and_nothing_else(tmp_path: Path, state: State) -> None:
+@pytest.mark.parametrize("state", [FileState.QUEUED, FileState.WORKING])
+def test_marks_change_the_state_and_nothing_else(tmp_path: Path, state: FileState) -> None:
     with open_journal(tmp_path) as journal:
         journal.put(ODD_NAMES[1], FULL)
         journal.mark(ODD_NAMES, state)
         assert journal.get(ODD_NAMES[1]) == replace(FULL, state=state)
-        assert journal.get(ODD_NAMES[2]) == Entry(state)
-        journal.mark([], State.DONE)
+        assert journal.get(ODD_NAMES[2]) == FileRecord(state)
+        journal.mark([], FileState.DONE)
     with open_journal(tmp_path) as journal:
         assert [name for name, _ in journal.all_in(state)] == sorted(ODD_NAMES, key=os.fsencode)
 
@@ -285,7 +297,7 @@ def test_marks_change_the_state_and_nothing_else(tmp_path: Path, state: State) -
 def test_a_mark_tells_when(tmp_path: Path) -> None:
     with open_journal(tmp_path) as journal:
         before = time.time()
-        journal.mark([Path("a.jpg")], State.QUEUED)
+        journal.mark([Path("a.jpg")], FileState.QUEUED)
         entry = journal.get(Path("a.jpg"))
         assert entry is not None and before <= entry.changed <= time.time()
 
@@ -297,12 +309,12 @@ def test_marks_are_all_made_or_none(tmp_path: Path) -> None:
 
     with open_journal(tmp_path) as journal:
         with pytest.raises(KeyboardInterrupt):
-            journal.mark(names(), State.QUEUED)
+            journal.mark(names(), FileState.QUEUED)
         assert journal.get(Path("a.jpg")) is None
-        journal.mark([Path("b.jpg")], State.QUEUED)
+        journal.mark([Path("b.jpg")], FileState.QUEUED)
         journal.put(Path("c.jpg"), FULL)
     with open_journal(tmp_path) as journal:
-        assert [name for name, _ in journal.all_in(*State)] == [Path("b.jpg"), Path("c.jpg")]
+        assert [name for name, _ in journal.all_in(*FileState)] == [Path("b.jpg"), Path("c.jpg")]
 
 
 def is_durable(journal: Journal) -> bool:
@@ -314,69 +326,69 @@ def test_marks_on_a_full_disk_are_an_error_and_leave_what_was(tmp_path: Path) ->
     with small_disk(tmp_path / "disk", "size=512k") as disk, open_journal(disk) as journal:
         journal.put(Path("a.jpg"), FULL)
         with pytest.raises(OutputError, match=r"cannot be recorded: .* is full"):
-            journal.mark([Path("a.jpg"), *many], State.QUEUED)
+            journal.mark([Path("a.jpg"), *many], FileState.QUEUED)
         assert is_durable(journal)
         assert journal.get(Path("a.jpg")) == FULL
-        assert journal.all_in(State.QUEUED) == []
-        journal.mark([Path("b.jpg")], State.QUEUED)  # there is room for few
-        assert figures_of(disk, 0) == Figures({State.DONE: 1, State.QUEUED: 1}, 1, "", 0.0)
+        assert journal.all_in(FileState.QUEUED) == []
+        journal.mark([Path("b.jpg")], FileState.QUEUED)  # there is room for few
+        assert read_stats(disk, 0) == JournalStats({FileState.DONE: 1, FileState.QUEUED: 1}, 1, "", 0.0)
 
 
 def test_what_waits_is_withdrawn_without_a_trace(tmp_path: Path) -> None:
     with open_journal(tmp_path) as journal:
-        for name, state in zip(ODD_NAMES, (State.QUEUED, State.WORKING, State.FAILED), strict=False):
+        for name, state in zip(ODD_NAMES, (FileState.QUEUED, FileState.WORKING, FileState.FAILED), strict=False):
             journal.mark([name], state)
-            journal.withdraw(name)
+            journal.forget(name)
             assert journal.get(name) is None
-        journal.withdraw(Path("unknown.jpg"))
-        assert journal.all_in(*State) == []
+        journal.forget(Path("unknown.jpg"))
+        assert journal.all_in(*FileState) == []
 
 
-@pytest.mark.parametrize("state", [State.DONE, State.PUBLISHING])
-def test_results_are_not_withdrawn(tmp_path: Path, state: State) -> None:
+@pytest.mark.parametrize("state", [FileState.DONE, FileState.PUBLISHING])
+def test_results_are_not_withdrawn(tmp_path: Path, state: FileState) -> None:
     with open_journal(tmp_path) as journal:
         journal.put(Path("a.jpg"), replace(FULL, state=state))
-        journal.withdraw(Path("a.jpg"))
+        journal.forget(Path("a.jpg"))
         assert journal.get(Path("a.jpg")) == replace(FULL, state=state)
 
 
-@pytest.mark.parametrize("state", [State.QUEUED, State.WORKING, State.FAILED])
+@pytest.mark.parametrize("state", [FileState.QUEUED, FileState.WORKING, FileState.FAILED])
 def test_withdrawing_leaves_an_earlier_result_known_but_of_no_source(
-    tmp_path: Path, result: Path, state: State
+    tmp_path: Path, result: Path, state: FileState
 ) -> None:
-    before = replace(entry_for(result), source=Stamp.of(result), source_digest="same", error="why")
+    before = replace(entry_for(result), source=FileStamp.of(result), source_digest="same", error="why")
     with open_journal(tmp_path) as journal:
         journal.put(Path("a.jpg"), before)
         journal.mark([Path("a.jpg")], state)
-        journal.withdraw(Path("a.jpg"))
+        journal.forget(Path("a.jpg"))
         entry = journal.get(Path("a.jpg"))
-    assert entry == replace(before, source=Stamp(), error="")
-    assert entry is not None and entry.made(result) and not entry.came_from(result)
-    figures = figures_of(tmp_path, 1.0)
-    assert figures is not None and figures.done_lately == 0
+    assert entry == replace(before, source=FileStamp(), error="")
+    assert entry is not None and entry.made(result) and not entry.is_unchanged(result)
+    figures = read_stats(tmp_path, 1.0)
+    assert figures is not None and figures.done_recently == 0
 
 
 def test_an_earlier_result_is_never_taken_for_that_of_a_file_that_failed(tmp_path: Path, result: Path) -> None:
-    failed = Stamp(7, 8, 9)
+    failed = FileStamp(7, 8, 9)
     with open_journal(tmp_path) as journal:
         journal.put(Path("a.jpg"), FULL)
         journal.fail(Path("a.jpg"), "cut off", failed)
         assert journal.get(Path("a.jpg")) == replace(
-            FULL, state=State.FAILED, error="cut off", source=failed, source_digest="", recipe=""
+            FULL, state=FileState.FAILED, error="cut off", source=failed, source_digest="", config_digest=""
         )
-        journal.mark([Path("a.jpg")], State.QUEUED)
+        journal.mark([Path("a.jpg")], FileState.QUEUED)
         entry = journal.get(Path("a.jpg"))
-        assert entry is not None and entry.recipe != FULL.recipe
+        assert entry is not None and entry.config_digest != FULL.config_digest
         assert (entry.output_digest, entry.replaced_digest) == (FULL.output_digest, FULL.replaced_digest)
 
 
 def test_all_in_tells_those_in_any_of_the_states(tmp_path: Path) -> None:
     with open_journal(tmp_path) as journal:
-        for name, state in zip(ODD_NAMES, State, strict=False):
+        for name, state in zip(ODD_NAMES, FileState, strict=False):
             journal.put(name, replace(FULL, state=state))
-        assert dict(journal.all_in(State.QUEUED, State.DONE)) == {
-            ODD_NAMES[0]: replace(FULL, state=State.QUEUED),
-            ODD_NAMES[3]: replace(FULL, state=State.DONE),
+        assert dict(journal.all_in(FileState.QUEUED, FileState.DONE)) == {
+            ODD_NAMES[0]: replace(FULL, state=FileState.QUEUED),
+            ODD_NAMES[3]: replace(FULL, state=FileState.DONE),
         }
         assert journal.all_in() == []
 
@@ -385,26 +397,29 @@ def test_all_in_tells_those_in_any_of_the_states(tmp_path: Path) -> None:
 def test_figures_write_nothing_open_or_closed(tmp_path: Path, folder: bytes) -> None:
     out = tmp_path / os.fsdecode(folder)
     with open_journal(out) as journal:
-        journal.mark(ODD_NAMES[:2], State.WORKING)
+        journal.mark(ODD_NAMES[:2], FileState.WORKING)
         journal.put(ODD_NAMES[2], FULL)
         for name in ODD_NAMES[3:5]:
             journal.fail(name, f"why {os.fsencode(name)!r}")
-        expected = figures_of(out, 1.0)
+        expected = read_stats(out, 1.0)
         assert expected is not None
-        assert [name for name, _ in expected.at_work] == ODD_NAMES[:2]
+        assert [name for name, _ in expected.in_progress] == ODD_NAMES[:2]
     before = snapshot(tmp_path)
-    assert figures_of(out, 1.0) == expected
+    assert read_stats(out, 1.0) == expected
     assert snapshot(tmp_path) == before
-    assert (expected.counts, expected.done_lately) == ({State.WORKING: 2, State.DONE: 1, State.FAILED: 2}, 1)
+    assert (expected.counts, expected.done_recently) == (
+        {FileState.WORKING: 2, FileState.DONE: 1, FileState.FAILED: 2},
+        1,
+    )
     assert expected.error == "why b'folder/a.jpg'"
 
 
 def test_there_are_no_figures_of_a_record_that_is_not_there_or_just_begun(tmp_path: Path) -> None:
-    assert figures_of(tmp_path, 0) is None
+    assert read_stats(tmp_path, 0) is None
     assert list(tmp_path.iterdir()) == []
     database(tmp_path).parent.mkdir()
     database(tmp_path).touch()
-    assert figures_of(tmp_path, 0) is None
+    assert read_stats(tmp_path, 0) is None
 
 
 def test_figures_of_a_damaged_record_are_an_error_that_names_it(tmp_path: Path) -> None:
@@ -412,21 +427,21 @@ def test_figures_of_a_damaged_record_are_an_error_that_names_it(tmp_path: Path) 
         pass
     database(tmp_path).write_bytes(b"no database at all" * 500)
     with pytest.raises(OutputError, match=r"journal\.sqlite: the record of this folder cannot be read"):
-        figures_of(tmp_path, 0)
+        read_stats(tmp_path, 0)
 
 
 def test_figures_are_those_of_one_moment_while_another_process_writes(tmp_path: Path, start_python: Starter) -> None:
     process = start_python(write_always, tmp_path)
     assert process.stdout is not None and process.stdout.readline() == "writing\n"
     for _ in range(300):
-        figures = figures_of(tmp_path, 0)
+        figures = read_stats(tmp_path, 0)
         assert figures is not None
-        assert figures.counts in ({State.QUEUED: 50}, {State.WORKING: 50})
-        assert len(figures.at_work) == (20 if State.WORKING in figures.counts else 0)
+        assert figures.counts in ({FileState.QUEUED: 50}, {FileState.WORKING: 50})
+        assert len(figures.in_progress) == (20 if FileState.WORKING in figures.counts else 0)
     assert process.poll() is None
     process.kill()
     process.wait()
-    figures = figures_of(tmp_path, 0)  # with the log that a kill leaves
+    figures = read_stats(tmp_path, 0)  # with the log that a kill leaves
     assert figures is not None and sum(figures.counts.values()) == 50
 
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from blurguard.batch.discovery import blurred_name, discover
-from blurguard.batch.journal import Entry, State, open_journal
+from blurguard.batch.journal import FileRecord, FileState, open_journal
 from blurguard.errors import InputError
-from blurguard.files.filetypes import HEAD_BYTES, Kind, claimed_kind, kind_of, kind_of_file
+from blurguard.files.filetypes import HEAD_BYTES, FileType, sniff_type, type_from_suffix, type_of_file
 from tests.conftest import EXAMPLES
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(40)
@@ -24,105 +24,105 @@ def ftyp(major: bytes, *compatible: bytes) -> bytes:
 
 
 SIGNATURES = [
-    (JPEG, Kind.JPEG),
-    (b"\x89PNG\r\n\x1a\n", Kind.PNG),
-    (b"GIF87a", Kind.GIF),
-    (b"GIF89a", Kind.GIF),
-    (b"RIFF\x10\0\0\0WEBPVP8 ", Kind.WEBP),
-    (b"RIFF\x10\0\0\0AVI LIST", Kind.VIDEO),
-    (b"RIFF\x10\0\0\0WAVEfmt ", Kind.UNKNOWN),
-    (b"II*\0\x08\0\0\0", Kind.TIFF),
-    (b"MM\0*\0\0\0\x08", Kind.TIFF),
-    (b"II+\0\x08\0\0\0", Kind.TIFF),
-    (b"MM\0+\0\x08\0\0", Kind.TIFF),
-    (b"BM" + struct.pack("<IHHII", 70, 0, 7, 54, 40) + bytes(36), Kind.BMP),
-    (b"BM: minutes of the meeting, page 2", Kind.UNKNOWN),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", Kind.JPEG2000),
-    (b"\xff\x4f\xff\x51\0", Kind.JPEG2000),
-    (ftyp(b"heic", b"mif1", b"heic"), Kind.HEIC),
-    (ftyp(b"mif1", b"mif1", b"heic"), Kind.HEIC),
-    (ftyp(b"mif1"), Kind.HEIC),
-    (ftyp(b"hevc", b"msf1"), Kind.HEIC),
-    (ftyp(b"avif", b"mif1", b"miaf"), Kind.AVIF),
-    (ftyp(b"mif1", b"avif"), Kind.AVIF),
-    (ftyp(b"avis", b"msf1", b"hevc"), Kind.AVIF),
-    (ftyp(b"crx ", b"isom"), Kind.RAW),
-    (ftyp(b"isom", b"mp41"), Kind.VIDEO),
-    (ftyp(b"qt  "), Kind.VIDEO),
-    (ftyp(b"3gp4"), Kind.VIDEO),
-    (b"\0\0\0\x08wide\0\0\0\0mdat", Kind.VIDEO),
-    (b"\0\0\x10\0moov", Kind.VIDEO),
-    (b"\x1aE\xdf\xa3\x01", Kind.VIDEO),
-    (b"FLV\x01\x05", Kind.VIDEO),
-    (b"\0\0\x01\xba\x44", Kind.VIDEO),
-    (b"\0\0\x01\xb3\x16", Kind.VIDEO),
-    (b"0&\xb2u\x8ef\xcf\x11\xa6\xd9", Kind.VIDEO),
-    (b"OggS\0", Kind.VIDEO),
-    ((b"\x47" + bytes(187)) * 3, Kind.VIDEO),
-    (b"Great photos of the summer" + bytes(400), Kind.UNKNOWN),
-    (b"#!/bin/sh\n", Kind.UNKNOWN),
-    (b"", Kind.UNKNOWN),
-    (b"\xff\xd8", Kind.UNKNOWN),
+    (JPEG, FileType.JPEG),
+    (b"\x89PNG\r\n\x1a\n", FileType.PNG),
+    (b"GIF87a", FileType.GIF),
+    (b"GIF89a", FileType.GIF),
+    (b"RIFF\x10\0\0\0WEBPVP8 ", FileType.WEBP),
+    (b"RIFF\x10\0\0\0AVI LIST", FileType.VIDEO),
+    (b"RIFF\x10\0\0\0WAVEfmt ", FileType.UNKNOWN),
+    (b"II*\0\x08\0\0\0", FileType.TIFF),
+    (b"MM\0*\0\0\0\x08", FileType.TIFF),
+    (b"II+\0\x08\0\0\0", FileType.TIFF),
+    (b"MM\0+\0\x08\0\0", FileType.TIFF),
+    (b"BM" + struct.pack("<IHHII", 70, 0, 7, 54, 40) + bytes(36), FileType.BMP),
+    (b"BM: minutes of the meeting, page 2", FileType.UNKNOWN),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", FileType.JPEG2000),
+    (b"\xff\x4f\xff\x51\0", FileType.JPEG2000),
+    (ftyp(b"heic", b"mif1", b"heic"), FileType.HEIC),
+    (ftyp(b"mif1", b"mif1", b"heic"), FileType.HEIC),
+    (ftyp(b"mif1"), FileType.HEIC),
+    (ftyp(b"hevc", b"msf1"), FileType.HEIC),
+    (ftyp(b"avif", b"mif1", b"miaf"), FileType.AVIF),
+    (ftyp(b"mif1", b"avif"), FileType.AVIF),
+    (ftyp(b"avis", b"msf1", b"hevc"), FileType.AVIF),
+    (ftyp(b"crx ", b"isom"), FileType.RAW),
+    (ftyp(b"isom", b"mp41"), FileType.VIDEO),
+    (ftyp(b"qt  "), FileType.VIDEO),
+    (ftyp(b"3gp4"), FileType.VIDEO),
+    (b"\0\0\0\x08wide\0\0\0\0mdat", FileType.VIDEO),
+    (b"\0\0\x10\0moov", FileType.VIDEO),
+    (b"\x1aE\xdf\xa3\x01", FileType.VIDEO),
+    (b"FLV\x01\x05", FileType.VIDEO),
+    (b"\0\0\x01\xba\x44", FileType.VIDEO),
+    (b"\0\0\x01\xb3\x16", FileType.VIDEO),
+    (b"0&\xb2u\x8ef\xcf\x11\xa6\xd9", FileType.VIDEO),
+    (b"OggS\0", FileType.VIDEO),
+    ((b"\x47" + bytes(187)) * 3, FileType.VIDEO),
+    (b"Great photos of the summer" + bytes(400), FileType.UNKNOWN),
+    (b"#!/bin/sh\n", FileType.UNKNOWN),
+    (b"", FileType.UNKNOWN),
+    (b"\xff\xd8", FileType.UNKNOWN),
 ]
 
 
 @pytest.mark.parametrize(("content", "kind"), SIGNATURES)
-def test_the_first_bytes_tell_the_kind(content: bytes, kind: Kind) -> None:
-    assert kind_of(content[:HEAD_BYTES]) is kind
+def test_the_first_bytes_tell_the_kind(content: bytes, kind: FileType) -> None:
+    assert sniff_type(content[:HEAD_BYTES]) is kind
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("JPEG", Kind.JPEG), ("PNG", Kind.PNG), ("WEBP", Kind.WEBP), ("TIFF", Kind.TIFF), ("BMP", Kind.BMP),
-     ("GIF", Kind.GIF), ("AVIF", Kind.AVIF), ("JPEG2000", Kind.JPEG2000), ("DIB", Kind.UNKNOWN)],
+    [("JPEG", FileType.JPEG), ("PNG", FileType.PNG), ("WEBP", FileType.WEBP), ("TIFF", FileType.TIFF), ("BMP", FileType.BMP),
+     ("GIF", FileType.GIF), ("AVIF", FileType.AVIF), ("JPEG2000", FileType.JPEG2000), ("DIB", FileType.UNKNOWN)],
 )  # fmt: skip
-def test_what_pillow_writes_is_recognised(name: str, kind: Kind, tmp_path: Path) -> None:
+def test_what_pillow_writes_is_recognised(name: str, kind: FileType, tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (40, 30), (90, 80, 70)).save(stream, name)
     path = tmp_path / "no suffix"
     path.write_bytes(stream.getvalue())
-    assert kind_of_file(path) is kind
-    assert kind.is_still == (kind is not Kind.UNKNOWN)
+    assert type_of_file(path) is kind
+    assert kind.is_still == (kind is not FileType.UNKNOWN)
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("a.jpg", Kind.JPEG),
-        ("A.JPEG", Kind.JPEG),
-        ("a.b.TifF", Kind.TIFF),
-        ("a.heif", Kind.HEIC),
-        ("a.DNG", Kind.RAW),
-        ("a.mp4", Kind.VIDEO),
-        ("a.txt", Kind.UNKNOWN),
-        ("jpg", Kind.UNKNOWN),
-        (".jpg", Kind.UNKNOWN),
-        ("a", Kind.UNKNOWN),
+        ("a.jpg", FileType.JPEG),
+        ("A.JPEG", FileType.JPEG),
+        ("a.b.TifF", FileType.TIFF),
+        ("a.heif", FileType.HEIC),
+        ("a.DNG", FileType.RAW),
+        ("a.mp4", FileType.VIDEO),
+        ("a.txt", FileType.UNKNOWN),
+        ("jpg", FileType.UNKNOWN),
+        (".jpg", FileType.UNKNOWN),
+        ("a", FileType.UNKNOWN),
     ],
 )
-def test_the_suffix_tells_what_a_file_claims_to_be(name: str, kind: Kind) -> None:
-    assert claimed_kind(Path("folder.png", name)) is kind
+def test_the_suffix_tells_what_a_file_claims_to_be(name: str, kind: FileType) -> None:
+    assert type_from_suffix(Path("folder.png", name)) is kind
 
 
 def test_raw_files_that_look_like_tiff_are_raw_by_their_suffix(tmp_path: Path) -> None:
-    for name, kind in (("a.NEF", Kind.RAW), ("a.tif", Kind.TIFF), ("a.jpg", Kind.TIFF)):
+    for name, kind in (("a.NEF", FileType.RAW), ("a.tif", FileType.TIFF), ("a.jpg", FileType.TIFF)):
         (tmp_path / name).write_bytes(b"II*\0\x08\0\0\0")
-        assert kind_of_file(tmp_path / name) is kind
+        assert type_of_file(tmp_path / name) is kind
     (tmp_path / "b.nef").write_bytes(JPEG)
-    assert kind_of_file(tmp_path / "b.nef") is Kind.JPEG
+    assert type_of_file(tmp_path / "b.nef") is FileType.JPEG
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.jpg: cannot be read: No such file"):
-        kind_of_file(tmp_path / "absent.jpg")
+        type_of_file(tmp_path / "absent.jpg")
     with pytest.raises(InputError, match="cannot be"):
-        kind_of_file(tmp_path)
+        type_of_file(tmp_path)
 
 
 def test_the_example_photos_are_what_they_claim() -> None:
     photos = list((EXAMPLES / "photos").iterdir())
     assert discover(EXAMPLES / "photos").media == tuple(sorted(photos))
-    assert all(kind_of_file(photo) is claimed_kind(photo) for photo in photos)
+    assert all(type_of_file(photo) is type_from_suffix(photo) for photo in photos)
 
 
 def make(folder: Path, *names: str, content: bytes = JPEG) -> None:
@@ -181,7 +181,9 @@ def record(folder: Path, *names: str) -> None:
     with open_journal(folder) as journal:
         for name in names:
             info = (folder / name).stat()
-            made = Entry(State.DONE, output_size=info.st_size, output_mtime_ns=info.st_mtime_ns, output_digest="x")
+            made = FileRecord(
+                FileState.DONE, output_size=info.st_size, output_mtime_ns=info.st_mtime_ns, output_digest="x"
+            )
             journal.put(Path(name), made)
 
 

@@ -25,8 +25,8 @@ def copied(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    spec = model_zoo.find()
-    return Network(spec, model_zoo.load(spec))
+    spec = model_zoo.get_spec()
+    return Network(spec, model_zoo.load_weights(spec))
 
 
 def edit_manifest(folder: Path, old: str, new: str) -> None:
@@ -41,8 +41,8 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def test_manifest_and_files_agree() -> None:
-    specs = model_zoo.specs()
-    assert model_zoo.folder() == ROOT / "models"
+    specs = model_zoo.all_specs()
+    assert model_zoo.models_dir() == ROOT / "models"
     assert len({spec.name for spec in specs}) == len(specs) >= 1
     for spec in specs:
         assert hashlib.sha256((ROOT / "models" / spec.file).read_bytes()).hexdigest() == spec.sha256
@@ -52,29 +52,29 @@ def test_manifest_and_files_agree() -> None:
 
 
 def test_the_first_model_is_the_default() -> None:
-    assert model_zoo.find() == model_zoo.specs()[0] == model_zoo.find(model_zoo.specs()[0].name)
+    assert model_zoo.get_spec() == model_zoo.all_specs()[0] == model_zoo.get_spec(model_zoo.all_specs()[0].name)
 
 
 def test_an_unknown_model_is_an_error_that_tells_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=rf"no model named 'better'; there are: {model_zoo.find().name}"):
-        model_zoo.find("better")
+    with pytest.raises(ModelError, match=rf"no model named 'better'; there are: {model_zoo.get_spec().name}"):
+        model_zoo.get_spec("better")
 
 
 def test_a_flipped_bit_is_refused(copied: Path) -> None:
-    spec = model_zoo.find(models=copied)
-    assert hashlib.sha256(model_zoo.load(spec, copied)).hexdigest() == spec.sha256
+    spec = model_zoo.get_spec(models=copied)
+    assert hashlib.sha256(model_zoo.load_weights(spec, copied)).hexdigest() == spec.sha256
     data = bytearray((copied / spec.file).read_bytes())
     data[len(data) // 2] ^= 1
     (copied / spec.file).write_bytes(data)
     with pytest.raises(ModelError, match=rf"{spec.file}: .*SHA-256 differs"):
-        model_zoo.load(spec, copied)
+        model_zoo.load_weights(spec, copied)
 
 
 def test_a_missing_model_is_an_error(copied: Path) -> None:
-    spec = model_zoo.find(models=copied)
+    spec = model_zoo.get_spec(models=copied)
     (copied / spec.file).unlink()
     with pytest.raises(ModelError, match=f"{spec.file}: cannot read the model"):
-        model_zoo.load(spec, copied)
+        model_zoo.load_weights(spec, copied)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_missing_model_is_an_error(copied: Path) -> None:
 def test_a_manifest_that_is_not_exactly_right_is_refused(copied: Path, old: str, new: str, told: str) -> None:
     edit_manifest(copied, old, new)
     with pytest.raises(ModelError, match=told):
-        model_zoo.specs(copied)
+        model_zoo.all_specs(copied)
 
 
 def test_adding_a_model_is_data(copied: Path) -> None:
@@ -99,7 +99,7 @@ def test_adding_a_model_is_data(copied: Path) -> None:
     text = path.read_text("utf-8")
     entry = re.sub("^name = .*", 'name = "other"', text[text.index("[[model]]") :], count=1, flags=re.MULTILINE)
     path.write_text(f"{text}\n{entry}", "utf-8")
-    assert model_zoo.find("other", copied).file == model_zoo.find("", copied).file
+    assert model_zoo.get_spec("other", copied).file == model_zoo.get_spec("", copied).file
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (192, 192), (64, 320), (480, 96)])
@@ -111,8 +111,8 @@ def test_the_network_runs_at_any_size(network: Network, height: int, width: int)
 
 
 def test_results_are_those_of_a_fresh_network_whatever_ran_before(network: Network) -> None:
-    spec = model_zoo.find()
-    fresh = Network(spec, model_zoo.load(spec)).run(picture(96, 128))
+    spec = model_zoo.get_spec()
+    fresh = Network(spec, model_zoo.load_weights(spec)).run(picture(96, 128))
     kept = network.run(picture(96, 128))
     network.run(picture(128, 96, seed=1))
     network.run(picture(96, 128, seed=2))
@@ -128,12 +128,12 @@ def test_a_size_the_network_cannot_run_at_is_an_error(network: Network) -> None:
 
 def test_bytes_that_are_no_model_are_an_error() -> None:
     with pytest.raises(ModelError, match="the runtime failed"):
-        Network(model_zoo.find(), b"TFL3" * 2000).run(picture(32, 32))
+        Network(model_zoo.get_spec(), b"TFL3" * 2000).run(picture(32, 32))
 
 
 def test_kept_interpreters_stay_within_their_bound() -> None:
-    spec = model_zoo.find()
-    network = Network(spec, model_zoo.load(spec))
+    spec = model_zoo.get_spec()
+    network = Network(spec, model_zoo.load_weights(spec))
     for side in (*range(32, 1000, 128), 32, 1120, 64):
         network.run(np.zeros((side, side, 3), np.uint8))
         held = sum(height * width for height, width in network._interpreters)
@@ -142,8 +142,8 @@ def test_kept_interpreters_stay_within_their_bound() -> None:
 
 
 def test_the_interpreter_used_last_is_dropped_last() -> None:
-    spec = model_zoo.find()
-    network = Network(spec, model_zoo.load(spec))
+    spec = model_zoo.get_spec()
+    network = Network(spec, model_zoo.load_weights(spec))
     for side in (640, 576, 640, 576, 640):  # both fit
         network.run(np.zeros((side, side, 3), np.uint8))
     kept = network._interpreters[640, 640]

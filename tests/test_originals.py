@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blurguard.errors import InputError, OutputError, StorageError
-from blurguard.files.atomic import scratch_in, write_draft
-from blurguard.files.move import delete, move, names_for, place_for, sweep_parts, verify
-from blurguard.files.stamp import Stamp
+from blurguard.files.atomic import scratch_in, stage_bytes
+from blurguard.files.move import candidate_names, delete, destination_for, move, remove_stale_parts, verify
+from blurguard.files.stamp import FileStamp
 from tests.children import hold_part
 from tests.commands import put, small_disk
 from tests.conftest import Starter
@@ -40,7 +40,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def moved(source: Path, target: Path) -> Path | None:
-    return move(source, target, Stamp.of(source))
+    return move(source, target, FileStamp.of(source))
 
 
 def killed_at(line: int, work: Callable[[], object]) -> bool:
@@ -148,21 +148,21 @@ def test_what_is_in_the_way_stays_and_numbers_count_up(source: Path, away: Path)
 
 
 def test_an_original_that_changed_stays(source: Path, away: Path) -> None:
-    stamp = Stamp.of(source)
+    stamp = FileStamp.of(source)
     source.write_bytes(b"newer")
     assert move(source, away / "x" / "a.jpg", stamp) is None
-    assert place_for(source, away / "a.jpg", stamp) is None
+    assert destination_for(source, away / "a.jpg", stamp) is None
     assert source.read_bytes() == b"newer" and list(away.iterdir()) == []
 
 
 def test_an_original_of_the_same_size_and_time_but_touched_stays(source: Path, away: Path) -> None:
-    stamp = replace(Stamp.of(source), ctime_ns=1)
+    stamp = replace(FileStamp.of(source), ctime_ns=1)
     assert move(source, away / "a.jpg", stamp) is None
     assert source.exists() and list(away.iterdir()) == []
 
 
 def test_an_original_that_is_gone_is_no_error(source: Path, away: Path) -> None:
-    stamp = Stamp.of(source)
+    stamp = FileStamp.of(source)
     source.unlink()
     assert move(source, away / "a.jpg", stamp) is None
     assert move(source / "below", away / "a.jpg", stamp) is None
@@ -176,7 +176,7 @@ def test_links_and_what_is_no_file_are_refused(source: Path, away: Path) -> None
     folder.mkdir()
     for path in (link, fifo, folder):
         with pytest.raises(InputError, match=r"is a link or no regular file"):
-            move(path, away / "x", Stamp.of(path))
+            move(path, away / "x", FileStamp.of(path))
         assert os.path.lexists(path)
     assert source.exists() and list(away.iterdir()) == []
 
@@ -206,26 +206,26 @@ def test_whenever_it_is_killed_nothing_is_lost_and_the_next_call_ends_it(
     put(away / "a.jpg", b"other")
     source = source.rename(tmp_path / "original")
     place = tmp_path / "in" / "a.jpg"
-    data, stamp = source.read_bytes(), Stamp()
+    data, stamp = source.read_bytes(), FileStamp()
 
     def work() -> None:
         move(place, away / "a.jpg", stamp)
 
     steps = 0
     put(place, data)
-    stamp = Stamp.of(place)
+    stamp = FileStamp.of(place)
     for _ in kills(work):
         steps += 1
         here, there = files(tmp_path / "in"), files(away)
         whole = {name: content for name, content in there.items() if not name.startswith(".")}
         assert here.get("a.jpg") == data or whole.get("a~2.jpg") == data
         assert whole in ({"a.jpg": b"other"}, {"a.jpg": b"other", "a~2.jpg": data})
-        sweep_parts(away)
+        remove_stale_parts(away)
         move(place, away / "a.jpg", stamp)
         assert files(tmp_path / "in") == {} and files(away) == {"a.jpg": b"other", "a~2.jpg": data}
         (away / "a~2.jpg").unlink()
         put(place, data)
-        stamp = Stamp.of(place)
+        stamp = FileStamp.of(place)
     assert steps > 20
 
 
@@ -345,19 +345,19 @@ def test_other_names_are_names_and_are_all_different(text: str) -> None:
     name = text.encode()[:255].decode(errors="ignore")
     if name in {"", ".", ".."}:
         return
-    found = list(itertools.islice(names_for(Path("folder") / name), 12))
+    found = list(itertools.islice(candidate_names(Path("folder") / name), 12))
     assert len(set(found)) == 12
     assert all(path.parent == Path("folder") and len(os.fsencode(path.name)) <= 255 for path in found)
 
 
 def test_deleting_takes_what_was_handled_and_nothing_else(source: Path) -> None:
-    stamp = Stamp.of(source)
+    stamp = FileStamp.of(source)
     link = source.with_name("link")
     link.symlink_to(source)
     assert not delete(link, stamp) and link.is_symlink()
     source.write_bytes(b"newer")
     assert not delete(source, stamp) and source.read_bytes() == b"newer"
-    assert delete(source, Stamp.of(source)) and not source.exists()
+    assert delete(source, FileStamp.of(source)) and not source.exists()
     assert not delete(source, stamp) and not delete(source / "below", stamp)
 
 
@@ -365,11 +365,11 @@ def test_what_cannot_be_deleted_is_an_error(source: Path, monkeypatch: pytest.Mo
     def rename(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    stamp = Stamp.of(source)
+    stamp = FileStamp.of(source)
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(OutputError, match=r"a\.jpg: cannot be deleted: no permission"):
         delete(source, stamp)
-    assert source.exists() and not delete(source.parent, Stamp.of(source.parent))
+    assert source.exists() and not delete(source.parent, FileStamp.of(source.parent))
 
 
 @pytest.mark.parametrize("even_newer", [False, True])
@@ -384,7 +384,7 @@ def test_a_newer_file_that_comes_at_the_last_moment_is_not_deleted(
         if even_newer:
             newest.replace(source)
 
-    stamp = Stamp.of(source)
+    stamp = FileStamp.of(source)
     monkeypatch.setattr(os, "rename", rename)
     assert not delete(source, stamp)
     assert files(source.parent) == {"a.jpg": b"newest" if even_newer else b"newer"}
@@ -392,7 +392,7 @@ def test_a_newer_file_that_comes_at_the_last_moment_is_not_deleted(
 
 def test_a_draft_is_verified_by_what_the_disk_holds(tmp_path: Path) -> None:
     with scratch_in(tmp_path) as scratch:
-        draft = write_draft(scratch, BIG)
+        draft = stage_bytes(scratch, BIG)
         verify(draft)
         with draft.path.open("r+b") as file:
             file.seek(1000)
@@ -407,11 +407,11 @@ def test_a_draft_is_verified_by_what_the_disk_holds(tmp_path: Path) -> None:
 def test_a_draft_is_verified_where_memory_cannot_be_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "posix_fadvise")
     with scratch_in(tmp_path) as scratch:
-        verify(write_draft(scratch, BIG))
+        verify(stage_bytes(scratch, BIG))
 
 
 def test_sweeping_takes_the_parts_of_the_dead_and_nothing_else(tmp_path: Path, start_python: Starter) -> None:
-    assert sweep_parts(tmp_path / "absent") == 0
+    assert remove_stale_parts(tmp_path / "absent") == 0
     (tmp_path / "x" / "y").mkdir(parents=True)
     process = start_python(hold_part, tmp_path / "x")
     assert process.stdout is not None
@@ -421,19 +421,19 @@ def test_sweeping_takes_the_parts_of_the_dead_and_nothing_else(tmp_path: Path, s
     (tmp_path / PART).symlink_to(put(tmp_path / "photo.jpg", b"photo"))
     put(tmp_path / "blurguard-0123456789abcdef.part", b"")
     put(tmp_path / f"{PART}.jpg", b"")
-    assert sweep_parts(tmp_path) == 1
+    assert remove_stale_parts(tmp_path) == 1
     process.kill()
     process.wait()
-    assert sweep_parts(tmp_path) == 1 and not part.exists()
+    assert remove_stale_parts(tmp_path) == 1 and not part.exists()
     assert len(files(tmp_path)) == 4 and (tmp_path / "photo.jpg").read_bytes() == b"photo"
 
 
 def test_the_pattern_of_parts_is_that_of_real_ones(source: Path, other_disk: Path) -> None:
-    stamp = Stamp.of(source)
+    stamp = FileStamp.of(source)
     seen = set()
     for _ in kills(lambda: move(source, other_disk / "a.jpg", stamp)):
         seen |= {path.name for path in other_disk.iterdir()} - {"a.jpg"}
-        sweep_parts(other_disk)
+        remove_stale_parts(other_disk)
         assert set(files(other_disk)) <= {"a.jpg"}
         (other_disk / "a.jpg").unlink(missing_ok=True)
         if not source.exists():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from blurguard.errors import OutputError
-from blurguard.files.atomic import Draft, digest_of, digest_of_file, publish, scratch_in, sweep, write_draft
+from blurguard.files.atomic import StagedFile, digest_bytes, digest_file, publish, remove_stale, scratch_in, stage_bytes
 from tests.children import hold_draft, publish_under_umask, write_too_much
 from tests.conftest import Starter
 
@@ -24,26 +24,26 @@ def names_in(folder: Path) -> list[str]:
 
 
 @pytest.fixture(params=["this system", "old system"])
-def draft(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Draft]:
+def draft(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StagedFile]:
     if request.param == "old system":
         request.getfixturevalue("old_system")
     with scratch_in(tmp_path) as scratch:
-        yield write_draft(scratch, b"new")
+        yield stage_bytes(scratch, b"new")
 
 
-def test_a_draft_tells_what_was_written(draft: Draft) -> None:
+def test_a_draft_tells_what_was_written(draft: StagedFile) -> None:
     assert draft.path.read_bytes() == b"new"
-    assert draft.digest == digest_of(b"new") == digest_of_file(draft.path)
+    assert draft.digest == digest_bytes(b"new") == digest_file(draft.path)
     assert (draft.size, draft.mtime_ns) == (3, draft.path.stat().st_mtime_ns)
 
 
-def test_drafts_and_scratch_are_private(draft: Draft, tmp_path: Path) -> None:
+def test_drafts_and_scratch_are_private(draft: StagedFile, tmp_path: Path) -> None:
     assert mode_of(draft.path) == 0o600
     for folder in (draft.path.parent, draft.path.parent.parent, tmp_path / ".blurguard"):
         assert mode_of(folder) == 0o700
 
 
-def test_publishing_moves_the_draft_to_its_name(draft: Draft, tmp_path: Path) -> None:
+def test_publishing_moves_the_draft_to_its_name(draft: StagedFile, tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder" / "a.png"
     publish(draft, target, replace=False)
     assert target.read_bytes() == b"new"
@@ -51,7 +51,7 @@ def test_publishing_moves_the_draft_to_its_name(draft: Draft, tmp_path: Path) ->
     assert names_in(draft.path.parent) == []
 
 
-def test_publishing_never_replaces_a_file_that_appeared_in_the_meantime(draft: Draft, tmp_path: Path) -> None:
+def test_publishing_never_replaces_a_file_that_appeared_in_the_meantime(draft: StagedFile, tmp_path: Path) -> None:
     target = tmp_path / "a.png"
     target.write_bytes(b"somebody's")
     with pytest.raises(OutputError, match=r"a\.png: exists already; give --overwrite"):
@@ -60,7 +60,7 @@ def test_publishing_never_replaces_a_file_that_appeared_in_the_meantime(draft: D
     assert names_in(draft.path.parent) == [draft.path.name]
 
 
-def test_a_dangling_link_is_a_name_that_is_taken(draft: Draft, tmp_path: Path) -> None:
+def test_a_dangling_link_is_a_name_that_is_taken(draft: StagedFile, tmp_path: Path) -> None:
     target = tmp_path / "a.png"
     target.symlink_to("nowhere")
     with pytest.raises(OutputError, match="exists already"):
@@ -68,7 +68,7 @@ def test_a_dangling_link_is_a_name_that_is_taken(draft: Draft, tmp_path: Path) -
     assert target.is_symlink() and not (tmp_path / "nowhere").exists()
 
 
-def test_replacing_keeps_the_permissions_of_what_is_replaced(draft: Draft, tmp_path: Path) -> None:
+def test_replacing_keeps_the_permissions_of_what_is_replaced(draft: StagedFile, tmp_path: Path) -> None:
     target = tmp_path / "a.png"
     target.write_bytes(b"old")
     target.chmod(0o640)
@@ -77,7 +77,7 @@ def test_replacing_keeps_the_permissions_of_what_is_replaced(draft: Draft, tmp_p
     assert mode_of(target) == 0o640
 
 
-def test_replacing_a_link_leaves_alone_what_it_points_to(draft: Draft, tmp_path: Path) -> None:
+def test_replacing_a_link_leaves_alone_what_it_points_to(draft: StagedFile, tmp_path: Path) -> None:
     target, other = tmp_path / "a.png", tmp_path / "other.png"
     other.write_bytes(b"other")
     target.symlink_to(other)
@@ -87,7 +87,7 @@ def test_replacing_a_link_leaves_alone_what_it_points_to(draft: Draft, tmp_path:
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_a_folder_of_that_name_is_an_error(draft: Draft, tmp_path: Path, replace: bool) -> None:
+def test_a_folder_of_that_name_is_an_error(draft: StagedFile, tmp_path: Path, replace: bool) -> None:
     (tmp_path / "a.png").mkdir()
     with pytest.raises(OutputError, match=r"a\.png"):
         publish(draft, tmp_path / "a.png", replace)
@@ -95,7 +95,7 @@ def test_a_folder_of_that_name_is_an_error(draft: Draft, tmp_path: Path, replace
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_a_name_below_a_file_is_an_error(draft: Draft, tmp_path: Path, replace: bool) -> None:
+def test_a_name_below_a_file_is_an_error(draft: StagedFile, tmp_path: Path, replace: bool) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="a file stands where its folder should be"):
         publish(draft, tmp_path / "file" / "folder" / "a.png", replace)
@@ -113,14 +113,14 @@ def test_results_get_the_permissions_of_any_new_file(
 
 def test_scratch_is_gone_afterwards(tmp_path: Path) -> None:
     with scratch_in(tmp_path / "out") as scratch:
-        write_draft(scratch, b"x")
+        stage_bytes(scratch, b"x")
         assert (tmp_path / "out") in scratch.parents
     assert names_in(tmp_path / "out") == []
 
 
 def test_scratch_is_gone_after_an_exception(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), scratch_in(tmp_path) as scratch:
-        write_draft(scratch, b"x")
+        stage_bytes(scratch, b"x")
         raise ZeroDivisionError
     assert names_in(tmp_path) == []
 
@@ -140,12 +140,12 @@ def test_sweeping_leaves_what_a_living_process_holds_and_takes_what_a_killed_one
     process = start_python(hold_draft, tmp_path)
     assert process.stdout is not None
     draft = Path(process.stdout.readline().rstrip("\n"))
-    assert sweep(tmp_path) == 0
+    assert remove_stale(tmp_path) == 0
     assert draft.read_bytes() == b"hidden already"
     process.kill()
     process.wait()
     assert mode_of(draft) == 0o600 and mode_of(draft.parent) == 0o700
-    assert sweep(tmp_path) == 1
+    assert remove_stale(tmp_path) == 1
     assert names_in(tmp_path) == []
 
 
@@ -157,13 +157,13 @@ def test_sweeping_takes_stray_files_and_links_but_not_what_they_point_to(tmp_pat
     parent.mkdir(parents=True)
     (parent / "file").touch()
     (parent / "link").symlink_to(keep)
-    assert sweep(tmp_path / "out") == 2
+    assert remove_stale(tmp_path / "out") == 2
     assert names_in(keep) == ["photo.jpg"] and names_in(tmp_path / "out") == []
 
 
 def test_sweeping_where_nothing_is_does_nothing(tmp_path: Path) -> None:
-    assert sweep(tmp_path / "absent") == 0
-    assert sweep(tmp_path) == 0
+    assert remove_stale(tmp_path / "absent") == 0
+    assert remove_stale(tmp_path) == 0
 
 
 def test_sweeping_does_not_follow_a_link_in_place_of_the_scratch(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_sweeping_does_not_follow_a_link_in_place_of_the_scratch(tmp_path: Path)
     (tmp_path / ".blurguard").mkdir()
     (tmp_path / ".blurguard" / "scratch").symlink_to(tmp_path / "keep")
     with pytest.raises(OutputError):
-        sweep(tmp_path)
+        remove_stale(tmp_path)
     assert names_in(tmp_path / "keep") == ["folder"]
 
 
@@ -191,7 +191,7 @@ def test_a_full_disk_is_an_error_that_says_so_and_leaves_nothing(tmp_path: Path)
         stack.callback(subprocess.run, ["umount", str(disk)], check=True)
         with scratch_in(disk) as scratch:
             with pytest.raises(OutputError, match="the disk is full"):
-                write_draft(scratch, bytes(1_000_000))
+                stage_bytes(scratch, bytes(1_000_000))
             assert names_in(scratch) == []
         assert names_in(disk) == []
 

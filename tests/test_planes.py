@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blurguard.anonymize.surfaces import can_paint, planes_of
-from blurguard.anonymize.tracked import Cloak
-from blurguard.redaction.masks import _coverage, _shares
+from blurguard.anonymize.surfaces import is_supported, planes_of
+from blurguard.anonymize.tracked import TrackRedactor
+from blurguard.redaction.masks import _to_alpha, make_mask
 from blurguard.redaction.mosaic import feather_px
-from blurguard.redaction.regions import in_samples, regions_from
+from blurguard.redaction.regions import regions_from, scale_to_plane
 from blurguard.settings import Settings, Shape
 from blurguard.types import Detections, Region
-from blurguard.video.rgb import Viewer
+from blurguard.video.rgb import RgbConverter
 
 PAINTABLE = (
     "yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv440p", "yuv410p", "yuva420p", "yuv420p10le", "yuv422p10le",
@@ -56,32 +56,32 @@ def region_of(box: tuple[float, ...], width: int = WIDTH, height: int = HEIGHT) 
 def hidden_in(region: Region, width: int = WIDTH, height: int = HEIGHT, feather: bool = False) -> Any:
     """Return (H, W) which samples are hidden; with their feather, which may change at all."""
     shape = Shape.ELLIPSE
-    share = _shares(_coverage((height, width), (0, 0), region, shape, feather_px(region)))
+    share = _to_alpha(make_mask((height, width), (0, 0), region, shape, feather_px(region)))
     return share > 0 if feather else share == 1
 
 
 @pytest.mark.parametrize("pixel_format", ["yuyv422", "pal8", "p010le", "monob", "rgb555le", "argb", "yuv420p10be"])
 def test_what_cannot_be_painted_is_told(pixel_format: str) -> None:
-    assert not can_paint(pixel_format)
+    assert not is_supported(pixel_format)
 
 
 @pytest.mark.parametrize("pixel_format", PAINTABLE)
 def test_nothing_of_the_face_is_left_in_any_plane(pixel_format: str) -> None:
     """Whatever stood under the ellipse, what stands there afterwards is the same: black."""
-    assert can_paint(pixel_format)
+    assert is_supported(pixel_format)
     region, results = region_of(BOX), []
     inside = hidden_in(region)
     for seed in (1, 2):
         rgb = noise()
         rgb[inside] = noise(seed=seed)[inside]
         frame = frame_of(rgb, pixel_format)
-        Cloak(Settings(style="solid")).hide_into(planes_of(frame, 0, (0, 255, 0)), [(0, region)])  # type: ignore[arg-type]
+        TrackRedactor(Settings(style="solid")).redact(planes_of(frame, 0, (0, 255, 0)), [(0, region)])  # type: ignore[arg-type]
         results.append(frame)
-    first, second = (Viewer(0, Fraction(1), None).rgb(frame) for frame in results)
+    first, second = (RgbConverter(0, Fraction(1), None).convert(frame) for frame in results)
     assert first[inside].max() <= 2
     assert np.abs(first[inside].astype(int) - second[inside]).max() == 0
     for plane in planes_of(results[0], 0, (0, 0, 0)):
-        small = in_samples(region, (plane.step_x, plane.step_y))
+        small = scale_to_plane(region, (plane.step_x, plane.step_y))
         middle = plane.canvas.pixels[(small.y0 + small.y1) // 2, (small.x0 + small.x1) // 2]
         assert np.array_equal(middle, np.rint(plane.canvas.black))
 
@@ -92,10 +92,10 @@ def test_outside_nothing_changes(pixel_format: str) -> None:
     frame = frame_of(noise(), pixel_format)
     planes = planes_of(frame, 0, (0, 255, 0))
     before, alpha = [plane.canvas.pixels.copy() for plane in planes], alpha_of(frame)
-    Cloak(Settings()).hide_into(planes, [(0, region)])
+    TrackRedactor(Settings()).redact(planes, [(0, region)])
     for plane, plain in zip(planes, before, strict=True):
         height, width = plain.shape[:2]
-        small = in_samples(region, (plane.step_x, plane.step_y))
+        small = scale_to_plane(region, (plane.step_x, plane.step_y))
         beyond = ~hidden_in(small, width, height, feather=True)
         assert np.array_equal(plane.canvas.pixels[beyond], plain[beyond])
         assert not np.array_equal(plane.canvas.pixels, plain)
@@ -120,7 +120,7 @@ def test_every_chroma_sample_of_a_hidden_px_is_hidden(
     found = Detections(np.array([[x, y, x + size[0], y + size[1]]], np.float32), np.ones(1, np.float32))
     for region in regions_from(found, 0.1, WIDTH, HEIGHT):
         wide, high = -(-WIDTH // step[0]), -(-HEIGHT // step[1])
-        small = in_samples(region, step)
+        small = scale_to_plane(region, step)
         rows, columns = np.nonzero(hidden_in(region))
         hidden = hidden_in(small, wide, high)
         assert hidden[rows // step[1], columns // step[0]].all()
@@ -132,8 +132,8 @@ def test_regions_are_those_of_the_upright_picture(pixel_format: str, rotation: i
     frame = frame_of(noise(), pixel_format)
     height, width = np.rot90(noise(), rotation // 90).shape[:2]
     region = region_of((5, 10, 30, 40), width, height)
-    Cloak(Settings(style="solid")).hide_into(planes_of(frame, rotation, (0, 0, 0)), [(0, region)])  # type: ignore[arg-type]
-    rgb = Viewer(rotation, Fraction(1), None).rgb(frame)
+    TrackRedactor(Settings(style="solid")).redact(planes_of(frame, rotation, (0, 0, 0)), [(0, region)])  # type: ignore[arg-type]
+    rgb = RgbConverter(rotation, Fraction(1), None).convert(frame)
     assert rgb[hidden_in(region, width, height)].max() <= 2
     assert rgb[~hidden_in(region, width, height, feather=True)].mean() > 100
 
@@ -141,8 +141,8 @@ def test_regions_are_those_of_the_upright_picture(pixel_format: str, rotation: i
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p10le", "gbrp", "bgr24", "rgba", "nv12"])
 def test_boxes_have_their_colour(pixel_format: str) -> None:
     frame, region = frame_of(np.full((HEIGHT, WIDTH, 3), 128, np.uint8), pixel_format), region_of(BOX)
-    Cloak(Settings(boxes=True)).hide_into(planes_of(frame, 0, (255, 0, 0)), [(0, region)])
-    line = Viewer(0, Fraction(1), None).rgb(frame)[region.y0 - 1, region.x0 + 4 : region.x1 - 4]
+    TrackRedactor(Settings(boxes=True)).redact(planes_of(frame, 0, (255, 0, 0)), [(0, region)])
+    line = RgbConverter(0, Fraction(1), None).convert(frame)[region.y0 - 1, region.x0 + 4 : region.x1 - 4]
     assert np.abs(line.astype(int) - (255, 0, 0)).max() < 40
 
 
@@ -162,7 +162,7 @@ def test_a_frame_that_the_decoder_still_needs_is_not_painted_on() -> None:
             for number, frame in enumerate(source.decode(video=0)):
                 if paint and number % 3 == 0:
                     region = region_of((10, 10, 60, 50), 96, 64)
-                    Cloak(Settings()).hide_into(planes_of(frame, 0, (0, 0, 0)), [(0, region)])
+                    TrackRedactor(Settings()).redact(planes_of(frame, 0, (0, 0, 0)), [(0, region)])
                 pictures.append(frame.to_ndarray(format="rgb24"))
         return pictures
 
@@ -177,14 +177,14 @@ def test_a_frame_that_the_decoder_still_needs_is_not_painted_on() -> None:
 )  # fmt: skip
 def test_detectors_see_square_px(aspect: Fraction, longest: int | None, expected: tuple[int, int]) -> None:
     frame = frame_of(noise(200, 100), "yuv420p")
-    assert Viewer(0, aspect, longest).rgb(frame).shape == (*expected[::-1], 3)
+    assert RgbConverter(0, aspect, longest).convert(frame).shape == (*expected[::-1], 3)
 
 
 def test_hdr_is_brought_to_what_detectors_know() -> None:
     """Diffuse white (203 cd/m2) is 58 % of PQ's scale (ITU-R BT.2408, table 1), and should look white."""
     frame = frame_of(np.full((16, 16, 3), round(0.58 * 255), np.uint8), "rgb24")
     frame.color_trc = 16
-    assert Viewer(0, Fraction(1), None).rgb(frame).min() >= 250
+    assert RgbConverter(0, Fraction(1), None).convert(frame).min() >= 250
     frame = frame_of(np.zeros((16, 16, 3), np.uint8), "rgb24")
     frame.color_trc = 16
-    assert Viewer(0, Fraction(1), None).rgb(frame).max() == 0
+    assert RgbConverter(0, Fraction(1), None).convert(frame).max() == 0

@@ -21,9 +21,9 @@ from PIL import Image
 
 from blurguard.errors import InputError, OutputError
 from blurguard.video.encoders import ENCODERS
-from blurguard.video.passthrough import bare_header
+from blurguard.video.passthrough import scrub_extradata
 from blurguard.video.reader import open_video
-from blurguard.video.writer import Recorder, _Stripper
+from blurguard.video.writer import SideDataFilter, VideoWriter
 from tests.children import rewrite_clips, rewrite_on_full_disk
 from tests.clips import BRANDS, CLIPS, GPS, SECRET, Clip, Track, every, made, make
 from tests.conftest import Starter
@@ -128,7 +128,7 @@ def rewrite(source: Path, folder: Path, **options: Any) -> Path:
     """Send a video through, unhidden."""
     target = folder / f"out{source.suffix}"
     target.touch(0o600)
-    with open_video(source, max_pixels=MOST_PIXELS) as video, Recorder(video, target, **options) as recorder:
+    with open_video(source, max_pixels=MOST_PIXELS) as video, VideoWriter(video, target, **options) as recorder:
         for frame in video.frames():
             recorder.write(frame)
         assert not recorder.left_out
@@ -255,7 +255,7 @@ def test_only_the_target_is_written_and_stays_private(start_python: Starter, tmp
     target = folder / "draft"
     target.touch(0o600)
     seen = []
-    with open_video(source, max_pixels=MOST_PIXELS) as video, Recorder(video, target) as recorder:
+    with open_video(source, max_pixels=MOST_PIXELS) as video, VideoWriter(video, target) as recorder:
         for frame in video.frames():
             recorder.write(frame)
             seen.append(os.listdir(folder))  # noqa: PTH208
@@ -272,7 +272,7 @@ def test_a_failure_leaves_an_unfinished_file_for_its_owner(tmp_path: Path) -> No
     with (
         pytest.raises(RuntimeError, match="elsewhere"),
         open_video(source, max_pixels=MOST_PIXELS) as video,
-        Recorder(video, target) as recorder,
+        VideoWriter(video, target) as recorder,
         closing(video.frames()) as frames,
     ):
         for _ in range(6):
@@ -294,7 +294,7 @@ def test_nothing_written_is_an_error(tmp_path: Path) -> None:
     with (
         open_video(source, max_pixels=MOST_PIXELS) as video,
         pytest.raises(OutputError, match="no frame"),
-        Recorder(video, target),
+        VideoWriter(video, target),
     ):
         pass
 
@@ -310,7 +310,7 @@ def test_a_full_disk_is_an_output_error(name: str, room: int, start_python: Star
 def test_a_folder_that_is_gone_is_an_output_error(tmp_path: Path) -> None:
     source = made("plain", tmp_path)
     with open_video(source, max_pixels=MOST_PIXELS) as video, pytest.raises(OutputError):
-        Recorder(video, tmp_path / "gone" / "draft")
+        VideoWriter(video, tmp_path / "gone" / "draft")
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_what_cannot_be_written_as_it_was_is_refused(clip: Clip, said: str, tmp_
 
 def test_painted_frames_are_what_is_written(tmp_path: Path) -> None:
     source, target = made("plain", tmp_path), tmp_path / "out.mp4"
-    with open_video(source, max_pixels=MOST_PIXELS) as video, Recorder(video, target) as recorder:
+    with open_video(source, max_pixels=MOST_PIXELS) as video, VideoWriter(video, target) as recorder:
         for frame in video.frames():
             frame.make_writable()
             np.frombuffer(frame.planes[0], np.uint8)[:] = 0  # type: ignore[call-overload]
@@ -368,12 +368,12 @@ def test_jpeg_frames_keep_nothing_but_pixels(muxer: str, tmp_path: Path) -> None
 
 
 def test_stripped_frames_keep_their_pixels(tmp_path: Path) -> None:
-    strip = _Stripper()
+    strip = SideDataFilter()
     with av.open(str(_with_profiles(tmp_path))) as file:
         for number, frame in enumerate(file.decode(video=0)):
             before: Any = frame.side_data
             assert [data.type for data in before] == [SideData.ICC_PROFILE]
-            bare = strip.bare(frame)
+            bare = strip.strip(frame)
             assert len(bare.side_data) == 0
             assert bare.planes[0].buffer_ptr == frame.planes[0].buffer_ptr
             assert (bare.pts, bare.color_range, bare.format.name) == (number, frame.color_range, frame.format.name)
@@ -447,7 +447,7 @@ def test_a_track_whose_header_is_not_understood_is_left_out_by_name(tmp_path: Pa
     source = make(clip, tmp_path)
     source.write_bytes(source.read_bytes().replace(b"\x05vorbis", b"\x05SERIAL"))
     target = tmp_path / "out.mkv"
-    with open_video(source, max_pixels=MOST_PIXELS) as video, Recorder(video, target) as recorder:
+    with open_video(source, max_pixels=MOST_PIXELS) as video, VideoWriter(video, target) as recorder:
         for frame in video.frames():
             recorder.write(frame)
     assert recorder.left_out == ("audio track 2 (vorbis)",)
@@ -456,25 +456,25 @@ def test_a_track_whose_header_is_not_understood_is_left_out_by_name(tmp_path: Pa
 
 def test_headers_keep_what_decoders_need() -> None:
     info = bytes(range(34))
-    assert bare_header("flac", b"fLaC\0\0\0\x22" + info + b"\x84\0\0\x04text") == info
-    assert bare_header("flac", info) == info
+    assert scrub_extradata("flac", b"fLaC\0\0\0\x22" + info + b"\x84\0\0\x04text") == info
+    assert scrub_extradata("flac", info) == info
     simple, many = b"OpusHead\1\2" + bytes(9), b"OpusHead\1\6" + bytes(8) + b"\1\4\2" + bytes(range(6))
     for head in (simple, many):
-        assert bare_header("opus", head + SECRET.encode()) == head
+        assert scrub_extradata("opus", head + SECRET.encode()) == head
     first, setup = b"\x01vorbis" + bytes(23), b"\x05vorbis" + bytes(9)
     comment = b"\x03vorbis" + SECRET.encode() * 60
     doubled = b"".join(len(packet).to_bytes(2, "big") + packet for packet in (first, comment, setup))
     empty = b"\x03vorbis" + bytes(8) + b"\1"
-    assert bare_header("vorbis", _laced(first, comment, setup)) == _laced(first, empty, setup)
-    assert bare_header("vorbis", doubled) == _laced(first, empty, setup)
+    assert scrub_extradata("vorbis", _laced(first, comment, setup)) == _laced(first, empty, setup)
+    assert scrub_extradata("vorbis", doubled) == _laced(first, empty, setup)
     index = b"# %s\nsize: 720x576\nid: de\npalette: 000000, ffffff\n" % SECRET.encode()
-    assert bare_header("dvd_subtitle", index) == b"size: 720x576\npalette: 000000, ffffff\n"
-    assert bare_header("webvtt", b"WEBVTT\n\nNOTE " + SECRET.encode()) is None
-    assert bare_header("aac", b"\x12\x08") == b"\x12\x08"
-    assert bare_header("aac", None) is None
+    assert scrub_extradata("dvd_subtitle", index) == b"size: 720x576\npalette: 000000, ffffff\n"
+    assert scrub_extradata("webvtt", b"WEBVTT\n\nNOTE " + SECRET.encode()) is None
+    assert scrub_extradata("aac", b"\x12\x08") == b"\x12\x08"
+    assert scrub_extradata("aac", None) is None
     for damaged in (b"\2", b"\2\xff", b"\0\1", b"\2\x1e\x05" + bytes(60)):
         with pytest.raises(ValueError, match="Vorbis"):
-            bare_header("vorbis", damaged)
+            scrub_extradata("vorbis", damaged)
 
 
 ASS = """\ufeff[Script Info]

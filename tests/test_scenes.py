@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from blurguard.tracking.scene_cuts import CutFinder
+from blurguard.tracking.scene_cuts import SceneCutDetector
 from tests.conftest import ROOT
 
 Picture = NDArray[np.uint8]
@@ -37,8 +37,8 @@ def exposed(picture: Picture, gain: float, offset: float = 0.0) -> Picture:
 
 def cuts(*frames: Picture) -> list[int]:
     """Return the numbers of the frames with which scenes begin."""
-    finder = CutFinder()
-    return [number for number, frame in enumerate(frames) if finder.cut(frame)]
+    finder = SceneCutDetector()
+    return [number for number, frame in enumerate(frames) if finder.is_cut(frame)]
 
 
 def test_another_picture_is_a_cut_in_most_cases_and_nothing_else_is() -> None:

@@ -32,8 +32,8 @@ def layers(data: bytes) -> Counter[tuple[int, int]]:
 
 
 def test_the_default_model_is_int8_but_for_its_heads() -> None:
-    spec = model_zoo.find()
-    data = model_zoo.load(spec)  # checks the hash
+    spec = model_zoo.get_spec()
+    data = model_zoo.load_weights(spec)  # checks the hash
     assert spec.name == "far"
     assert len(data) <= LARGEST
     int8, float32 = schema.TensorType.INT8, schema.TensorType.FLOAT32
@@ -41,15 +41,15 @@ def test_the_default_model_is_int8_but_for_its_heads() -> None:
     assert set(found) == {(int8, int8), (float32, float32)}
     assert found[float32, float32] == HEAD_LAYERS
     assert found[int8, int8] > 80
-    twin = model_zoo.load(model_zoo.find("far-float"))
+    twin = model_zoo.load_weights(model_zoo.get_spec("far-float"))
     assert layers(twin) == {(float32, float32): sum(found.values())}
     assert len(data) < 0.31 * len(twin)
 
 
-@pytest.mark.parametrize("name", [spec.name for spec in model_zoo.specs()])
+@pytest.mark.parametrize("name", [spec.name for spec in model_zoo.all_specs()])
 def test_the_manifest_tells_what_a_file_is(name: str) -> None:
-    spec = model_zoo.find(name)
-    data = model_zoo.load(spec)  # checks the hash
+    spec = model_zoo.get_spec(name)
+    data = model_zoo.load_weights(spec)  # checks the hash
     types: Counter[str] = Counter()
     for (weights, results), count in layers(data).items():
         assert weights == results, "weights and activations are of one type"
@@ -57,16 +57,16 @@ def test_the_manifest_tells_what_a_file_is(name: str) -> None:
     assert (spec.size, spec.layers) == (len(data), dict(types))
 
 
-@pytest.mark.parametrize("name", [spec.name for spec in model_zoo.specs()])
+@pytest.mark.parametrize("name", [spec.name for spec in model_zoo.all_specs()])
 def test_a_model_finds_in_the_crowd_what_it_found_when_it_was_released(name: str) -> None:
-    spec = model_zoo.find(name)
-    for mode, ap in crowd_aps(spec, model_zoo.load(spec)).items():
+    spec = model_zoo.get_spec(name)
+    for mode, ap in crowd_aps(spec, model_zoo.load_weights(spec)).items():
         assert ap == pytest.approx(spec.crowd_ap[mode], abs=1.0), mode  # INT8 kernels differ between processors
         assert ap > 40
 
 
 def test_the_command_finds_what_the_published_figures_are_of(labelled_crowd: Path) -> None:
-    for mode, ap in model_zoo.find().crowd_ap.items():
+    for mode, ap in model_zoo.get_spec().crowd_ap.items():
         told = blurguard("detect", labelled_crowd / "crowd.jpg", "--mode", mode, "--min-score", 0.02, "--json", "-")
         (line,) = map(json.loads, told.stdout.splitlines())
         rows = np.array([[*face["box"], face["score"]] for face in line["faces"]], np.float32)

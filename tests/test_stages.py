@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from blurguard.anonymize.streaming import ahead, mapped
+from blurguard.anonymize.streaming import parallel_map, prefetch
 
 
 class _Source:
@@ -34,20 +34,22 @@ class _Source:
 
 def test_order_is_kept() -> None:
     before = threading.active_count()
-    assert list(ahead(mapped(lambda n: n * n, ahead(range(100), 3), 4, 8), 2)) == [n * n for n in range(100)]
+    assert list(prefetch(parallel_map(lambda n: n * n, prefetch(range(100), 3), 4, 8), 2)) == [
+        n * n for n in range(100)
+    ]
     assert threading.active_count() == before
 
 
 def test_source_runs_in_its_own_thread() -> None:
     source = _Source(3)
-    assert list(ahead(iter(source), 1)) == [0, 1, 2]
+    assert list(prefetch(iter(source), 1)) == [0, 1, 2]
     assert source.threads and threading.get_ident() not in source.threads
 
 
 @pytest.mark.parametrize("depth", [1, 4])
 def test_no_more_than_depth_ahead(depth: int) -> None:
     source = _Source(100)
-    stage = ahead(iter(source), depth)
+    stage = prefetch(iter(source), depth)
     assert next(stage) == 0
     stage.close()
     assert source.taken <= depth + 3  # one taken, one in hand, one more that it looks at before it sees the stop
@@ -56,7 +58,7 @@ def test_no_more_than_depth_ahead(depth: int) -> None:
 
 def test_mapped_holds_no_more_than_depth() -> None:
     source = _Source(100)
-    stage = mapped(lambda n: n, iter(source), 2, 5)
+    stage = parallel_map(lambda n: n, iter(source), 2, 5)
     assert next(stage) == 0
     assert source.taken == 5
     stage.close()
@@ -67,7 +69,7 @@ def test_mapped_holds_no_more_than_depth() -> None:
 def test_failure_of_source_surfaces_after_what_came_before(fail_at: int) -> None:
     before, seen = threading.active_count(), []
     with pytest.raises(OSError, match=f"no item {fail_at}"):
-        for item in ahead(mapped(lambda n: n, ahead(iter(_Source(20, fail_at)), 2), 2, 3), 2):
+        for item in prefetch(parallel_map(lambda n: n, prefetch(iter(_Source(20, fail_at)), 2), 2, 3), 2):
             seen.append(item)
     assert seen == list(range(fail_at))[: len(seen)]
     assert threading.active_count() == before
@@ -79,7 +81,7 @@ def test_failure_of_function_stops_the_source() -> None:
 
     before, source = threading.active_count(), _Source(1000)
     with pytest.raises(ZeroDivisionError):
-        list(ahead(mapped(inverse, ahead(iter(source), 2), 2, 4), 2))
+        list(prefetch(parallel_map(inverse, prefetch(iter(source), 2), 2, 4), 2))
     assert source.closed
     assert source.taken < 50
     assert threading.active_count() == before
@@ -105,7 +107,7 @@ def test_stages_that_share_a_stop_do_not_wait_for_one_another() -> None:
         yield -1
         yield sum(1 for _ in items)
 
-    stages = ahead(hoard(mapped(slowly, ahead(iter(source), 1, stop), 1, 2, stop)), 1, stop)
+    stages = prefetch(hoard(parallel_map(slowly, prefetch(iter(source), 1, stop), 1, 2, stop)), 1, stop)
     assert next(stages) == -1
     begun.wait()
     stages.close()
@@ -116,14 +118,14 @@ def test_stages_that_share_a_stop_do_not_wait_for_one_another() -> None:
 
 def test_a_stage_that_ends_by_itself_stops_no_other() -> None:
     stop = threading.Event()
-    stages = ahead(mapped(lambda n: n, ahead(range(50), 60, stop), 2, 4, stop), 1, stop)
+    stages = prefetch(parallel_map(lambda n: n, prefetch(range(50), 60, stop), 2, 4, stop), 1, stop)
     assert list(stages) == list(range(50))
     assert not stop.is_set()
 
 
 def test_failure_of_consumer_stops_everything() -> None:
     before, source = threading.active_count(), _Source(1000)
-    stages = ahead(mapped(lambda n: n, ahead(iter(source), 2), 2, 4), 2)
+    stages = prefetch(parallel_map(lambda n: n, prefetch(iter(source), 2), 2, 4), 2)
     assert next(stages) == 0
     stages.close()
     assert source.closed

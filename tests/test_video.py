@@ -26,7 +26,7 @@ def read(path: Path, salvage: bool = False, **options: Any) -> tuple[list[Fracti
     """Return times and pictures (first plane) as our reader gives them, and what it says is lost."""
     with open_video(path, max_pixels=MOST_PIXELS, salvage=salvage, **options) as video:
         frames = [((frame.pts or 0) * video.time_base, pixels(frame)) for frame in video.frames()]
-        return [time for time, _ in frames], [pixels for _, pixels in frames], video.lost
+        return [time for time, _ in frames], [pixels for _, pixels in frames], video.damage
 
 
 def independent(path: Path) -> tuple[list[Fraction], list[Array]]:
@@ -55,7 +55,7 @@ def test_what_a_video_tells(tmp_path: Path) -> None:
         assert (video.time_base, video.rate) == (Fraction(1, 12_800), Fraction(25))
         assert video.frames_expected == 12
         assert video.seconds_expected == pytest.approx(0.48)
-        assert video.colour == (1, 9, 16, 9)
+        assert video.color == (1, 9, 16, 9)
         assert video.mastering is not None
         assert (video.mastering.white[0], video.mastering.brightest) == (Fraction(15_635, 50_000), Fraction(1000))
         assert video.content_light == (1000, 400)
@@ -455,7 +455,7 @@ def test_a_frame_that_is_missing_from_interlaced_video_is_noticed(tmp_path: Path
         frames = video.frames()
         for _ in range(3):
             assert next(frames).interlaced_frame
-        video._due.add(100 * STEP)  # a packet whose frame the decoder keeps to itself
+        video._pending_pts.add(100 * STEP)  # a packet whose frame the decoder keeps to itself
         with pytest.raises(InputError, match="1 frames could not be decoded"):
             list(frames)
 
@@ -463,4 +463,4 @@ def test_a_frame_that_is_missing_from_interlaced_video_is_noticed(tmp_path: Path
 def test_second_fields_are_not_missing(tmp_path: Path) -> None:
     with open_video(made("interlaced", tmp_path), max_pixels=MOST_PIXELS, threads=1) as video:
         for frame in video.frames():
-            video._due.add((frame.pts or 0) + STEP // 2)
+            video._pending_pts.add((frame.pts or 0) + STEP // 2)

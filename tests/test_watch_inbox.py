@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blurguard.batch.journal import State
-from blurguard.files.stamp import Stamp
-from blurguard.watch.settling import Glance, Intake
+from blurguard.batch.journal import FileState
+from blurguard.files.stamp import FileStamp
+from blurguard.watch.settling import FileProbe, SettlingQueue
 from tests.breakages import VARIABLE
 from tests.clips import STEP, Clip, every, make
 from tests.commands import blank, blurguard, face, names, put, small_disk
@@ -54,7 +54,7 @@ class Spot:
     def outbox(self) -> Path:
         return self.drop.outbox / self.at
 
-    def state(self, name: str) -> State | None:
+    def state(self, name: str) -> FileState | None:
         return state_of(self.drop, self.at / name)
 
     def told(self, name: str) -> list[str]:
@@ -124,7 +124,7 @@ def looked_at(target: Path) -> Iterator[list[bytes]]:
         thread.join()
 
 
-def state_of(drop: Drop, name: Path) -> State | None:
+def state_of(drop: Drop, name: Path) -> FileState | None:
     row = drop.rows().get(name)
     return row.state if row else None
 
@@ -278,8 +278,8 @@ def test_what_is_deleted_while_it_waits_or_is_worked_on_is_forgotten(spot: Spot)
     with spot.drop.frozen():
         for name in wanted:
             put(spot.inbox / name, ONE)
-        spot.drop.until(lambda: spot.state("c.jpg") is State.QUEUED)  # one is worked on, and one is at hand
-        assert [spot.state(name) for name in wanted] == [State.WORKING, State.QUEUED, State.QUEUED]
+        spot.drop.until(lambda: spot.state("c.jpg") is FileState.QUEUED)  # one is worked on, and one is at hand
+        assert [spot.state(name) for name in wanted] == [FileState.WORKING, FileState.QUEUED, FileState.QUEUED]
         for name in wanted:
             (spot.inbox / name).unlink()
         spot.drop.until(lambda: spot.state("c.jpg") is None)
@@ -293,7 +293,7 @@ def test_what_is_rewritten_while_it_is_worked_on_comes_out_as_it_is_in_the_end(s
     with looked_at(spot.outbox / "a.jpg") as seen:
         with spot.drop.frozen():
             put(spot.inbox / "a.jpg", ONE)
-            spot.drop.until(lambda: spot.state("a.jpg") is State.WORKING)
+            spot.drop.until(lambda: spot.state("a.jpg") is FileState.WORKING)
             put(spot.inbox / "a.jpg", TWO)
             put(spot.inbox / "a.jpg.part", THREE).replace(spot.inbox / "a.jpg")
         spot.settle()
@@ -315,7 +315,7 @@ def test_what_is_rewritten_in_the_middle_of_being_read_comes_out_as_it_is_in_the
                     break
             with spot.drop.frozen():
                 # One whose result stands there already was read to its end before.
-                caught = spot.state(name) is State.WORKING and not (spot.outbox / name).exists()
+                caught = spot.state(name) is FileState.WORKING and not (spot.outbox / name).exists()
                 put(spot.inbox / name, film)
             spot.settle()
         assert (spot.outbox / name).read_bytes() == hidden(film, ".mp4")
@@ -416,7 +416,7 @@ def test_a_file_that_becomes_a_link_while_it_waits_is_forgotten(spot: Spot, tmp_
     with spot.drop.frozen():
         for name in ("a.jpg", "b.jpg", "c.jpg"):
             put(spot.inbox / name, ONE)
-        spot.drop.until(lambda: spot.state("c.jpg") is State.QUEUED)
+        spot.drop.until(lambda: spot.state("c.jpg") is FileState.QUEUED)
         for name in ("a.jpg", "b.jpg", "c.jpg"):
             (spot.inbox / f".{name}").symlink_to(tmp_path / "secret.jpg")
             (spot.inbox / f".{name}").replace(spot.inbox / name)
@@ -509,9 +509,9 @@ def test_names_may_hold_anything(spot: Spot, name: str) -> None:
     assert (spot.outbox / name).read_bytes() == hidden(ONE)
     put(spot.inbox / name, DAMAGED)
     spot.settle()
-    assert spot.state(name) is State.FAILED and spot.told(name) == ["done", "failed"]
+    assert spot.state(name) is FileState.FAILED and spot.told(name) == ["done", "failed"]
     (spot.inbox / name).unlink()
-    spot.drop.until(lambda: spot.state(name) is not State.FAILED)
+    spot.drop.until(lambda: spot.state(name) is not FileState.FAILED)
     assert names(spot.drop.outbox / ".blurguard" / "failed" / spot.at) == []
     assert (spot.outbox / name).read_bytes() == hidden(ONE)
 
@@ -701,28 +701,28 @@ FILE = Path("a.jpg")
 def test_whatever_the_clock_does_the_final_version_is_taken_once(
     steps: list[tuple[str, float]], end: float, settle: float
 ) -> None:
-    intake, taken, version, working = Intake(settle), [], 0, False
+    intake, taken, version, working = SettlingQueue(settle), [], 0, False
 
     def look(now: float) -> None:
-        for path in intake.due(now, lambda _: Glance(Stamp(version))):
-            intake.wait(path)
+        for path in intake.pop_settled(now, lambda _: FileProbe(FileStamp(version))):
+            intake.enqueue(path)
 
     for what, now in [("written", 0.0), *steps]:
         if what in ("written", "closed"):
             version += 1
-            intake.changed(FILE, Stamp(version), now, complete=what == "closed")
+            intake.update(FILE, FileStamp(version), now, complete=what == "closed")
         look(now)
         if what == "worked":
             if working:
-                intake.ended(FILE)
-            working = intake.take() is not None
+                intake.release(FILE)
+            working = intake.assign() is not None
             taken += [version] * working
     if working:
-        intake.ended(FILE)
+        intake.release(FILE)
     for now in (end, end + settle, end + 3 * settle + 1):
         look(now)
-        if intake.take() is not None:
+        if intake.assign() is not None:
             taken.append(version)
-            intake.ended(FILE)
+            intake.release(FILE)
     assert taken[-1] == version and len(set(taken)) == len(taken)
     assert FILE not in intake

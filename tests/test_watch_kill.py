@@ -9,9 +9,9 @@ from threading import Event
 
 import pytest
 
-from blurguard.batch.journal import Entry, State, open_journal
-from blurguard.files.atomic import digest_of
-from blurguard.files.stamp import Stamp
+from blurguard.batch.journal import FileRecord, FileState, open_journal
+from blurguard.files.atomic import digest_bytes
+from blurguard.files.stamp import FileStamp
 from tests.commands import put
 from tests.faults import make_photos
 from tests.watch_faults import kill_again, wrong_at_rest
@@ -60,9 +60,9 @@ def lookout(yard: Yard) -> Iterator[Lookout]:
     with open_journal(yard.outbox) as journal:
         for name, data in yard.originals.items():
             size, mtime = lookout.stamps.get(name, (-1, -1))
-            result = digest_of(yard.expected[name]) if name in yard.expected else ""
-            state = State.DONE if result else State.FAILED
-            journal.put(name, Entry(state, Stamp(), digest_of(data), "", size, mtime, result, error="x"))
+            result = digest_bytes(yard.expected[name]) if name in yard.expected else ""
+            state = FileState.DONE if result else FileState.FAILED
+            journal.put(name, FileRecord(state, FileStamp(), digest_bytes(data), "", size, mtime, result, error="x"))
     lookout.look()
     assert [*lookout.faults, *wrong_at_rest(yard, lookout)] == []
     yield lookout
@@ -151,7 +151,7 @@ def test_a_note_that_is_missing_would_be_seen(yard: Yard, lookout: Lookout) -> N
 
 def test_a_journal_that_tells_something_else_would_be_seen(yard: Yard, lookout: Lookout) -> None:
     with open_journal(yard.outbox) as journal:
-        journal.mark([good(yard)], State.WORKING)
+        journal.mark([good(yard)], FileState.WORKING)
     assert any("journal: is working, not done" in fault for fault in wrong_at_rest(yard, lookout))
 
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from blurguard import Anonymizer, Settings
-from blurguard.batch.journal import State
-from blurguard.watch.health import State as DaemonState
+from blurguard.batch.journal import FileState
+from blurguard.watch.health import DaemonState as DaemonState
 from blurguard.watch.health import health_file
-from blurguard.watch.settling import MOST
+from blurguard.watch.settling import MAX_FILES
 from tests.children import program, run_daemon_with, run_without_options
 from tests.commands import blurguard, encoded, environment, face, names, put, small_disk
 from tests.drop import PROGRAM, USUAL, Drop, hidden
@@ -33,12 +33,12 @@ def other(detector: Callable[..., Anonymizer]) -> tuple[str, ...]:
 
 def is_done(drop: Drop, name: str) -> bool:
     row = drop.rows().get(Path(name))
-    return row is not None and row.state is State.DONE
+    return row is not None and row.state is FileState.DONE
 
 
 def is_at_work(drop: Drop, name: str) -> bool:
     row = drop.rows().get(Path(name))
-    return row is not None and row.state is State.WORKING
+    return row is not None and row.state is FileState.WORKING
 
 
 class Gated(Drop):
@@ -62,12 +62,12 @@ class Gated(Drop):
     def check_abandoned(self) -> None:
         """Check that nothing came out and the next start does everything; to be called after the end."""
         assert names(self.outbox) == []
-        assert {row.state for row in self.rows().values()} == {State.QUEUED}
+        assert {row.state for row in self.rows().values()} == {FileState.QUEUED}
         self.gate.touch()
         self.start()
         self.settle()
         assert names(self.outbox) == ["a.png", "b.png"]
-        assert {row.state for row in self.rows().values()} == {State.DONE}
+        assert {row.state for row in self.rows().values()} == {FileState.DONE}
 
 
 # Signals.
@@ -103,13 +103,13 @@ def test_with_grace_what_is_being_worked_on_is_finished_and_nothing_else_begun(t
             put(drop.inbox / f"c{index}.png", CALM)
         drop.until(lambda: len(drop.rows()) == 5)
         drop.ask_to_stop()
-        begun = {name for name, row in drop.rows().items() if row.state is State.WORKING}
+        begun = {name for name, row in drop.rows().items() if row.state is FileState.WORKING}
         drop.gate.touch()
         drop.stop()
         assert begun == {Path("a.png")}  # one was at hand, which nobody had begun
         assert {Path(name) for name in names(drop.outbox)} == begun
-        assert {name for name, row in drop.rows().items() if row.state is State.DONE} == begun
-        assert {row.state for row in drop.rows().values()} == {State.DONE, State.QUEUED}
+        assert {name for name, row in drop.rows().items() if row.state is FileState.DONE} == begun
+        assert {row.state for row in drop.rows().values()} == {FileState.DONE, FileState.QUEUED}
         drop.start()
         drop.settle()
     assert len(names(drop.outbox)) == 5
@@ -180,7 +180,7 @@ def reload(drop: Drop, tmp_path: Path, text: str, note: str) -> None:
 def expected(tmp_path: Path, source: Path, **settings: object) -> bytes:
     target = tmp_path / "expected" / source.name
     target.parent.mkdir(exist_ok=True)
-    Anonymizer(Settings().changed(settings, "test")).process(source, target)
+    Anonymizer(Settings().with_values(settings, "test")).process(source, target)
     return target.read_bytes()
 
 
@@ -311,7 +311,7 @@ def test_a_worker_that_goes_wrong_costs_its_own_file_only(
         drop.settle()
         assert told in note_on(drop, "bad.png")
         assert names(drop.outbox) == ["a.png", "b0.png", "b1.png", "b2.png", "b3.png"]
-        assert [row.state for name, row in drop.rows().items() if name == Path("bad.png")] == [State.FAILED]
+        assert [row.state for name, row in drop.rows().items() if name == Path("bad.png")] == [FileState.FAILED]
         assert len(drop.workers()) == 1
         assert (drop.workers() != before) == (detector is not raising)
         (scratch,) = (drop.outbox / ".blurguard" / "scratch").iterdir()
@@ -443,15 +443,15 @@ def test_a_pause_can_be_stopped(tmp_path: Path) -> None:
 
 
 def test_more_files_than_are_taken_at_once_are_all_done(tmp_path: Path) -> None:
-    count = MOST + 60
+    count = MAX_FILES + 60
     with Gated(tmp_path, "--jobs", "2") as drop:
         put(drop.inbox / "0.png", TROUBLING)
         put(drop.inbox / "1.png", TROUBLING)
         drop.until(lambda: is_at_work(drop, "0.png") and is_at_work(drop, "1.png"))
         for index in range(2, count):
             put(drop.inbox / f"{index}.png", CALM)
-        drop.until(lambda: drop.status().queued >= MOST)
-        assert drop.status().queued + drop.status().working <= MOST + 3  # in hands, and one at hand
+        drop.until(lambda: drop.status().queued >= MAX_FILES)
+        assert drop.status().queued + drop.status().working <= MAX_FILES + 3  # in hands, and one at hand
         drop.gate.touch()
         drop.until(lambda: drop.settled() and drop.status().done == count)
         drop.stop()

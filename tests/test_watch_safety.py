@@ -17,19 +17,19 @@ from typing import Any
 import pytest
 
 from blurguard.anonymize.anonymizer import Anonymizer
-from blurguard.batch.journal import State
+from blurguard.batch.journal import FileState
 from blurguard.batch.output_tree import FolderTask
-from blurguard.batch.runner import blur_folder
-from blurguard.batch.workers import Crew, Factory
+from blurguard.batch.runner import anonymize_folder
+from blurguard.batch.workers import Factory, WorkerConfig
 from blurguard.errors import ModelError
-from blurguard.files.stamp import Stamp
+from blurguard.files.stamp import FileStamp
 from blurguard.files.walk import files_below
 from blurguard.settings import Originals, WatchSettings
 from blurguard.types import Outcome
-from blurguard.watch.coordinator import Ruling, Verdict
-from blurguard.watch.event_loop import Loop, Orders
-from blurguard.watch.health import State as DaemonState
-from blurguard.watch.inbox import Sign
+from blurguard.watch.coordinator import Decision, JobResult
+from blurguard.watch.event_loop import EventLoop, RuntimeConfig
+from blurguard.watch.health import DaemonState as DaemonState
+from blurguard.watch.inbox import ChangeType
 from tests.children import look_at_exchanged, run_interrupted
 from tests.commands import face, names, put, snapshot
 from tests.conftest import Starter
@@ -59,16 +59,16 @@ class Told:
     why: str = ""
     working: int = 0
 
-    def of(self, outcome: Outcome, done: bool) -> None:
+    def file_done(self, outcome: Outcome, done: bool) -> None:
         self.outcomes.append((outcome, done))
 
-    def let_go(self, source: Path) -> None:
+    def clear_progress(self, source: Path) -> None:
         pass
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def beat(self, state: DaemonState, why: str, queued: int, working: int) -> None:
+    def heartbeat(self, state: DaemonState, why: str, queued: int, working: int) -> None:
         self.state, self.why, self.working = state, why, working
 
 
@@ -77,7 +77,7 @@ class Shift:
     """A loop that takes its turns one by one, by a clock of our own."""
 
     at: Office
-    loop: Loop
+    loop: EventLoop
     told: Told
     now: float = 0.0
 
@@ -94,20 +94,20 @@ class Shift:
 
     def until_begun(self, source: Path) -> None:
         """Wait until a worker has a file in its hands."""
-        self.until(lambda: source in self.loop._flights and self.loop._flights[source].heard is not None)
+        self.until(lambda: source in self.loop._in_flight and self.loop._in_flight[source].last_heartbeat is not None)
 
     def drop(self, source: Path) -> Path:
         """Tell of a file, so that it settles."""
-        self.loop._heed(Sign.CHANGED, source, self.now)
+        self.loop._process_event(ChangeType.CHANGED, source, self.now)
         return source
 
 
 @contextlib.contextmanager
 def shift(at: Office, factory: Factory, **settings: Any) -> Iterator[Shift]:
-    chosen = WatchSettings().changed({"settle": SETTLE, "rescan": 3600, "min_free": 0} | settings, "test")
-    orders, told = Orders(Crew(factory), chosen), Told(at.said)
+    chosen = WatchSettings().with_values({"settle": SETTLE, "rescan": 3600, "min_free": 0} | settings, "test")
+    orders, told = RuntimeConfig(WorkerConfig(factory), chosen), Told(at.said)
     played: list[Shift] = []
-    loop = Loop(at.desk, told, orders, lambda: orders, lambda: played[0].now)
+    loop = EventLoop(at.desk, told, orders, lambda: orders, lambda: played[0].now)
     played.append(Shift(at, loop, told))
     try:
         yield played[0]
@@ -149,9 +149,9 @@ def test_links_that_appear_at_any_time_lead_nowhere(tmp_path: Path, policy: Orig
             now.drop(source)
         now.turn(SETTLE)
         now.until_begun(worked_on)
-        assert len(now.loop._flights) == 2 and now.loop._intake.waiting == 1
+        assert len(now.loop._in_flight) == 2 and now.loop._settling.queued == 1
         now.drop(sources[3])
-        assert now.loop._intake.settling == 1
+        assert now.loop._settling.settling == 1
         for number, source in enumerate(sources):
             other_folder(tmp_path, source, same=number % 2 == 0)
         before = snapshot(tmp_path / "outside")
@@ -159,7 +159,7 @@ def test_links_that_appear_at_any_time_lead_nowhere(tmp_path: Path, policy: Orig
         now.turn(SETTLE)
         calm = now.drop(picture(tmp_path / "in/calm.png"))
         now.turn(SETTLE)
-        now.until(lambda: at.state(calm) is State.DONE and not now.loop._flights)
+        now.until(lambda: at.state(calm) is FileState.DONE and not now.loop._in_flight)
         assert snapshot(tmp_path / "outside") == before
         assert names(at.outbox) == ["calm.png"]
         assert names(tmp_path / "failed") == []
@@ -179,8 +179,8 @@ def test_what_a_link_brings_and_takes_away_again_is_done_again(tmp_path: Path, p
         assert snapshot(outside) == before
         source.parent.unlink()
         picture(source, red=10)
-        assert at.desk.finish(job, work)[0] is Verdict.AGAIN and names(at.outbox) == []
-        assert source.exists() and at.turn(source) is Verdict.DONE
+        assert at.desk.finish(job, work)[0] is JobResult.AGAIN and names(at.outbox) == []
+        assert source.exists() and at.turn(source) is JobResult.DONE
 
 
 @pytest.mark.parametrize("policy", [Originals.MOVE, Originals.DELETE])
@@ -191,7 +191,7 @@ def test_no_original_of_an_earlier_result_is_cleared_through_a_link(
     with office(tmp_path) as at:
         source = picture(tmp_path / "in/sub/a.png")
         at.turn(source)
-        stamp = Stamp.of(source)
+        stamp = FileStamp.of(source)
     with office(tmp_path, policy) as at:
         outside = other_folder(tmp_path, source, same)
         before = snapshot(outside)
@@ -222,12 +222,12 @@ def test_no_failure_is_moved_through_a_link(tmp_path: Path, same: bool) -> None:
         first, second = (put(tmp_path / f"in/{name}/a.png", b"no picture") for name in ("first", "second"))
         job = at.started(first)
         result = at.result(job)
-        assert at.turn(second) is Verdict.FAILED
+        assert at.turn(second) is JobResult.FAILED
         outside = [other_folder(tmp_path, source, same) for source in (first, second)]
         before = [snapshot(folder) for folder in outside]
-        assert at.desk.finish(job, result)[0] is Verdict.GONE
+        assert at.desk.finish(job, result)[0] is JobResult.GONE
         now = 60.0
-        at.desk.note_failures()
+        at.desk.write_error_reports()
         assert [snapshot(folder) for folder in outside] == before and names(tmp_path / "failed") == []
 
 
@@ -294,19 +294,19 @@ def test_what_did_not_get_its_name_is_done_at_the_next_start(
 
     with pytest.raises(KeyboardInterrupt) if blow is interrupt else contextlib.nullcontext():
         if by == "dir":
-            task = FolderTask(tmp_path / "in", tmp_path / "out", Crew(steady))
+            task = FolderTask(tmp_path / "in", tmp_path / "out", WorkerConfig(steady))
             struck(monkeypatch, "chmod", strike)
-            assert [outcome.status for outcome in blur_folder(task, [source])] == ["failed"]
+            assert [outcome.status for outcome in anonymize_folder(task, [source])] == ["failed"]
         else:
             with office(tmp_path, policy) as at:
                 job = at.started(source)
                 work = at.result(job)
                 struck(monkeypatch, "chmod", strike)
-                assert at.desk.finish(job, work)[0] is Verdict.LATER
+                assert at.desk.finish(job, work)[0] is JobResult.LATER
     assert source.exists() and names(tmp_path / "out") == []
     with office(tmp_path, policy) as at:
-        assert at.state(source) is State.QUEUED and not at.knows(source)
-        assert at.turn(source) is Verdict.DONE and names(tmp_path / "out") == ["sub/a.png"]
+        assert at.state(source) is FileState.QUEUED and not at.knows(source)
+        assert at.turn(source) is JobResult.DONE and names(tmp_path / "out") == ["sub/a.png"]
     assert not (tmp_path / "out/.blurguard/scratch").exists()
 
 
@@ -321,8 +321,8 @@ def test_a_batch_that_is_interrupted_before_a_name_leaves_its_file_to_the_next(
     assert process.returncode == 130, told
     assert names(tmp_path / "out") == [] and not (tmp_path / "out/.blurguard/scratch").exists()
     with office(tmp_path) as at:
-        assert at.state(source) is State.QUEUED
-        assert at.turn(source) is Verdict.DONE and names(at.outbox) == ["a.png"]
+        assert at.state(source) is FileState.QUEUED
+        assert at.turn(source) is JobResult.DONE and names(at.outbox) == ["a.png"]
 
 
 @pytest.mark.parametrize("again", ["look", "start"])
@@ -336,20 +336,20 @@ def test_a_result_that_is_taken_before_it_could_be_recorded_does_not_come_out_ag
         job = at.started(source)
         work = at.result(job)
         struck(monkeypatch, "fsync", lambda: journals(False))
-        assert at.desk.finish(job, work)[0] is Verdict.DONE
-        assert at.state(source) is State.PUBLISHING
+        assert at.desk.finish(job, work)[0] is JobResult.DONE
+        assert at.state(source) is FileState.PUBLISHING
         journals(True)
         (tmp_path / "out/a.png").unlink()
         if policy is not Originals.KEEP:
             assert not source.exists()
             put(source, content)  # the very same comes once more: that is another file
-            assert at.turn(source) is Verdict.DONE
+            assert at.turn(source) is JobResult.DONE
             return
         if again == "look":
-            assert at.knows(source) and at.ruling(source) == Ruling()
-            assert at.state(source) is State.DONE
+            assert at.knows(source) and at.ruling(source) == Decision()
+            assert at.state(source) is FileState.DONE
     with office(tmp_path, policy) as at:
-        assert at.state(source) is State.DONE and at.knows(source) and names(at.outbox) == []
+        assert at.state(source) is FileState.DONE and at.knows(source) and names(at.outbox) == []
 
 
 # Folders nested deeper than Python's stack.
@@ -381,7 +381,7 @@ def test_originals_are_found_however_deep_they_lie(yard: Path) -> None:
 def test_a_deep_inbox_can_be_started_on_and_what_lies_there_is_done(yard: Path, policy: Originals) -> None:
     source = picture(nested(yard / "in") / "a.png")
     with office(yard, policy) as at:
-        assert at.turn(source) is Verdict.DONE
+        assert at.turn(source) is JobResult.DONE
         assert (at.outbox / source.relative_to(at.inbox)).is_file()
 
 
@@ -389,7 +389,7 @@ def test_a_daemon_starts_on_a_deep_inbox_and_does_all_that_lies_there(yard: Path
     source = picture(nested(yard / "inbox") / "a.png")
     put(yard / "inbox/a.jpg", face())
     with Drop(yard) as drop:
-        drop.until(lambda: [row.state for row in drop.rows().values()] == [State.DONE] * 2)
+        drop.until(lambda: [row.state for row in drop.rows().values()] == [FileState.DONE] * 2)
         assert (drop.outbox / source.relative_to(drop.inbox)).is_file() and (drop.outbox / "a.jpg").is_file()
 
 
@@ -416,8 +416,8 @@ def test_a_machine_that_sleeps_costs_no_file_and_a_worker_that_is_silent_its_own
         for _ in range(steps):
             now.turn(40 / steps)  # at once, or one second after the other
         gate.touch()
-        now.until(lambda: not now.loop._flights)
-        assert at.state(source) is (State.DONE if steps == 1 else State.FAILED)
+        now.until(lambda: not now.loop._in_flight)
+        assert at.state(source) is (FileState.DONE if steps == 1 else FileState.FAILED)
 
 
 # The record.
@@ -447,10 +447,10 @@ def test_what_nobody_had_begun_is_not_begun_once_it_is_to_stop(tmp_path: Path) -
         now.drop(second)
         now.turn(SETTLE)
         now.until_begun(first)
-        assert len(now.loop._flights) == 2 and at.state(second) is State.QUEUED and now.told.working == 1
+        assert len(now.loop._in_flight) == 2 and at.state(second) is FileState.QUEUED and now.told.working == 1
         gate.touch()
         now.loop._wind_down()
-        assert (at.state(first), at.state(second)) == (State.DONE, State.QUEUED)
+        assert (at.state(first), at.state(second)) == (FileState.DONE, FileState.QUEUED)
         assert names(at.outbox) == ["a.png"]
 
 
@@ -463,10 +463,14 @@ def test_workers_that_cannot_start_are_waited_for_longer_each_time(tmp_path: Pat
         for _ in range(100):
             now.turn(0.001)
         assert now.told.state == "paused" and len(at.said) == 1 and "nothing is lost" in at.said[0]
-        assert at.state(source) in (State.QUEUED, State.WORKING) and not now.told.outcomes and not now.loop._flights
+        assert (
+            at.state(source) in (FileState.QUEUED, FileState.WORKING)
+            and not now.told.outcomes
+            and not now.loop._in_flight
+        )
         now.turn(SETTLE)
         now.until(lambda: len(at.said) == 2)
         gate.touch()
         now.turn(SETTLE)
-        now.until(lambda: at.state(source) is State.DONE)
+        now.until(lambda: at.state(source) is FileState.DONE)
         assert now.told.state == "running" and len(at.said) == 2 and names(at.outbox) == ["a.png"]

@@ -17,16 +17,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from blurguard.anonymize.anonymizer import Anonymizer, Work
+from blurguard.anonymize.anonymizer import Anonymizer, StagedResult
 from blurguard.batch import workers
-from blurguard.batch.process import uninterrupted
-from blurguard.batch.workers import Crew, Job, Pool, result_of
+from blurguard.batch.process import defer_signals
+from blurguard.batch.workers import Job, Pool, WorkerConfig, result_of
 from blurguard.types import Detections, Outcome, Status
 from tests.faults import LONGEST_WAIT_SECONDS, make_films, ticks
 from tests.stubs import StubDetector
 from tests.workers import BOX, TROUBLE, dying, raising, steady
 
-Results = Future[Work | Outcome]
+Results = Future[StagedResult | Outcome]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def scratch(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def pool_of(crew: Crew, recycle: int = 0) -> Iterator[Pool]:
+def pool_of(crew: WorkerConfig, recycle: int = 0) -> Iterator[Pool]:
     with contextlib.closing(Pool(crew, recycle)) as pool:
         yield pool
 
@@ -76,10 +76,10 @@ def job(folder: Path, name: str = "a", red: int = 100) -> Job:
     return Job(source, folder / "out" / source.name, folder / "scratch")
 
 
-def done(job: Job, future: Results) -> Work:
+def done(job: Job, future: Results) -> StagedResult:
     wait([future], LONGEST_WAIT_SECONDS)
     result = result_of(job, future)
-    assert isinstance(result, Work), result
+    assert isinstance(result, StagedResult), result
     return result
 
 
@@ -110,17 +110,17 @@ def lives(process: int) -> bool:
 
 def test_what_is_handed_over_comes_back_and_belongs_to_its_file(tmp_path: Path, scratch: Path) -> None:
     jobs = [job(tmp_path, f"{number}", 100 + number) for number in range(5)]
-    with pool_of(Crew(steady, 2)) as pool:
+    with pool_of(WorkerConfig(steady, 2)) as pool:
         pairs = [(job, pool.submit(job)) for job in jobs]
         works = [done(job, future) for job, future in pairs]
     assert [work.outcome.source for work in works] == [job.source for job in jobs]
-    drafts = [work.draft.path for work in works if work.draft is not None]
+    drafts = [work.staged.path for work in works if work.staged is not None]
     assert sorted(scratch.iterdir()) == sorted(drafts) and len(drafts) == 5
     assert not (tmp_path / "out").exists(), "workers give no names"
 
 
 def test_looking_leaves_no_draft(tmp_path: Path, scratch: Path) -> None:
-    with pool_of(Crew(steady)) as pool:
+    with pool_of(WorkerConfig(steady)) as pool:
         only_look = Job(job(tmp_path).source)
         outcome = result_of(only_look, pool.submit(only_look))
     assert isinstance(outcome, Outcome) and outcome.status is Status.DONE and len(outcome.faces) == 1
@@ -130,7 +130,7 @@ def test_looking_leaves_no_draft(tmp_path: Path, scratch: Path) -> None:
 @pytest.mark.usefixtures("scratch")
 def test_one_that_is_cancelled_costs_its_worker_and_another_takes_its_place(tmp_path: Path) -> None:
     stuck, other = job(tmp_path, "stuck", TROUBLE), job(tmp_path, "other")
-    with pool_of(Crew(functools.partial(signalling, tmp_path))) as pool:
+    with pool_of(WorkerConfig(functools.partial(signalling, tmp_path))) as pool:
         future = pool.submit(stuck)
         (process,) = staying(tmp_path)
         waiting = pool.submit(other)
@@ -145,7 +145,7 @@ def test_one_that_is_cancelled_costs_its_worker_and_another_takes_its_place(tmp_
 @pytest.mark.usefixtures("scratch")
 def test_cancelling_one_leaves_the_others_alone(tmp_path: Path) -> None:
     pictures = [job(tmp_path, name, TROUBLE) for name in "ab"]
-    with pool_of(Crew(functools.partial(signalling, tmp_path), 2)) as pool:
+    with pool_of(WorkerConfig(functools.partial(signalling, tmp_path), 2)) as pool:
         first, second = [pool.submit(picture) for picture in pictures]
         staying(tmp_path, 2)
         first.cancel()
@@ -157,7 +157,7 @@ def test_cancelling_one_leaves_the_others_alone(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("scratch")
 def test_what_is_cancelled_before_anybody_worked_on_it_holds_nobody_up(tmp_path: Path) -> None:
     stuck, other = job(tmp_path, "stuck", TROUBLE), job(tmp_path, "other")
-    with pool_of(Crew(functools.partial(signalling, tmp_path))) as pool:
+    with pool_of(WorkerConfig(functools.partial(signalling, tmp_path))) as pool:
         first, second = pool.submit(stuck), pool.submit(other)
         staying(tmp_path)
         assert second.cancel()
@@ -171,7 +171,7 @@ def test_what_is_cancelled_before_anybody_worked_on_it_holds_nobody_up(tmp_path:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_that_dies_costs_its_own_file(tmp_path: Path, workers: int) -> None:
     jobs = [job(tmp_path, f"{number}", TROUBLE if number in (0, 2) else 100) for number in range(5)]
-    with pool_of(Crew(dying, workers)) as pool:
+    with pool_of(WorkerConfig(dying, workers)) as pool:
         pairs = [(job, pool.submit(job)) for job in jobs]
         for number, (each, future) in enumerate(pairs):
             if number in (0, 2):
@@ -183,7 +183,7 @@ def test_a_worker_that_dies_costs_its_own_file(tmp_path: Path, workers: int) -> 
 @pytest.mark.usefixtures("scratch")
 def test_a_worker_that_is_killed_from_outside_costs_its_own_file(tmp_path: Path) -> None:
     stuck, other = job(tmp_path, "stuck", TROUBLE), job(tmp_path, "other")
-    with pool_of(Crew(functools.partial(signalling, tmp_path))) as pool:
+    with pool_of(WorkerConfig(functools.partial(signalling, tmp_path))) as pool:
         future = pool.submit(stuck)
         os.kill(staying(tmp_path)[0], signal.SIGKILL)
         assert "died" in failed(stuck, future).reason
@@ -193,7 +193,7 @@ def test_a_worker_that_is_killed_from_outside_costs_its_own_file(tmp_path: Path)
 @pytest.mark.usefixtures("scratch")
 def test_an_error_nobody_foresaw_keeps_the_worker(tmp_path: Path) -> None:
     bad, good = job(tmp_path, "bad", TROUBLE), job(tmp_path, "good")
-    with pool_of(Crew(raising)) as pool:
+    with pool_of(WorkerConfig(raising)) as pool:
         assert "ZeroDivisionError" in failed(bad, pool.submit(bad)).reason
         done(good, pool.submit(good))
 
@@ -201,7 +201,7 @@ def test_an_error_nobody_foresaw_keeps_the_worker(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("scratch")
 @pytest.mark.parametrize(("recycle", "processes"), [(0, 1), (2, 3), (1, 5)])
 def test_workers_are_replaced_after_so_many_files(tmp_path: Path, recycle: int, processes: int) -> None:
-    with pool_of(Crew(functools.partial(signalling, tmp_path)), recycle) as pool:
+    with pool_of(WorkerConfig(functools.partial(signalling, tmp_path)), recycle) as pool:
         for number in range(5):
             each = job(tmp_path, f"{number}")
             done(each, pool.submit(each))
@@ -212,7 +212,7 @@ def test_workers_are_replaced_after_so_many_files(tmp_path: Path, recycle: int, 
 def test_closing_stops_those_who_work_and_leaves_no_process_and_no_thread(tmp_path: Path) -> None:
     threads = threading.active_count()
     pictures = [job(tmp_path, name, TROUBLE) for name in "abcd"]
-    with pool_of(Crew(functools.partial(signalling, tmp_path), 2)) as pool:
+    with pool_of(WorkerConfig(functools.partial(signalling, tmp_path), 2)) as pool:
         for picture in pictures:
             pool.submit(picture)
         processes = staying(tmp_path, 2)
@@ -223,14 +223,14 @@ def test_closing_stops_those_who_work_and_leaves_no_process_and_no_thread(tmp_pa
 @pytest.mark.usefixtures("scratch")
 def test_closing_before_a_worker_has_started_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     each = job(tmp_path)
-    with pool_of(Crew(steady, 2)) as pool:
+    with pool_of(WorkerConfig(steady, 2)) as pool:
         pool.submit(each)
     assert capfd.readouterr().err == ""
 
 
 def test_closing_before_anything_began_leaves_nothing() -> None:
     threads = threading.active_count()
-    with pool_of(Crew(steady, 2)):
+    with pool_of(WorkerConfig(steady, 2)):
         pass
     assert threading.active_count() == threads
 
@@ -249,7 +249,7 @@ def test_progress_of_a_video_is_told_of_that_video(tmp_path: Path) -> None:
 
     detector = functools.partial(late, tmp_path)
     task = Job(film, tmp_path / "out.mp4", tmp_path / "scratch")
-    with pool_of(Crew(detector, progress=progress)) as pool:
+    with pool_of(WorkerConfig(detector, progress=progress)) as pool:
         done(task, pool.submit(task))
     assert heard.is_set()
     assert {source for source, _, _ in told} == {film}
@@ -275,14 +275,14 @@ class LateDetector(StubDetector):
 
 
 def late(folder: Path) -> Anonymizer:
-    return Anonymizer(steady().settings.changed({"hold": 0.1}, "test"), LateDetector((BOX,), folder=folder))
+    return Anonymizer(steady().settings.with_values({"hold": 0.1}, "test"), LateDetector((BOX,), folder=folder))
 
 
 @pytest.mark.usefixtures("scratch")
 def test_nothing_is_kept_of_files_that_have_ended(tmp_path: Path) -> None:
     names = [Named(job(tmp_path, f"{number}", red).source) for number, red in enumerate((100, TROUBLE, 100, 100))]
     seen = [weakref.ref(name) for name in names]
-    with pool_of(Crew(dying)) as pool:
+    with pool_of(WorkerConfig(dying)) as pool:
         futures = [pool.submit(Job(name, tmp_path / "out", tmp_path / "scratch")) for name in names]
         wait(futures, LONGEST_WAIT_SECONDS)
         last = job(tmp_path, "last")
@@ -310,11 +310,11 @@ def test_a_signal_waits_until_what_is_being_started_stands(number: signal.Signal
     started.wait()
     done = []
     try:
-        with pytest.raises(KeyboardInterrupt), uninterrupted():
+        with pytest.raises(KeyboardInterrupt), defer_signals():
             signal.pthread_kill(other.ident or 0, number)
             done += [sum(range(1000)) for _ in range(100)]  # enough for Python to look for signals
         assert len(done) == 100
-        with uninterrupted():
+        with defer_signals():
             pass
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
@@ -324,8 +324,8 @@ def test_a_signal_waits_until_what_is_being_started_stands(number: signal.Signal
 
 
 def test_an_end_of_the_pipe_that_somebody_still_holds_does_not_hold_up_the_end() -> None:
-    reader = workers._Reader(lambda *_: None)
-    held = os.dup(reader.mouth.fileno())
+    reader = workers._ProgressReader(lambda *_: None)
+    held = os.dup(reader.send_end.fileno())
     reader.close()
     os.close(held)
     reader._thread.join()

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from blurguard.batch.journal import Entry, State, figures_of, open_journal
+from blurguard.batch.journal import FileRecord, FileState, open_journal, read_stats
 from blurguard.errors import OutputError
-from blurguard.files.atomic import digest_of
+from blurguard.files.atomic import digest_bytes
 from tests.commands import blurguard
 from tests.faults import LONGEST_WAIT_SECONDS, end_all, ended, survivors, ticks
 from tests.watch_lookout import Lookout
@@ -178,11 +178,11 @@ def _half_cleared(yard: Yard, lookout: Lookout) -> bool:
 def _at_work(yard: Yard, lookout: Lookout) -> tuple[bool, list[Path]]:
     """Ask the journal whether a result is being published; and which files at work have a named one."""
     with contextlib.suppress(OutputError):
-        figures = figures_of(yard.outbox, 0.0)
+        figures = read_stats(yard.outbox, 0.0)
         if figures is not None:
-            at_work = [name for name, _ in figures.at_work]
+            at_work = [name for name, _ in figures.in_progress]
             named = [name for name in at_work if name in lookout.out or os.path.lexists(yard.outbox / name)]
-            return bool(figures.counts.get(State.PUBLISHING)), named
+            return bool(figures.counts.get(FileState.PUBLISHING)), named
     return False, []
 
 
@@ -260,7 +260,7 @@ def wrong_at_rest(yard: Yard, lookout: Lookout) -> Iterator[str]:
     if (yard.outbox / ".blurguard" / "scratch").exists():
         yield "the daemon left scratch behind"
     with open_journal(yard.outbox) as journal:
-        rows = dict(journal.all_in(*State))
+        rows = dict(journal.all_in(*FileState))
     for name in yard.originals.keys() | rows.keys():
         if told := _wrong_row(yard, name, rows.get(name), lookout.stamps.get(name)):
             yield f"{os.fspath(name)!r}: journal: {told}"
@@ -307,14 +307,14 @@ def _files_in(folder: Path) -> set[Path]:
     return {name for name in found if name.parts[0] != ".blurguard"}
 
 
-def _wrong_row(yard: Yard, name: Path, entry: Entry | None, stamp: tuple[int, int] | None) -> str:
+def _wrong_row(yard: Yard, name: Path, entry: FileRecord | None, stamp: tuple[int, int] | None) -> str:
     """Return what is wrong with what the journal tells of a file, "" for nothing."""
     if entry is None or name not in yard.originals:
         return "has no row" if entry is None else "is of no file"
     if name not in yard.expected:
-        return "" if entry.state is State.FAILED and entry.error else f"is {entry.state}, not failed"
-    if entry.state is not State.DONE:
+        return "" if entry.state is FileState.FAILED and entry.error else f"is {entry.state}, not failed"
+    if entry.state is not FileState.DONE:
         return f"is {entry.state}, not done"
-    facts = digest_of(yard.originals[name]), digest_of(yard.expected[name]), stamp
+    facts = digest_bytes(yard.originals[name]), digest_bytes(yard.expected[name]), stamp
     told = entry.source_digest, entry.output_digest, (entry.output_size, entry.output_mtime_ns)
     return "" if facts == told else "tells of other files"

@@ -14,39 +14,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blurguard.anonymize.surfaces import canvas_of, color_in, draw_boxes_into, hide_into
-from blurguard.anonymize.tracked import WEAK_SHARE, Roll, cloaked
+from blurguard.anonymize.tracked import WEAK_SCORE_RATIO, FaceLog, redact_tracks
 from blurguard.detection.detector import Detector, load_detector
 from blurguard.errors import InputError
-from blurguard.files.atomic import Draft, digest_of, digest_of_file, make_draft, publish, scratch_in, sweep, write_draft
-from blurguard.files.filetypes import Kind, kind_of_file
-from blurguard.files.stamp import Stamp
-from blurguard.images.still import Page, Still, open_still
+from blurguard.files.atomic import (
+    StagedFile,
+    digest_bytes,
+    digest_file,
+    publish,
+    remove_stale,
+    scratch_in,
+    stage_bytes,
+    stage_file,
+)
+from blurguard.files.filetypes import FileType, type_of_file
+from blurguard.files.stamp import FileStamp
+from blurguard.images.still import ImageFile, Page, open_image
 from blurguard.redaction.mosaic import Plane
 from blurguard.redaction.regions import paired_regions
 from blurguard.settings import Settings
-from blurguard.tracking.lookahead import Rules, Sighting
-from blurguard.tracking.scene_cuts import CutFinder
+from blurguard.tracking.lookahead import FrameDetections, TrackingConfig
+from blurguard.tracking.scene_cuts import SceneCutDetector
 from blurguard.types import Detections, Face, Image, Layout, Outcome, Pixels, Region, Status
 
 if TYPE_CHECKING:
-    from blurguard.anonymize.video import Film, Look
+    from blurguard.anonymize.video import VideoJob, VideoResult
 
 # Called with a video, the frames that are done, and how many there are if that is known.
 Progress = Callable[[Path, int, int | None], None]
 
 # Changes whenever the same settings and model would give another result: results of before are redone then.
-RECIPE_VERSION = 3
+DIGEST_VERSION = 3
 _WINDOW_BYTES = 640 << 20  # of an animation's frames in the window in which faces are followed
-_LEAST_FRAMES = 25  # in it, however large they are
-_SHORTEST_MS, _USUAL_MS = 20.0, 100.0  # browsers show frames of less than the first for the second
+_MIN_WINDOW_FRAMES = 25  # in it, however large they are
+_MIN_FRAME_MS, _DEFAULT_FRAME_MS = 20.0, 100.0  # browsers show frames of less than the first for the second
 # Pictures are read whole: larger ones would only exhaust the memory.
-MOST_BYTES = 4 << 30
+MAX_BYTES = 4 << 30
 # What settings do not change the result.
-_NEUTRAL = ("jobs", "max_pixels")
+_NEUTRAL_SETTINGS = ("jobs", "max_pixels")
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StagedResult:
     """A file that has been handled up to the point where its result needs only its name.
 
     Attributes:
@@ -57,8 +66,8 @@ class Work:
     """
 
     outcome: Outcome
-    draft: Draft | None
-    source: Stamp
+    staged: StagedFile | None
+    source_stamp: FileStamp
     source_digest: str
 
 
@@ -94,8 +103,8 @@ class Anonymizer:
     @property
     def recipe(self) -> str:
         """Digest of all that decides what comes out besides the picture itself."""
-        settings = {key: value for key, value in self.settings.as_json().items() if key not in _NEUTRAL}
-        return recipe_of(settings | {"min_score": self.min_score}, self.detector.identity)
+        settings = {key: value for key, value in self.settings.as_json().items() if key not in _NEUTRAL_SETTINGS}
+        return config_digest(settings | {"min_score": self.min_score}, self.detector.identity)
 
     def detect(self, image: Image) -> Detections:
         """Return the faces in an image; hides nothing."""
@@ -133,20 +142,20 @@ class Anonymizer:
         """
         started = time.perf_counter()
         self._flaws.clear()
-        if kind_of_file(source) is Kind.VIDEO:
-            from blurguard.anonymize.video import look_at_video
+        if type_of_file(source) is FileType.VIDEO:
+            from blurguard.anonymize.video import detect_video
 
-            return self._of_film(source, look_at_video(source, self._look(source)), started)
+            return self._of_film(source, detect_video(source, self._look(source)), started)
         still, _, _ = self._open(source)
-        if still.animated:
-            roll = Roll(with_paths=True)
+        if still.is_animated:
+            roll = FaceLog(with_paths=True)
             for _ in self._cloaked(still, roll, paint=False):
                 pass
             return self._outcome(source, still, roll.faces(), started)
         faces = [face for index, page in enumerate(still.pages()) for face, _ in self.faces(page.image, index)]
         return self._outcome(source, still, tuple(faces), started)
 
-    def work(self, source: Path, scratch: Path) -> Work:
+    def work(self, source: Path, scratch: Path) -> StagedResult:
         """Read a file, hide its faces and leave the result in scratch.
 
         Raises:
@@ -155,16 +164,16 @@ class Anonymizer:
         """
         started = time.perf_counter()
         self._flaws.clear()
-        if kind_of_file(source) is Kind.VIDEO:
+        if type_of_file(source) is FileType.VIDEO:
             return self._film(source, scratch, started)
         still, stamp, digest = self._open(source)
-        if still.animated:
-            roll = Roll()
-            draft = write_draft(scratch, still.encode(self._cloaked(still, roll, paint=True)))
-            return Work(self._outcome(source, still, roll.faces(), started), draft, stamp, digest)
+        if still.is_animated:
+            roll = FaceLog()
+            draft = stage_bytes(scratch, still.encode(self._cloaked(still, roll, paint=True)))
+            return StagedResult(self._outcome(source, still, roll.faces(), started), draft, stamp, digest)
         faces: list[Face] = []
-        draft = write_draft(scratch, still.encode(self._hidden(still, faces)))
-        return Work(self._outcome(source, still, tuple(faces), started), draft, stamp, digest)
+        draft = stage_bytes(scratch, still.encode(self._hidden(still, faces)))
+        return StagedResult(self._outcome(source, still, tuple(faces), started), draft, stamp, digest)
 
     def process(self, source: Path, target: Path, *, replace_existing: bool = False) -> Outcome:
         """Read a picture file and write it to ``target`` with its faces hidden: whole, or not at all.
@@ -178,58 +187,58 @@ class Anonymizer:
             InputError: the file cannot be read as a picture.
             OutputError: the result cannot be written, or the name is taken.
         """
-        sweep(target.parent)
+        remove_stale(target.parent)
         with scratch_in(target.parent) as scratch:
             work = self.work(source, scratch)
-            assert work.draft is not None  # noqa: S101 - work() always writes one
-            publish(work.draft, target, replace_existing)
+            assert work.staged is not None  # noqa: S101 - work() always writes one
+            publish(work.staged, target, replace_existing)
         return replace(work.outcome, target=target)
 
-    def _hidden(self, still: Still, faces: list[Face]) -> Iterator[Page]:
+    def _hidden(self, still: ImageFile, faces: list[Face]) -> Iterator[Page]:
         """Yield the pages with their faces hidden, one at a time; tells of the faces in ``faces``."""
         for index, page in enumerate(still.pages()):
             image = _writable(page.image)
             faces.extend(self.hide_into(image, index))
             yield replace(page, image=image)
 
-    def _cloaked(self, still: Still, roll: Roll, paint: bool) -> Iterator[Page]:
+    def _cloaked(self, still: ImageFile, roll: FaceLog, paint: bool) -> Iterator[Page]:
         """Yield the frames of an animation with their faces followed and hidden; tells of them on the roll."""
         settings = self.settings
         detector = _Noting(self.detector, self._flaws)
 
-        def seen() -> Iterator[tuple[Page, Sighting]]:
-            cuts, seconds = CutFinder(), 0.0
+        def seen() -> Iterator[tuple[Page, FrameDetections]]:
+            cuts, seconds = SceneCutDetector(), 0.0
             for page in still.pages():
                 rgb = page.image.rgb8()
-                found = detector.detect(rgb, self.min_score * WEAK_SHARE)
-                yield replace(page, image=_writable(page.image)), Sighting(seconds, found, cuts.cut(rgb))
-                seconds += (page.duration_ms if page.duration_ms >= _SHORTEST_MS else _USUAL_MS) / 1000
+                found = detector.detect(rgb, self.min_score * WEAK_SCORE_RATIO)
+                yield replace(page, image=_writable(page.image)), FrameDetections(seconds, found, cuts.is_cut(rgb))
+                seconds += (page.duration_ms if page.duration_ms >= _MIN_FRAME_MS else _DEFAULT_FRAME_MS) / 1000
 
         def planes(page: Page) -> list[Plane]:
             return [Plane(canvas_of(page.image), 1, 1, color_in(page.image, settings.box_rgb))]
 
-        most_frames = max(_LEAST_FRAMES, _WINDOW_BYTES // (4 * still.width * still.height))
-        rules = Rules(self.min_score, settings.hold, most_frames)
-        yield from cloaked(seen(), planes if paint else None, (still.width, still.height), settings, rules, roll)
+        most_frames = max(_MIN_WINDOW_FRAMES, _WINDOW_BYTES // (4 * still.width * still.height))
+        rules = TrackingConfig(self.min_score, settings.hold, most_frames)
+        yield from redact_tracks(seen(), planes if paint else None, (still.width, still.height), settings, rules, roll)
 
-    def _film(self, source: Path, scratch: Path, started: float) -> Work:
+    def _film(self, source: Path, scratch: Path, started: float) -> StagedResult:
         from blurguard.anonymize.video import hide_video
 
         try:
-            stamp, digest = Stamp.of(source), digest_of_file(source)
+            stamp, digest = FileStamp.of(source), digest_file(source)
         except OSError as error:
             raise InputError(f"{source}: cannot be read: {error.strerror}") from error
-        films: list[Film] = []
+        films: list[VideoResult] = []
 
         def write(path: Path) -> None:
             films.append(hide_video(source, path, self._look(source)))
 
-        draft = make_draft(scratch, write)
-        return Work(self._of_film(source, films[0], started), draft, stamp, digest)
+        draft = stage_file(scratch, write)
+        return StagedResult(self._of_film(source, films[0], started), draft, stamp, digest)
 
-    def _look(self, source: Path) -> Look:
+    def _look(self, source: Path) -> VideoJob:
         """Return how a video is looked at: by a detector for each thread, unless we were given one."""
-        from blurguard.anonymize.video import Look
+        from blurguard.anonymize.video import VideoJob
 
         def told(done: int, total: int | None) -> None:
             self.progress(source, done, total)
@@ -238,14 +247,14 @@ class Anonymizer:
         while spare is not None and len(spare) < self.threads - 1:
             spare.append(load_detector(self.settings))
         detectors = [self.detector, *(spare or [])[: self.threads - 1]]
-        return Look([_Noting(detector, self._flaws) for detector in detectors], self.min_score, self.settings, told)
+        return VideoJob([_Noting(detector, self._flaws) for detector in detectors], self.min_score, self.settings, told)
 
-    def _of_film(self, source: Path, film: Film, started: float) -> Outcome:
+    def _of_film(self, source: Path, film: VideoResult, started: float) -> Outcome:
         return Outcome(
             source,
             Status.DONE,
             kind=film.kind,
-            reason=film.lost,
+            reason=film.damage,
             faces=film.faces,
             frames=film.frames,
             width=film.width,
@@ -255,26 +264,26 @@ class Anonymizer:
             second_pass=self._second_pass(),
         )
 
-    def _open(self, source: Path) -> tuple[Still, Stamp, str]:
-        kind = kind_of_file(source)
+    def _open(self, source: Path) -> tuple[ImageFile, FileStamp, str]:
+        kind = type_of_file(source)
         try:
-            stamp = Stamp.of(source)
-            if stamp.size > MOST_BYTES:
+            stamp = FileStamp.of(source)
+            if stamp.size > MAX_BYTES:
                 raise InputError(f"{source}: {stamp.size / 1e9:.1f} GB are more than any picture needs")
             data = source.read_bytes()
         except OSError as error:
             raise InputError(f"{source}: cannot be read: {error.strerror}") from error
         settings = self.settings
-        still = open_still(data, kind, str(source), settings.max_pixels, settings.keep_metadata)
-        return still, stamp, digest_of(data)
+        still = open_image(data, kind, str(source), settings.max_pixels, settings.keep_metadata)
+        return still, stamp, digest_bytes(data)
 
-    def _outcome(self, source: Path, still: Still, faces: tuple[Face, ...], started: float) -> Outcome:
+    def _outcome(self, source: Path, still: ImageFile, faces: tuple[Face, ...], started: float) -> Outcome:
         return Outcome(
             source,
             Status.DONE,
-            kind=still.kind,
+            kind=still.file_type,
             faces=faces,
-            frames=still.count,
+            frames=still.page_count,
             width=still.width,
             height=still.height,
             seconds=time.perf_counter() - started,
@@ -339,9 +348,9 @@ class _Noting:
         return found
 
 
-def recipe_of(settings: dict[str, object], identity: str) -> str:
+def config_digest(settings: dict[str, object], identity: str) -> str:
     """Return the digest of settings and model under which a result is up to date."""
-    told = json.dumps([RECIPE_VERSION, settings, identity], sort_keys=True, default=str)
+    told = json.dumps([DIGEST_VERSION, settings, identity], sort_keys=True, default=str)
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 

@@ -30,7 +30,7 @@ class Stopped(Exception):  # noqa: N818 - it is no error, and nobody gets to see
     """Ends a stage whose results nobody waits for any more."""
 
 
-def ahead(source: Iterable[T], depth: int, stop: Event | None = None) -> Generator[T, None, None]:
+def prefetch(source: Iterable[T], depth: int, stop: Event | None = None) -> Generator[T, None, None]:
     """Yield the items of a source that runs in another thread, at most ``depth`` items ahead."""
     queue: Queue[T | _End] = Queue(depth)
     stop = stop or Event()
@@ -63,7 +63,7 @@ def _fill(source: Iterable[T], queue: Queue[T | _End], stop: Event) -> None:
     queue.put(_End(error))
 
 
-def mapped(
+def parallel_map(
     function: Callable[[T], R], source: Iterable[T], workers: int, depth: int, stop: Event | None = None
 ) -> Generator[R, None, None]:
     """Yield ``function`` of each item, in order, worked out by several threads; at most ``depth`` are held."""

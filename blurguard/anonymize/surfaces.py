@@ -13,7 +13,7 @@ import numpy as np
 from av import VideoFrame
 from numpy.typing import NDArray
 
-from blurguard.redaction.mosaic import NOISE_SHARE, Canvas, Plane, Veil, outline_into, veil_into
+from blurguard.redaction.mosaic import NOISE_RATIO, Canvas, Mosaic, Plane, draw_outline, redact_region
 from blurguard.settings import Shape, Style
 from blurguard.types import Image, Layout, Pixels, Region
 
@@ -26,7 +26,7 @@ _CHROMA_NOISE = 0.3  # of that in luma: more would only make faces green and pur
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 
 
-def can_paint(pixel_format: str) -> bool:
+def is_supported(pixel_format: str) -> bool:
     """Tell whether faces can be hidden in frames of this pixel format."""
     return bool(_PLANAR.fullmatch(pixel_format) or _PACKED.fullmatch(pixel_format))
 
@@ -35,7 +35,7 @@ def planes_of(frame: VideoFrame, rotation: int, box_rgb: tuple[int, int, int]) -
     """Return the planes of a frame, upright and writable, without alpha.
 
     Args:
-        frame: of a format that ``can_paint`` knows; becomes writable, which copies it where others read it.
+        frame: of a format that ``is_supported`` knows; becomes writable, which copies it where others read it.
         rotation: degrees counter-clockwise by which it is turned for display, a multiple of 90.
         box_rgb: the colour of boxes drawn on it.
     """
@@ -48,7 +48,7 @@ def planes_of(frame: VideoFrame, rotation: int, box_rgb: tuple[int, int, int]) -
         white = (1 << frame.format.components[0].bits) - 1
         black, color = _in_frame(frame, (0, 0, 0)), _in_frame(frame, box_rgb)
         is_chroma = not frame.format.is_rgb and 0 not in colors
-        noise = NOISE_SHARE * white * (_CHROMA_NOISE if is_chroma else 1)
+        noise = NOISE_RATIO * white * (_CHROMA_NOISE if is_chroma else 1)
         canvas = Canvas(np.rot90(pixels, rotation // 90)[:, :, : len(colors)], white, black[colors], noise)
         planes.append(Plane(canvas, step_x, step_y, color[colors]))
     return planes
@@ -105,7 +105,7 @@ def _in_frame(frame: VideoFrame, rgb: tuple[int, int, int]) -> NDArray[np.float3
 def canvas_of(image: Image) -> Canvas:
     """Return what of an image can be painted on."""
     pixels = image.pixels[:, :, : image.layout.colors]
-    return Canvas(pixels, image.white, color_in(image, (0, 0, 0)), NOISE_SHARE * image.white)
+    return Canvas(pixels, image.white, color_in(image, (0, 0, 0)), NOISE_RATIO * image.white)
 
 
 def hide(image: Image, regions: Iterable[Region], style: Style = Style.BLUR, shape: Shape = Shape.ELLIPSE) -> Image:
@@ -119,14 +119,14 @@ def hide_into(image: Image, regions: Iterable[Region], style: Style, shape: Shap
     """Hide every region in ``image.pixels`` itself."""
     canvas = canvas_of(image)
     for region in regions:
-        veil_into(canvas, region, Veil(), style, shape)
+        redact_region(canvas, region, Mosaic(), style, shape)
 
 
 def draw_boxes_into(image: Image, regions: Iterable[Region], rgb: tuple[int, int, int]) -> None:
     """Draw an antialiased 2-px rectangle of that colour round every region, into ``image.pixels`` itself."""
     canvas, color = canvas_of(image), color_in(image, rgb)
     for region in regions:
-        outline_into(canvas, region, color)
+        draw_outline(canvas, region, color)
 
 
 def color_in(image: Image, rgb: tuple[int, int, int]) -> NDArray[np.float32]:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blurguard.batch.journal import results_in
+from blurguard.batch.journal import recorded_results
 from blurguard.errors import ConfigError, InputError
 from blurguard.files.atomic import STATE_FOLDER
-from blurguard.files.filetypes import Kind, claimed_kind, kind_of_file
+from blurguard.files.filetypes import FileType, type_from_suffix, type_of_file
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Discovery:
     """What a folder holds: ``media`` to handle, and how many files were left alone, by reason."""
 
     media: tuple[Path, ...]
@@ -26,7 +26,7 @@ HIDDEN, OWN, LINKS, NOT_MEDIA, SPECIAL = "hidden", "own output", "links", "not m
 _UNLISTED = "cannot be listed"
 
 
-def discover(folder: Path) -> Found:
+def discover(folder: Path) -> Discovery:
     """Search a folder and everything under it, in a stable order.
 
     A file is media when its content or its suffix says so: what claims to be media and is not shall fail
@@ -34,25 +34,25 @@ def discover(folder: Path) -> Found:
     folders below, as their journals tell, are left alone; what else lies there is not.
 
     Raises:
-        InputError: when ``folder`` is none or cannot be listed.
+        InputError: when ``models_dir`` is none or cannot be listed.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: not a folder" if folder.exists() else f"{folder}: no such folder")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InputError(f"{folder}: cannot be listed; its permissions forbid it")
     media, left_alone = [], Counter[str]()
-    for path, reason in _walk(folder, _Results(folder, {})):
+    for path, reason in _walk(folder, _RecordedResults(folder, {})):
         if reason == _UNLISTED:
             media.append(path)  # nobody knows what is in there: it fails by name, and the others are done
         elif reason := reason or _reason_to_leave(path):
             left_alone[reason] += 1
         else:
             media.append(path)
-    return Found(tuple(media), left_alone)
+    return Discovery(tuple(media), left_alone)
 
 
 @dataclass(frozen=True, slots=True)
-class _Results:
+class _RecordedResults:
     """Which files below a folder are ours, as its journal tells; one that has changed since is not."""
 
     folder: Path
@@ -66,7 +66,7 @@ class _Results:
         return stamp == (info.st_size, info.st_mtime_ns)
 
 
-def _walk(folder: Path, results: _Results, within: str = "") -> Iterator[tuple[Path, str]]:
+def _walk(folder: Path, results: _RecordedResults, within: str = "") -> Iterator[tuple[Path, str]]:
     """Yield every file below with the reason why it is left alone, ``""`` when that is not known yet."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -79,8 +79,8 @@ def _walk(folder: Path, results: _Results, within: str = "") -> Iterator[tuple[P
         if not entry.is_dir(follow_symlinks=False):
             yield path, reason or (OWN if results.have(path) else "")
         elif entry.name != STATE_FOLDER:  # our own record is nobody's pictures
-            stamps = results_in(path)
-            yield from _walk(path, _Results(path, stamps) if stamps else results, reason)
+            stamps = recorded_results(path)
+            yield from _walk(path, _RecordedResults(path, stamps) if stamps else results, reason)
 
 
 def _reason_to_leave(path: Path) -> str:
@@ -88,10 +88,10 @@ def _reason_to_leave(path: Path) -> str:
         return LINKS
     if not path.is_file():
         return SPECIAL
-    if claimed_kind(path) is Kind.UNKNOWN:
+    if type_from_suffix(path) is FileType.UNKNOWN:
         # An unreadable file without a media suffix claims nothing; one with it fails later, by name.
         try:
-            return NOT_MEDIA if kind_of_file(path) is Kind.UNKNOWN else ""
+            return NOT_MEDIA if type_of_file(path) is FileType.UNKNOWN else ""
         except InputError:
             return NOT_MEDIA
     return ""
@@ -129,7 +129,7 @@ def _target(file: Path, out: Path | None, folder: bool) -> Path:
         return blurred_name(file)
     if folder:
         return out / file.name
-    if claimed_kind(out) is not claimed_kind(file):
+    if type_from_suffix(out) is not type_from_suffix(file):
         raise ConfigError(f"{out}: the result has the format of {file}; give it the same suffix, {file.suffix}")
     return out
 

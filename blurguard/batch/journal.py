@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from blurguard.errors import OutputError, StorageError
-from blurguard.files.atomic import STATE_FOLDER, digest_of_file
+from blurguard.files.atomic import STATE_FOLDER, digest_file
 from blurguard.files.errors import output_errors
-from blurguard.files.stamp import Stamp
+from blurguard.files.stamp import FileStamp
 
 FILE_NAME = "journal.sqlite"
 IN_PLACE_NAME = "in-place.sqlite"  # of a folder that holds originals as well, and is no output folder
@@ -42,13 +42,13 @@ CREATE TABLE IF NOT EXISTS files (
     changed REAL NOT NULL DEFAULT 0
 ) WITHOUT ROWID
 """
-_TRIES, _PAUSE_SECONDS = 100, 0.01  # for those who only look whether a folder is in use to be gone
-AT_WORK_AT_MOST = 20  # files of ``Figures``
+_LOCK_ATTEMPTS, _PAUSE_SECONDS = 100, 0.01  # for those who only look whether a folder is in use to be gone
+MAX_IN_PROGRESS = 20  # files of ``JournalStats``
 FROM_VERSION_1 = "ALTER TABLE files ADD COLUMN changed REAL NOT NULL DEFAULT 0"
 INDEX = "CREATE INDEX IF NOT EXISTS files_by_state ON files (state, changed)"
 
 
-class State(StrEnum):
+class FileState(StrEnum):
     """How far a file has come. Drop folders have the first two as well, with or without an earlier result."""
 
     QUEUED = "queued"
@@ -59,11 +59,11 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class FileRecord:
     """One source file: what it was, what it was made into, and how.
 
     Attributes:
-        state: see ``State``.
+        state: see ``FileState``.
         source: stamp of the source when it was read.
         source_digest: BLAKE2b of the content that was read.
         recipe: digest of settings and model.
@@ -76,10 +76,10 @@ class Entry:
         changed: when this was recorded, seconds since 1970, 0 when that is not known.
     """
 
-    state: State
-    source: Stamp = Stamp()
+    state: FileState
+    source: FileStamp = FileStamp()
     source_digest: str = ""
-    recipe: str = ""
+    config_digest: str = ""
     output_size: int = -1
     output_mtime_ns: int = -1
     output_digest: str = ""
@@ -93,24 +93,24 @@ class Entry:
 
         Until a new result has got its name, that is the one before: ours, but not what this entry tells of.
         """
-        stamp = Stamp.of(target)
+        stamp = FileStamp.of(target)
         if (stamp.size, stamp.mtime_ns) == (self.output_size, self.output_mtime_ns):
             return self.output_digest
-        digest = digest_of_file(target)
+        digest = digest_file(target)
         return digest if digest in {self.output_digest, self.replaced_digest} else ""
 
     def made(self, target: Path) -> bool:
         """Whether the file at ``target`` is a result of ours, as we left it."""
         return bool(self.output_digest) and bool(self.result_at(target))
 
-    def came_from(self, source: Path) -> bool:
-        """Whether ``source`` still is what was read; reads it only when its times have changed and its size has not."""
-        stamp = Stamp.of(source)
-        return stamp == self.source or (stamp.size == self.source.size and digest_of_file(source) == self.source_digest)
+    def is_unchanged(self, source: Path) -> bool:
+        """Whether ``source_stamp`` still is what was read; reads it only when its times have changed and its size has not."""
+        stamp = FileStamp.of(source)
+        return stamp == self.source or (stamp.size == self.source.size and digest_file(source) == self.source_digest)
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class JournalStats:
     """What a journal tells in numbers.
 
     Attributes:
@@ -118,14 +118,14 @@ class Figures:
         done_lately: files done since the time that was asked for.
         error: message of the last failure that still stands, "" for none.
         failed_at: when that was, seconds since 1970.
-        at_work: what is being worked on or published and since when, longest first, at most ``AT_WORK_AT_MOST``.
+        at_work: what is being worked on or published and since when, longest first, at most ``MAX_IN_PROGRESS``.
     """
 
-    counts: dict[State, int]
-    done_lately: int
+    counts: dict[FileState, int]
+    done_recently: int
     error: str
     failed_at: float
-    at_work: tuple[tuple[Path, float], ...] = ()
+    in_progress: tuple[tuple[Path, float], ...] = ()
 
 
 class Journal:
@@ -135,12 +135,12 @@ class Journal:
         """Take an open connection to a database with our schema."""
         self._db = connection
 
-    def get(self, name: Path) -> Entry | None:
+    def get(self, name: Path) -> FileRecord | None:
         """Return what is known of the source file of that name, relative to the input folder."""
         row = self._db.execute("SELECT * FROM files WHERE name = ?", (os.fsencode(name),)).fetchone()
         return None if row is None else _entry(row)
 
-    def put(self, name: Path, entry: Entry) -> None:
+    def put(self, name: Path, entry: FileRecord) -> None:
         """Record it durably before anything else happens, with the present time.
 
         Raises:
@@ -148,28 +148,28 @@ class Journal:
         """
         self._write(name, entry, time.time())
 
-    def _write(self, name: Path, entry: Entry, changed: float) -> None:
+    def _write(self, name: Path, entry: FileRecord, changed: float) -> None:
         stamp = entry.source
         values = (
             os.fsencode(name), entry.state, stamp.size, stamp.mtime_ns, stamp.ctime_ns, entry.source_digest,
-            entry.recipe, entry.output_size, entry.output_mtime_ns, entry.output_digest, entry.replaced_digest,
+            entry.config_digest, entry.output_size, entry.output_mtime_ns, entry.output_digest, entry.replaced_digest,
             entry.error, entry.root, changed,
         )  # fmt: skip
         with _record_errors(name):
             self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
-    def fail(self, name: Path, message: str, source: Stamp | None = None) -> None:
+    def fail(self, name: Path, message: str, source: FileStamp | None = None) -> None:
         """Record a failure, and of which file if that is known; what is known of an earlier result stays known.
 
-        That result is of another version than ``source``: without a recipe nobody takes it for this one's.
+        That result is of another version than ``source_stamp``: without a recipe nobody takes it for this one's.
         """
-        entry = self.get(name) or Entry(State.FAILED)
+        entry = self.get(name) or FileRecord(FileState.FAILED)
         if source is not None:
-            entry = replace(entry, source=source, source_digest="", recipe="")
+            entry = replace(entry, source=source, source_digest="", config_digest="")
         told = message.encode("utf-8", "backslashreplace").decode()  # names may be no text, which SQLite refuses
-        self.put(name, replace(entry, state=State.FAILED, error=told))
+        self.put(name, replace(entry, state=FileState.FAILED, error=told))
 
-    def mark(self, names: Iterable[Path], state: State) -> None:
+    def mark(self, names: Iterable[Path], state: FileState) -> None:
         """Set the state of files, whether known or not, and nothing else.
 
         Losing this in a power cut does no harm, so nobody waits until it is on disk.
@@ -177,29 +177,29 @@ class Journal:
         Raises:
             OutputError: the disk is full, or the like.
         """
-        with _record_errors(Path(state)), self._unsafely():
+        with _record_errors(Path(state)), self._without_fsync():
             for name in names:
-                self.put(name, replace(self.get(name) or Entry(state), state=state))
+                self.put(name, replace(self.get(name) or FileRecord(state), state=state))
 
-    def withdraw(self, name: Path) -> None:
+    def forget(self, name: Path) -> None:
         """Take back that a file waits or has failed: it is gone. What is known of an earlier result stays known."""
         entry = self.get(name)
-        if entry is None or entry.state in (State.PUBLISHING, State.DONE):
+        if entry is None or entry.state in (FileState.PUBLISHING, FileState.DONE):
             return
         if entry.output_digest:  # of another version, whose times are not known any more; nor is it done just now
-            self._write(name, replace(entry, state=State.DONE, source=Stamp(), error=""), 0.0)
+            self._write(name, replace(entry, state=FileState.DONE, source=FileStamp(), error=""), 0.0)
             return
         with _record_errors(name):
             self._db.execute("DELETE FROM files WHERE name = ?", (os.fsencode(name),))
 
-    def all_in(self, *states: State) -> list[tuple[Path, Entry]]:
+    def all_in(self, *states: FileState) -> list[tuple[Path, FileRecord]]:
         """Return the files in these states, by name."""
         marks = ", ".join("?" * len(states))
         rows = self._db.execute(f"SELECT * FROM files WHERE state IN ({marks}) ORDER BY name", states)  # noqa: S608 - only question marks
         return [(Path(os.fsdecode(row[0])), _entry(row)) for row in rows]
 
     @contextlib.contextmanager
-    def _unsafely(self) -> Iterator[None]:
+    def _without_fsync(self) -> Iterator[None]:
         """Do all or nothing, and do not wait for the disk."""
         self._db.execute("PRAGMA synchronous = NORMAL")
         try:
@@ -210,17 +210,17 @@ class Journal:
             self._db.execute("PRAGMA synchronous = FULL")
 
 
-def _entry(row: tuple[Any, ...]) -> Entry:
+def _entry(row: tuple[Any, ...]) -> FileRecord:
     _, state, size, mtime, ctime, *rest = row
-    return Entry(State(state), Stamp(size, mtime, ctime), *rest)
+    return FileRecord(FileState(state), FileStamp(size, mtime, ctime), *rest)
 
 
-def figures_of(folder: Path, since: float) -> Figures | None:
+def read_stats(folder: Path, since: float) -> JournalStats | None:
     """Return what the journal of an output folder tells in numbers, None where there is none; writes nothing.
 
     Args:
         folder: the output folder.
-        since: files done after this time, seconds since 1970, count as ``done_lately``.
+        since: files done after this time, seconds since 1970, count as ``done_recently``.
 
     Raises:
         OutputError: it cannot be read.
@@ -234,13 +234,13 @@ def figures_of(folder: Path, since: float) -> Figures | None:
             raise OutputError(f"{path}: written by another version of blurguard (schema {version})")
         counts = database.execute("SELECT state, COUNT(*) FROM files GROUP BY state").fetchall()
         lately = "SELECT COUNT(*) FROM files WHERE state = ? AND changed > ?"
-        done = database.execute(lately, (State.DONE, since)).fetchone()[0]
+        done = database.execute(lately, (FileState.DONE, since)).fetchone()[0]
         last = "SELECT error, changed FROM files WHERE state = ? ORDER BY changed DESC LIMIT 1"
-        message, failed_at = database.execute(last, (State.FAILED,)).fetchone() or ("", 0.0)
+        message, failed_at = database.execute(last, (FileState.FAILED,)).fetchone() or ("", 0.0)
         busy = "SELECT name, changed FROM files WHERE state IN (?, ?) ORDER BY changed, name LIMIT ?"
-        rows = database.execute(busy, (State.WORKING, State.PUBLISHING, AT_WORK_AT_MOST)).fetchall()
+        rows = database.execute(busy, (FileState.WORKING, FileState.PUBLISHING, MAX_IN_PROGRESS)).fetchall()
     at_work = tuple((Path(os.fsdecode(name)), changed) for name, changed in rows)
-    return Figures({State(state): count for state, count in counts}, done, message, failed_at, at_work)
+    return JournalStats({FileState(state): count for state, count in counts}, done, message, failed_at, at_work)
 
 
 @contextlib.contextmanager
@@ -264,7 +264,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection | None]:
         raise OutputError(f"{path}: the record of this folder cannot be read: {error}") from error
 
 
-def results_in(folder: Path) -> dict[bytes, tuple[int, int]]:
+def recorded_results(folder: Path) -> dict[bytes, tuple[int, int]]:
     """Return the results that an output folder's journal tells of: name below the folder -> (size, mtime in ns).
 
     A journal that is not there, or cannot be read, tells of nothing: what lies there is then the user's.
@@ -339,7 +339,7 @@ def _lock(handle: int) -> None:
     Such a one lets others share the lock, an owner does not: so the two are told apart.
     """
     exclusive, shared = fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_SH | fcntl.LOCK_NB
-    for _ in range(_TRIES):
+    for _ in range(_LOCK_ATTEMPTS):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(handle, exclusive)
             return

@@ -15,14 +15,14 @@ from PIL import Image as Pillow
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def processors() -> int:
+def cpu_count() -> int:
     """Return how many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS
 
 
-def own_process() -> None:
+def configure_process() -> None:
     """Set what belongs to a whole process; for processes that are blurguard's alone, not for libraries."""
     cv2.setNumThreads(1)  # one thread per worker: workers are what uses the processors
     Pillow.MAX_IMAGE_PIXELS = None  # --max-pixels decides, and says so
@@ -30,18 +30,18 @@ def own_process() -> None:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our errors name the file, its do not
 
 
-def worker_process() -> None:
+def configure_worker() -> None:
     """Set up a worker, which does not outlive its parent, and leaves to it what a terminal says to all of them."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    own_process()
+        threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
+    configure_process()
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Put off what signals do in the main thread: a process that is half started can be neither used nor stopped.
 
     Blocking them keeps them from threads and processes that start meanwhile, but not from this thread: libraries
@@ -63,7 +63,7 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(late)
 
 
-def _die_with(parent: multiprocessing.process.BaseProcess) -> None:
+def _exit_with_parent(parent: multiprocessing.process.BaseProcess) -> None:
     """End this process as soon as its parent has: nobody is left to publish what it does."""
     parent.join()
     os._exit(1)

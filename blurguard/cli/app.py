@@ -24,7 +24,7 @@ from blurguard.errors import EXIT_BATCH_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_
 from blurguard.settings import Settings, WatchSettings, read_settings
 
 if TYPE_CHECKING:
-    from blurguard.batch.workers import Crew
+    from blurguard.batch.workers import WorkerConfig
     from blurguard.cli.console import ConsoleProgress
     from blurguard.types import Outcome
 
@@ -44,8 +44,8 @@ class Run:
     """The options that commands share, as chosen; those of ``watch`` are none to the others."""
 
     settings: Settings
-    watching: WatchSettings
-    read_again: Callable[[], tuple[Settings, WatchSettings]]
+    watch_settings: WatchSettings
+    reload_settings: Callable[[], tuple[Settings, WatchSettings]]
     console: ConsoleProgress
     report: Path | None = None
     dry_run: bool = False
@@ -54,24 +54,24 @@ class Run:
     @property
     def effective_settings(self) -> Settings:
         """The settings with the model's own threshold where none was chosen, as a report tells them."""
-        from blurguard.detection.model_zoo import find
+        from blurguard.detection.model_zoo import get_spec
 
-        score = self.settings.min_score or find(self.settings.model).thresholds[self.settings.mode]
+        score = self.settings.min_score or get_spec(self.settings.model).thresholds[self.settings.mode]
         return replace(self.settings, min_score=score)
 
     @property
-    def crew(self) -> Crew:
+    def worker_config(self) -> WorkerConfig:
         """Who works: as many processes as asked for, else one per processor that this process may use."""
         return _crew(self.settings, self.console)
 
 
-def _crew(settings: Settings, console: ConsoleProgress, threads: int = 1) -> Crew:
+def _crew(settings: Settings, console: ConsoleProgress, threads: int = 1) -> WorkerConfig:
     from blurguard.anonymize.anonymizer import Anonymizer
-    from blurguard.batch.process import processors
-    from blurguard.batch.workers import Crew
+    from blurguard.batch.process import cpu_count
+    from blurguard.batch.workers import WorkerConfig
 
     factory = functools.partial(Anonymizer, settings)
-    return Crew(factory, settings.jobs or processors(), threads, console.frames)
+    return WorkerConfig(factory, settings.jobs or cpu_count(), threads, console.frames)
 
 
 Command = Callable[..., int]
@@ -149,8 +149,8 @@ def _settings(config: Path | None, chosen: dict[str, Any], watching: dict[str, A
     paths = {key: str(value) for key, value in watching.items() if isinstance(value, Path)}
     try:
         return (
-            settings.changed(_given(chosen), "command line"),
-            watch_settings.changed(_given(watching | paths), "command line"),
+            settings.with_values(_given(chosen), "command line"),
+            watch_settings.with_values(_given(watching | paths), "command line"),
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
@@ -175,18 +175,18 @@ def _dir(
     """
     from blurguard.batch.discovery import folder_beside
     from blurguard.batch.output_tree import FolderTask
-    from blurguard.batch.runner import blur_folder
+    from blurguard.batch.runner import anonymize_folder
 
     if in_place and out is not None:
         raise typer.BadParameter("--in-place and --out exclude each other")
     target = photos if in_place else out or folder_beside(photos)
-    task = FolderTask(photos, target, run.crew, run.overwrite, run.dry_run)
+    task = FolderTask(photos, target, run.worker_config, run.overwrite, run.dry_run)
     if task.in_place and not in_place:
         raise ConfigError(f"{target}: the results would replace the originals; choose another --out or give --in-place")
     found = task.discover()
     if not found.media:
         run.console.say(f"no pictures or videos in {photos}")
-    code = _batch(run, len(found.media), blur_folder(task, found.media), found.left_alone)
+    code = _batch(run, len(found.media), anonymize_folder(task, found.media), found.left_alone)
     if found.media and not run.dry_run:
         run.console.say(f"results in {target}")
     return EXIT_BATCH_FAILED if code else EXIT_OK
@@ -203,10 +203,10 @@ def _file(
 ) -> int:
     """Hide the faces in single pictures and videos."""
     from blurguard.batch.discovery import targets_for
-    from blurguard.batch.runner import blur_files
+    from blurguard.batch.runner import anonymize_files
 
     pairs = targets_for(list(dict.fromkeys(files)), out)
-    outcomes = blur_files(pairs, run.crew, overwrite=run.overwrite, dry_run=run.dry_run)
+    outcomes = anonymize_files(pairs, run.worker_config, overwrite=run.overwrite, dry_run=run.dry_run)
     code = _batch(run, len(pairs), outcomes, Counter())
     return EXIT_BATCH_FAILED if code and len(pairs) > 1 else code
 
@@ -221,7 +221,7 @@ def _detect(
 ) -> int:
     """Find the faces in pictures and videos and write where they are; hides nothing."""
     from blurguard.batch.discovery import discover
-    from blurguard.batch.runner import look_at_files
+    from blurguard.batch.runner import detect_files
     from blurguard.cli.report import JsonLines, detection_json
 
     if run.report is not None and run.report == json_file:
@@ -235,12 +235,12 @@ def _detect(
             left_alone += found.left_alone
         else:
             files.append(path)
-    crew = run.crew.sized(len(files))
+    crew = run.worker_config.sized_for(len(files))
     crew.factory()  # a detector that cannot run is no picture's failure
     with JsonLines(json_file) as lines:
 
         def written() -> Iterator[Outcome]:
-            for outcome in look_at_files(files, crew):
+            for outcome in detect_files(files, crew):
                 lines.write(detection_json(outcome))
                 yield outcome
 
@@ -258,24 +258,24 @@ def _watch(
 
     SIGTERM or Ctrl-C stop it, SIGHUP has the settings read again. It may be killed and started again at any moment.
     """
-    from blurguard.batch.process import own_process, processors
+    from blurguard.batch.process import configure_process, cpu_count
     from blurguard.watch.daemon import WatchTask, watch
-    from blurguard.watch.event_loop import Orders
+    from blurguard.watch.event_loop import RuntimeConfig
     from blurguard.watch.folders import folders_for
 
-    own_process()
-    settings = run.watching.complete()
+    configure_process()
+    settings = run.watch_settings.complete()
     folders = folders_for(inbox, outbox, settings)
 
-    def read_orders() -> Orders:
+    def read_orders() -> RuntimeConfig:
         try:
-            again, watching = run.read_again()
+            again, watching = run.reload_settings()
         except typer.BadParameter as error:
             raise ConfigError(str(error)) from error
-        return Orders(_crew(again, run.console, processors()), watching.complete())
+        return RuntimeConfig(_crew(again, run.console, cpu_count()), watching.complete())
 
     task = WatchTask(
-        folders, Orders(_crew(run.settings, run.console, processors()), settings), read_orders, run.overwrite
+        folders, RuntimeConfig(_crew(run.settings, run.console, cpu_count()), settings), read_orders, run.overwrite
     )
     with run.console.live(f"watching {inbox}"):
         watch(task, run.console)
@@ -295,12 +295,12 @@ def _status(
     ] = None,
 ) -> None:
     """Tell how a drop folder is doing."""
-    from blurguard.cli.console import shown
-    from blurguard.watch.health import status_of
+    from blurguard.cli.console import printable
+    from blurguard.watch.health import read_status
 
     with _plain_errors():
-        status = status_of(outbox, health, time.time())
-        for line in [json.dumps(status.as_json())] if as_json else map(shown, status.lines()):
+        status = read_status(outbox, health, time.time())
+        for line in [json.dumps(status.as_json())] if as_json else map(printable, status.lines()):
             typer.echo(line)
     if check and not status.healthy:
         raise typer.Exit(EXIT_UNFORESEEN)
@@ -312,12 +312,12 @@ def _models() -> None:
     from blurguard.detection import model_zoo
 
     with _plain_errors():
-        for index, spec in enumerate(model_zoo.specs()):
+        for index, spec in enumerate(model_zoo.all_specs()):
             thresholds = ", ".join(f"{mode} {score:g}" for mode, score in spec.thresholds.items())
             typer.echo(f"{spec.name}{'' if index else ' (default)'}")
             typer.echo(f"  hides from score: {thresholds}\n  licence: {spec.licence}\n  source: {spec.source}")
             typer.echo(f"  trained on: {spec.training_data}\n  SHA-256: {spec.sha256}")
-            typer.echo(f"  file: {model_zoo.folder() / spec.file}")
+            typer.echo(f"  file: {model_zoo.models_dir() / spec.file}")
 
 
 @app.command("doctor")
@@ -329,16 +329,16 @@ def _doctor(
     """Check runtime, models, codecs and folders; the exit code is that of the first failure."""
     from rich.markup import escape
 
-    from blurguard.cli.console import plain_console, shown
-    from blurguard.cli.doctor import examine
+    from blurguard.cli.console import plain_console, printable
+    from blurguard.cli.doctor import run_checks
 
     console, code = plain_console(), EXIT_OK
     console.print(f"blurguard {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
     with _plain_errors():
-        for finding in examine(folders or [Path()]):
+        for finding in run_checks(folders or [Path()]):
             code = code or finding.exit_code
             mark = "[bold red]FAIL[/]" if finding.exit_code else "[green]ok[/]  "
-            console.print(f"{mark} {escape(shown(finding.name))}: {escape(shown(finding.detail))}")
+            console.print(f"{mark} {escape(printable(finding.name))}: {escape(printable(finding.detail))}")
     raise typer.Exit(code)
 
 
@@ -370,10 +370,10 @@ def _interrupt(number: int, _: object) -> None:
 
 def _batch(run: Run, total: int, outcomes: Iterator[Outcome], left_alone: Counter[str]) -> int:
     """Drive a batch to its end, telling of it; returns the exit code of the first failure, or 0."""
-    from blurguard.batch.process import own_process
+    from blurguard.batch.process import configure_process
     from blurguard.cli.report import JsonLines, outcome_json
 
-    own_process()
+    configure_process()
     started = time.perf_counter()
     with JsonLines(run.report) as report, contextlib.closing(outcomes):  # type: ignore[type-var]
         run.console.start(total)
@@ -390,10 +390,10 @@ def _batch(run: Run, total: int, outcomes: Iterator[Outcome], left_alone: Counte
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
     """Turn an error into a message and its exit code, for commands without shared options."""
-    from blurguard.cli.console import shown
+    from blurguard.cli.console import printable
 
     try:
         yield
     except BlurguardError as error:
-        typer.echo(f"error: {shown(str(error))}", err=True)
+        typer.echo(f"error: {printable(str(error))}", err=True)
         raise typer.Exit(error.exit_code) from error

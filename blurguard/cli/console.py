@@ -28,19 +28,19 @@ from rich.table import Table
 from rich.text import Text
 
 from blurguard.types import Outcome, Status
-from blurguard.watch.health import Health, State
+from blurguard.watch.health import DaemonState, Health
 
 _JSON_EVERY_SECONDS = 5.0  # of each video
 _STYLES = {Status.DONE: "green", Status.SKIPPED: "dim", Status.FAILED: "bold red"}
 
 
-def shown(path: Path | str) -> str:
+def printable(path: Path | str) -> str:
     """Return a name that is safe to print: bytes that are no text and control characters are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class _Steady:
+class _InterruptSafeStream:
     """A standard stream to which writing is no error when its terminal has been closed: SIGHUP decides what happens."""
 
     def __init__(self, stream: IO[str]) -> None:
@@ -70,7 +70,7 @@ def _closed_terminal_ignored() -> Iterator[None]:
 
 def plain_console(to_stderr: bool = False) -> Console:
     """Return a console that prints names as they are: no emoji, nothing highlighted, no line cut."""
-    stream = cast(IO[str], _Steady(sys.stderr if to_stderr else sys.stdout))
+    stream = cast(IO[str], _InterruptSafeStream(sys.stderr if to_stderr else sys.stdout))
     return Console(file=stream, highlight=False, soft_wrap=True, emoji=False)
 
 
@@ -101,7 +101,7 @@ class _Rate(ProgressColumn):
         return Text(text, style="progress.data.speed")
 
 
-class _Headed(Progress):
+class _ProgressWithHeadline(Progress):
     """Bars under a line of text."""
 
     headline = Text()
@@ -125,11 +125,11 @@ class ConsoleProgress:
         self.tally = Tally()
         self._quiet = quiet
         self._as_json = as_json
-        self._bar: _Headed | None = None
+        self._bar: _ProgressWithHeadline | None = None
         self._batch: TaskID | None = None
         self._headline = self._state = ""
-        self._films: dict[Path, TaskID] = {}
-        self._told: dict[Path, float] = {}
+        self._videos: dict[Path, TaskID] = {}
+        self._last_json: dict[Path, float] = {}
         self._lines = not quiet and not as_json and (verbose or not self.errors.is_terminal)
 
     def start(self, total: int) -> None:
@@ -148,14 +148,16 @@ class ConsoleProgress:
         finally:
             self.finish()
 
-    def watching(self, health: Health) -> None:
+    def show_health(self, health: Health) -> None:
         """Tell how a drop folder is doing."""
         state = f"{health.state}: {health.why}" if health.why else str(health.state)
         if self._bar is not None:
             since = max(health.latest - health.started, 1.0)
             counts = f"{health.queued} waiting, {health.working} working, {health.done} done, {health.failed} failed"
             text = f"{self._headline} ({state}): {counts}, {health.done / since:.1f} files/s"
-            self._bar.headline = Text(shown(text), style="bold red" if health.state is State.PAUSED else "bold")
+            self._bar.headline = Text(
+                printable(text), style="bold red" if health.state is DaemonState.PAUSED else "bold"
+            )
         if state != self._state:
             self._state = state
             if self._as_json:
@@ -167,20 +169,20 @@ class ConsoleProgress:
             return False
         what = TextColumn("{task.description}", markup=False)
         columns = what, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-        self._bar = _Headed(*columns, console=self.errors, transient=True)
+        self._bar = _ProgressWithHeadline(*columns, console=self.errors, transient=True)
         self._bar.start()
         return True
 
     def frames(self, source: Path, done: int, total: int | None) -> None:
         """Tell how far a video is; may be called from any thread."""
-        if self._as_json and monotonic() - self._told.get(source, 0.0) >= _JSON_EVERY_SECONDS:
-            self._told[source] = monotonic()
+        if self._as_json and monotonic() - self._last_json.get(source, 0.0) >= _JSON_EVERY_SECONDS:
+            self._last_json[source] = monotonic()
             self._json("frames", source=str(source), done=done, total=total)
         if self._bar is None:
             return
-        if source not in self._films:
-            self._films[source] = self._bar.add_task(shown(source.name), total=total, unit="frame")
-        self._bar.update(self._films[source], completed=done, total=total)
+        if source not in self._videos:
+            self._videos[source] = self._bar.add_task(printable(source.name), total=total, unit="frame")
+        self._bar.update(self._videos[source], completed=done, total=total)
 
     def advance(self, outcome: Outcome) -> None:
         """Tell of one file."""
@@ -189,17 +191,17 @@ class ConsoleProgress:
             self._json("file", source=str(outcome.source), status=outcome.status, faces=len(outcome.faces),
                        seconds=round(outcome.seconds, 3), reason=outcome.reason)  # fmt: skip
         elif outcome.status is Status.FAILED:
-            self.errors.print(Text(f"failed   {shown(outcome.reason)}", style=_STYLES[outcome.status]))
+            self.errors.print(Text(f"failed   {printable(outcome.reason)}", style=_STYLES[outcome.status]))
         elif self._lines:
             self._above.print(_line(outcome))
         if self._bar is not None and self._batch is not None:
             self._bar.advance(self._batch)
-        self.let_go(outcome.source)
+        self.clear_progress(outcome.source)
 
-    def let_go(self, source: Path) -> None:
+    def clear_progress(self, source: Path) -> None:
         """Tell nothing more of how far a video is."""
-        self._told.pop(source, None)
-        film = self._films.pop(source, None)
+        self._last_json.pop(source, None)
+        film = self._videos.pop(source, None)
         if self._bar is not None and film is not None:
             self._bar.remove_task(film)
 
@@ -214,14 +216,14 @@ class ConsoleProgress:
         if self._as_json:
             self._json("note", text=text)
         elif not self._quiet:
-            self._above.print(Text(shown(text)))
+            self._above.print(Text(printable(text)))
 
     def fail(self, text: str) -> None:
         """Print an error that is of no single file."""
         if self._as_json:
             self._json("error", text=text)
         else:
-            self.errors.print(Text(f"error: {shown(text)}", style="bold red"))
+            self.errors.print(Text(f"error: {printable(text)}", style="bold red"))
 
     def close(self, seconds: float, left_alone: Counter[str]) -> None:
         """Print the closing table; ``seconds`` is the wall time of all of it."""
@@ -251,7 +253,7 @@ class ConsoleProgress:
 
 def _line(outcome: Outcome) -> Text:
     line = Text(f"{outcome.status:<8} ", style=_STYLES[outcome.status])
-    line.append(shown(outcome.source), style="default")
+    line.append(printable(outcome.source), style="default")
     if outcome.status is Status.DONE or outcome.faces:
         noun = "face" if len(outcome.faces) == 1 else "faces"
         line.append(f"  {len(outcome.faces)} {noun}  {outcome.seconds:.2f} s", style="default")

@@ -11,15 +11,15 @@ import numpy as np
 from blurguard.detection import model_zoo
 from blurguard.detection.interpreter import Network, interpreter_class
 from blurguard.errors import BlurguardError, ModelError, OutputError
-from blurguard.files.atomic import scratch_in, sweep
-from blurguard.files.filetypes import Kind
-from blurguard.images.still import Page, open_still, template
+from blurguard.files.atomic import remove_stale, scratch_in
+from blurguard.files.filetypes import FileType
+from blurguard.images.still import Page, blank_image_file, open_image
 from blurguard.types import Image, Layout
 from blurguard.video.encoders import ENCODERS, missing_encoders
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One check: what, how it went, and the exit code of its failure, 0 when it is well."""
 
     name: str
@@ -27,11 +27,11 @@ class Finding:
     exit_code: int = 0
 
 
-def examine(folders: list[Path]) -> Iterator[Finding]:
+def run_checks(folders: list[Path]) -> Iterator[CheckResult]:
     """Yield the findings one by one; ``folders`` are checked for being writable."""
     yield _finding("runtime", lambda: interpreter_class()[1])
     yield from _models()
-    for kind in Kind:
+    for kind in FileType:
         if kind.is_still:
             yield _finding(f"codec {kind}", lambda kind=kind: _round_trip(kind))  # type: ignore[misc]
     yield _finding("video", _video)
@@ -39,34 +39,34 @@ def examine(folders: list[Path]) -> Iterator[Finding]:
         yield _finding(f"folder {folder}", lambda folder=folder: _writable(folder))  # type: ignore[misc]
 
 
-def _models() -> Iterator[Finding]:
+def _models() -> Iterator[CheckResult]:
     try:
-        known = model_zoo.specs()
+        known = model_zoo.all_specs()
     except ModelError as error:
-        yield Finding("models", str(error), error.exit_code)
+        yield CheckResult("models", str(error), error.exit_code)
         return
     for spec in known:
         yield _finding(f"model {spec.name}", lambda spec=spec: _runs(spec))  # type: ignore[misc]
 
 
-def _finding(name: str, check: Callable[[], str]) -> Finding:
+def _finding(name: str, check: Callable[[], str]) -> CheckResult:
     try:
-        return Finding(name, check())
+        return CheckResult(name, check())
     except BlurguardError as error:
-        return Finding(name, str(error), error.exit_code)
+        return CheckResult(name, str(error), error.exit_code)
 
 
 def _runs(spec: model_zoo.ModelSpec) -> str:
     side = spec.size_multiple * 2
-    Network(spec, model_zoo.load(spec)).run(np.zeros((side, side, 3), np.uint8))
+    Network(spec, model_zoo.load_weights(spec)).run(np.zeros((side, side, 3), np.uint8))
     return f"SHA-256 {spec.sha256[:12]}… as released, runs"
 
 
-def _round_trip(kind: Kind) -> str:
+def _round_trip(kind: FileType) -> str:
     """Encode a small picture and decode it again."""
     pixels = np.full((16, 16, 3), 128, np.uint8)
-    data = template(kind).encode([Page(Image(pixels, Layout.RGB))])
-    (page,) = open_still(data, kind, "test picture", 256).pages()
+    data = blank_image_file(kind).encode([Page(Image(pixels, Layout.RGB))])
+    (page,) = open_image(data, kind, "test picture", 256).pages()
     return f"reads and writes, {page.image.width} x {page.image.height} px"
 
 
@@ -81,6 +81,6 @@ def _video() -> str:
 def _writable(folder: Path) -> str:
     if not folder.is_dir():
         raise OutputError(f"{folder}: no such folder")
-    sweep(folder)
+    remove_stale(folder)
     with scratch_in(folder):
         return "writable"

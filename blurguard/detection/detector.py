@@ -28,7 +28,7 @@ class Detector(Protocol):
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
         """Return the faces in an upright (H, W, 3) uint8 RGB picture that score at least ``min_score``.
 
-        A detector that looks a second time at what `exposure.flaw` tells something of says so in their ``flaw``.
+        A detector that looks a second time at what `exposure.exposure_defect` tells something of says so in their ``exposure_defect``.
         """
 
 
@@ -38,5 +38,5 @@ def load_detector(settings: Settings, threads: int = 1) -> BlazeFaceDetector:
     Raises:
         ModelError: no such model, file damaged, or no runtime.
     """
-    spec = model_zoo.find(settings.model)
-    return BlazeFaceDetector(Network(spec, model_zoo.load(spec), threads), settings.mode)
+    spec = model_zoo.get_spec(settings.model)
+    return BlazeFaceDetector(Network(spec, model_zoo.load_weights(spec), threads), settings.mode)

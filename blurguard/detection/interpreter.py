@@ -141,13 +141,13 @@ def _quiet_stderr_once() -> Iterator[None]:
     if _built.is_set():
         yield
         return
-    with _first_build, _stderr_away():
+    with _first_build, _discard_stderr():
         yield
         _built.set()
 
 
 @contextlib.contextmanager
-def _stderr_away() -> Iterator[None]:
+def _discard_stderr() -> Iterator[None]:
     """Turn standard error to nowhere."""
     try:
         kept = os.dup(2)

@@ -85,7 +85,7 @@ class ModelSpec:
         return f"{self.name}@{self.sha256}"
 
 
-def folder() -> Path:
+def models_dir() -> Path:
     """Return the folder of the manifest: in the installed package, else in the checkout.
 
     Raises:
@@ -97,42 +97,42 @@ def folder() -> Path:
     raise ModelError(f"no {MANIFEST} in {_PACKAGE} or beside it: blurguard is not installed properly; reinstall it")
 
 
-def specs(models: Path | None = None) -> list[ModelSpec]:
+def all_specs(models: Path | None = None) -> list[ModelSpec]:
     """Return every model of the manifest, the default first.
 
     Raises:
         ModelError: when the manifest cannot be read.
     """
-    path = (models or folder()) / MANIFEST
+    path = (models or models_dir()) / MANIFEST
     try:
         manifest = tomllib.loads(path.read_text("utf-8"))
         if unknown := set(manifest) - {"model", "original"}:
             raise ValueError(f"unknown tables {sorted(unknown)}")
-        return [_spec(entry) for entry in manifest["model"]]
+        return [_parse_spec(entry) for entry in manifest["model"]]
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: not a valid manifest: {error!r}; reinstall blurguard") from error
 
 
-def find(name: str = "", models: Path | None = None) -> ModelSpec:
+def get_spec(name: str = "", models: Path | None = None) -> ModelSpec:
     """Return the model of that name, or the default one for ``""``.
 
     Raises:
         ModelError: when there is none of that name.
     """
-    known = specs(models)
+    known = all_specs(models)
     for spec in known:
         if name in ("", spec.name):
             return spec
     raise ModelError(f"no model named {name!r}; there are: {', '.join(spec.name for spec in known)}")
 
 
-def load(spec: ModelSpec, models: Path | None = None) -> bytes:
+def load_weights(spec: ModelSpec, models: Path | None = None) -> bytes:
     """Return the bytes of a model's file after checking their hash.
 
     Raises:
         ModelError: missing, or not the file that the manifest tells of.
     """
-    path = (models or folder()) / spec.file
+    path = (models or models_dir()) / spec.file
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -142,7 +142,7 @@ def load(spec: ModelSpec, models: Path | None = None) -> bytes:
     return data
 
 
-def _spec(entry: dict[str, Any]) -> ModelSpec:
+def _parse_spec(entry: dict[str, Any]) -> ModelSpec:
     values = dict(entry)
     if unknown := set(values) - {field.name for field in fields(ModelSpec)}:
         raise ValueError(f"unknown keys {sorted(unknown)}")

@@ -1,6 +1,6 @@
 """Files that are whole at their final name, or absent; and the private scratch where they wait until then.
 
-A result is written in two halves, because one process may do the work and another decide: ``write_draft``
+A result is written in two halves, because one process may do the work and another decide: ``stage_bytes``
 puts it, already hidden and encoded, into scratch and on disk; ``publish`` gives it its name. Scratch lies in
 ``FOLDER/.blurguard/scratch/``, on the file system of the results, 0700, its files 0600. It is locked while its
 owner lives, so what ``kill -9`` leaves is told from what is in use, and swept at the next start.
@@ -29,11 +29,11 @@ STATE_FOLDER = ".blurguard"
 SCRATCH_FOLDER = "scratch"
 _NOT_SUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # fcntl.h, linux/fs.h
-_ATTEMPTS = 20  # another process may remove the empty folder between two of our calls
+_MAX_ATTEMPTS = 20  # another process may remove the empty folder between two of our calls
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class StagedFile:
     """A finished result that waits in scratch for its name.
 
     Attributes:
@@ -49,7 +49,7 @@ class Draft:
     mtime_ns: int
 
 
-def digest_of(data: bytes | memoryview) -> str:
+def digest_bytes(data: bytes | memoryview) -> str:
     """Return the BLAKE2b-256 of some bytes, hex."""
     return hashlib.blake2b(data, digest_size=32).hexdigest()
 
@@ -67,7 +67,7 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         yield file
 
 
-def digest_of_file(path: Path) -> str:
+def digest_file(path: Path) -> str:
     """Return the BLAKE2b-256 of a file's content, hex."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
@@ -75,14 +75,14 @@ def digest_of_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def scratch_in(folder: Path, needed: Callable[[], bool] = lambda: False) -> Iterator[Path]:
-    """Give a private folder on the file system of ``folder``, which is made if need be; gone at the end.
+    """Give a private folder on the file system of ``models_dir``, which is made if need be; gone at the end.
 
     Args:
         folder: holds results.
         needed: asked at the end whether what is left must stay for the next process to look at.
 
     Raises:
-        OutputError: when ``folder`` cannot be written to.
+        OutputError: when ``models_dir`` cannot be written to.
     """
     with output_errors(folder):
         path, lock = _make_scratch(folder)
@@ -95,8 +95,8 @@ def scratch_in(folder: Path, needed: Callable[[], bool] = lambda: False) -> Iter
         _remove_if_empty(path.parent)
 
 
-def sweep(folder: Path, *, recorded: bool = False) -> int:
-    """Delete the scratch in ``folder`` that no living process holds; return how many folders went.
+def remove_stale(folder: Path, *, recorded: bool = False) -> int:
+    """Delete the scratch in ``models_dir`` that no living process holds; return how many folders went.
 
     Args:
         folder: holds results.
@@ -112,12 +112,12 @@ def sweep(folder: Path, *, recorded: bool = False) -> int:
     swept = 0
     with output_errors(parent), contextlib.suppress(FileNotFoundError):
         with _locked_folder(parent):
-            swept = sum(_sweep_one(path) for path in parent.iterdir())
+            swept = sum(_remove_one(path) for path in parent.iterdir())
         _remove_if_empty(parent)
     return swept
 
 
-def write_draft(scratch: Path, data: bytes | memoryview) -> Draft:
+def stage_bytes(scratch: Path, data: bytes | memoryview) -> StagedFile:
     """Write a result into scratch, 0600, through to the disk.
 
     Raises:
@@ -126,12 +126,12 @@ def write_draft(scratch: Path, data: bytes | memoryview) -> Draft:
 
     def write(path: Path) -> str:
         path.write_bytes(data)
-        return digest_of(data)
+        return digest_bytes(data)
 
-    return make_draft(scratch, write)
+    return stage_file(scratch, write)
 
 
-def make_draft(scratch: Path, write: Callable[[Path], str | None]) -> Draft:
+def stage_file(scratch: Path, write: Callable[[Path], str | None]) -> StagedFile:
     """Have a new file in scratch, 0600, written by ``write``, and bring it through to the disk.
 
     ``write`` may return the digest of what it wrote, which is else read back.
@@ -145,7 +145,7 @@ def make_draft(scratch: Path, write: Callable[[Path], str | None]) -> Draft:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with output_errors(path):
-                digest = write(path) or digest_of_file(path)
+                digest = write(path) or digest_file(path)
                 os.fsync(handle)
                 info = os.fstat(handle)
         finally:
@@ -153,10 +153,10 @@ def make_draft(scratch: Path, write: Callable[[Path], str | None]) -> Draft:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return Draft(path, digest, info.st_size, info.st_mtime_ns)
+    return StagedFile(path, digest, info.st_size, info.st_mtime_ns)
 
 
-def publish(draft: Draft, target: Path, replace: bool) -> None:
+def publish(draft: StagedFile, target: Path, replace: bool) -> None:
     """Give a draft its final name, in one step; where that fails the draft stays in scratch.
 
     The file gets the permissions that any new file would have got there, or those of the file it replaces.
@@ -174,14 +174,14 @@ def publish(draft: Draft, target: Path, replace: bool) -> None:
     with output_errors(target):
         new = list(itertools.takewhile(lambda folder: not folder.exists(), target.parents))
         make_folders(target.parent, 0o777)
-        _take_after(draft.path, target if replace else None)
+        _copy_ownership(draft.path, target if replace else None)
         if replace:
             draft.path.replace(target)
         else:
-            take_free_name(draft.path, target)
+            rename_noreplace(draft.path, target)
             draft.path.unlink(missing_ok=True)
         for folder in (target.parent, *(folder.parent for folder in new)):
-            _sync_folder(folder)
+            fsync_folder(folder)
 
 
 def _make_scratch(folder: Path) -> tuple[Path, int]:
@@ -189,7 +189,7 @@ def _make_scratch(folder: Path) -> tuple[Path, int]:
     parent = folder / STATE_FOLDER / SCRATCH_FOLDER
     name = secrets.token_hex(8)
     folder.mkdir(parents=True, exist_ok=True)
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             parent.parent.mkdir(mode=0o700, exist_ok=True)
             parent.mkdir(mode=0o700, exist_ok=True)
@@ -212,7 +212,7 @@ def _locked_folder(folder: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def _sweep_one(path: Path) -> int:
+def _remove_one(path: Path) -> int:
     """Delete one scratch folder unless its owner still holds the lock; 1 when it went."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
@@ -241,10 +241,10 @@ def _remove_if_empty(scratch: Path) -> None:
             return
 
 
-def _take_after(draft: Path, replaced: Path | None) -> None:
+def _copy_ownership(draft: Path, replaced: Path | None) -> None:
     """Give a draft owner and permissions of the file it replaces, or the permissions that any new file gets."""
     if replaced is None or not replaced.exists():
-        draft.chmod(_usual_mode(draft))
+        draft.chmod(_default_mode(draft))
         return
     info = replaced.stat()
     with contextlib.suppress(PermissionError):  # only root may give files away
@@ -252,7 +252,7 @@ def _take_after(draft: Path, replaced: Path | None) -> None:
     draft.chmod(stat.S_IMODE(info.st_mode))
 
 
-def _usual_mode(draft: Path) -> int:
+def _default_mode(draft: Path) -> int:
     """Return the permission bits that the umask gives a new file in this place."""
     # The umask itself can only be read by setting it, for the whole process. A probe tells as much.
     probe = draft.with_suffix(".mode")
@@ -271,7 +271,7 @@ def make_folders(folder: Path, mode: int = 0o700) -> None:
             path.mkdir(mode, exist_ok=True)
 
 
-def take_free_name(draft: Path, target: Path) -> None:
+def rename_noreplace(draft: Path, target: Path) -> None:
     """Rename without ever replacing.
 
     Where the system has no such call the draft may still have its own name as well.
@@ -280,7 +280,7 @@ def take_free_name(draft: Path, target: Path) -> None:
         FileExistsError: the name is taken.
         OSError: it cannot be renamed.
     """
-    if _renamed_to_free_name(draft, target):
+    if _renameat2_noreplace(draft, target):
         return
     try:
         os.link(draft, target)  # fails where the name is taken
@@ -293,7 +293,7 @@ def take_free_name(draft: Path, target: Path) -> None:
         draft.rename(target)
 
 
-def _renamed_to_free_name(draft: Path, target: Path) -> bool:
+def _renameat2_noreplace(draft: Path, target: Path) -> bool:
     """Rename in one step if the name is free; False where kernel or file system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, glibc 2.28 and later
     if rename is None:
@@ -306,7 +306,7 @@ def _renamed_to_free_name(draft: Path, target: Path) -> bool:
     raise OSError(number, os.strerror(number), os.fspath(draft), None, os.fspath(target))
 
 
-def _sync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Bring the new name itself to the disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

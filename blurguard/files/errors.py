@@ -9,7 +9,7 @@ from pathlib import Path
 
 from blurguard.errors import OutputError, StorageError
 
-OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE}
+STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE}
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def output_errors(path: Path) -> Iterator[None]:
             errno.EXDEV: "lies on another file system than the output folder; choose --out inside one file system",
         }
         hint = hints.get(error.errno or 0, error.strerror or str(error))
-        kind = StorageError if error.errno in OF_THE_DISK else OutputError
+        kind = StorageError if error.errno in STORAGE_ERRNOS else OutputError
         raise kind(f"{path}: cannot write: {hint}") from error
 
 
@@ -50,5 +50,5 @@ def moving_errors(path: Path, what: str) -> Iterator[None]:
             errno.ENOTDIR: "a file stands where a folder should be; remove it",
         }
         hint = hints.get(error.errno or 0, error.strerror or str(error))
-        kind = StorageError if error.errno in OF_THE_DISK else OutputError
+        kind = StorageError if error.errno in STORAGE_ERRNOS else OutputError
         raise kind(f"{path}: {what}: {hint}") from error

@@ -12,7 +12,7 @@ from blurguard.files.atomic import open_regular
 HEAD_BYTES = 600  # three packets of an MPEG transport stream are the longest signature
 
 
-class Kind(StrEnum):
+class FileType(StrEnum):
     """Formats that are told apart; the first ones can be read and written."""
 
     JPEG = "JPEG"
@@ -31,25 +31,25 @@ class Kind(StrEnum):
     @property
     def is_still(self) -> bool:
         """Whether ``images`` reads and writes it."""
-        return self not in (Kind.VIDEO, Kind.RAW, Kind.UNKNOWN)
+        return self not in (FileType.VIDEO, FileType.RAW, FileType.UNKNOWN)
 
 
 _PREFIXES = (
-    (b"\xff\xd8\xff", Kind.JPEG),
-    (b"\x89PNG\r\n\x1a\n", Kind.PNG),
-    (b"GIF87a", Kind.GIF),
-    (b"GIF89a", Kind.GIF),
-    (b"II*\0", Kind.TIFF),
-    (b"MM\0*", Kind.TIFF),
-    (b"II+\0", Kind.TIFF),
-    (b"MM\0+", Kind.TIFF),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", Kind.JPEG2000),
-    (b"\xff\x4f\xff\x51", Kind.JPEG2000),
+    (b"\xff\xd8\xff", FileType.JPEG),
+    (b"\x89PNG\r\n\x1a\n", FileType.PNG),
+    (b"GIF87a", FileType.GIF),
+    (b"GIF89a", FileType.GIF),
+    (b"II*\0", FileType.TIFF),
+    (b"MM\0*", FileType.TIFF),
+    (b"II+\0", FileType.TIFF),
+    (b"MM\0+", FileType.TIFF),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", FileType.JPEG2000),
+    (b"\xff\x4f\xff\x51", FileType.JPEG2000),
     # Videos that can be handled are known to `families`; these are told apart to be refused by name.
-    (b"\0\0\x01\xba", Kind.VIDEO),  # MPEG program stream
-    (b"\0\0\x01\xb3", Kind.VIDEO),  # MPEG video
-    (b"0&\xb2u\x8ef\xcf\x11", Kind.VIDEO),  # ASF, WMV
-    (b"OggS", Kind.VIDEO),
+    (b"\0\0\x01\xba", FileType.VIDEO),  # MPEG program stream
+    (b"\0\0\x01\xb3", FileType.VIDEO),  # MPEG video
+    (b"0&\xb2u\x8ef\xcf\x11", FileType.VIDEO),  # ASF, WMV
+    (b"OggS", FileType.VIDEO),
 )
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -57,49 +57,49 @@ _RAW_BRANDS = {b"crx "}
 _BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)}
 
 _SUFFIXES = {
-    Kind.JPEG: "jpg jpeg jpe jfif jif mpo",
-    Kind.PNG: "png apng",
-    Kind.WEBP: "webp",
-    Kind.TIFF: "tif tiff",
-    Kind.BMP: "bmp dib",
-    Kind.GIF: "gif",
-    Kind.HEIC: "heic heif hif heics",
-    Kind.AVIF: "avif avifs",
-    Kind.JPEG2000: "jp2 j2k jpf jpx j2c jpc",
-    Kind.VIDEO: "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts wmv flv 3gp 3g2 ogv insv lrv 360",
-    Kind.RAW: "dng cr2 cr3 crw nef nrw arw srf sr2 raf orf rw2 pef srw x3f 3fr iiq erf kdc mos mrw rwl gpr",
+    FileType.JPEG: "jpg jpeg jpe jfif jif mpo",
+    FileType.PNG: "png apng",
+    FileType.WEBP: "webp",
+    FileType.TIFF: "tif tiff",
+    FileType.BMP: "bmp dib",
+    FileType.GIF: "gif",
+    FileType.HEIC: "heic heif hif heics",
+    FileType.AVIF: "avif avifs",
+    FileType.JPEG2000: "jp2 j2k jpf jpx j2c jpc",
+    FileType.VIDEO: "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts wmv flv 3gp 3g2 ogv insv lrv 360",
+    FileType.RAW: "dng cr2 cr3 crw nef nrw arw srf sr2 raf orf rw2 pef srw x3f 3fr iiq erf kdc mos mrw rwl gpr",
 }
-KIND_BY_SUFFIX = {f".{suffix}": kind for kind, names in _SUFFIXES.items() for suffix in names.split()}
+TYPE_BY_SUFFIX = {f".{suffix}": kind for kind, names in _SUFFIXES.items() for suffix in names.split()}
 
 
-def kind_of(head: bytes) -> Kind:
+def sniff_type(head: bytes) -> FileType:
     """Return what the first ``HEAD_BYTES`` of a file say that it is."""
     for prefix, kind in _PREFIXES:
         if head.startswith(prefix):
             return kind
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return Kind.WEBP
+        return FileType.WEBP
     if head[4:8] == b"ftyp":
-        return _kind_of_brands(head)
+        return _type_of_brands(head)
     if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
-        return Kind.BMP
-    return Kind.VIDEO if family_of(head) else Kind.UNKNOWN
+        return FileType.BMP
+    return FileType.VIDEO if sniff_container(head) else FileType.UNKNOWN
 
 
-def _kind_of_brands(head: bytes) -> Kind:
+def _type_of_brands(head: bytes) -> FileType:
     """Tell pictures from videos among the ISO base media files."""
     end = min(int.from_bytes(head[:4], "big"), len(head))
     brands = {head[8:12], *(head[i : i + 4] for i in range(16, end, 4))}
     if brands & _RAW_BRANDS:
-        return Kind.RAW
+        return FileType.RAW
     if brands & _AVIF_BRANDS:
-        return Kind.AVIF
+        return FileType.AVIF
     if brands & _HEIC_BRANDS or head[8:12] in (b"mif1", b"msf1"):
-        return Kind.HEIC
-    return Kind.VIDEO
+        return FileType.HEIC
+    return FileType.VIDEO
 
 
-def kind_of_file(path: Path) -> Kind:
+def type_of_file(path: Path) -> FileType:
     """Return the kind of a file by content; raw files, which look like TIFF, by suffix as well.
 
     Raises:
@@ -111,41 +111,47 @@ def kind_of_file(path: Path) -> Kind:
         raise InputError(f"{path}: is no regular file")  # reading a pipe would wait for ever
     try:
         with open_regular(path) as file:
-            kind = kind_of(file.read(HEAD_BYTES))
+            kind = sniff_type(file.read(HEAD_BYTES))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if kind is Kind.TIFF and claimed_kind(path) is Kind.RAW:
-        return Kind.RAW
+    if kind is FileType.TIFF and type_from_suffix(path) is FileType.RAW:
+        return FileType.RAW
     return kind
 
 
-def claimed_kind(path: Path) -> Kind:
+def type_from_suffix(path: Path) -> FileType:
     """Return what the suffix says that a file is."""
-    return KIND_BY_SUFFIX.get(path.suffix.lower(), Kind.UNKNOWN)
+    return TYPE_BY_SUFFIX.get(path.suffix.lower(), FileType.UNKNOWN)
 
 
 PROBE_BYTES = 4096  # M2TS needs three packets
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ContainerFormat:
     """A kind of container: FFmpeg's names for reading and writing it, and whether it can tell a rotation."""
 
     label: str
     demuxer: str
     muxer: str
-    rotates: bool = False
+    stores_rotation: bool = False
 
 
-MP4, MOV = Family("MP4", "mov", "mp4", rotates=True), Family("QuickTime", "mov", "mov", rotates=True)
-THREE_GP, THREE_G2 = Family("3GP", "mov", "3gp", rotates=True), Family("3G2", "mov", "3g2", rotates=True)
-MATROSKA = Family("Matroska", "matroska", "matroska", rotates=True)
-WEBM = Family("WebM", "matroska", "webm", rotates=True)
-MPEG_TS, M2TS = Family("MPEG-TS", "mpegts", "mpegts"), Family("M2TS", "mpegts", "mpegts")
-AVI, FLV = Family("AVI", "avi", "avi"), Family("FLV", "flv", "flv")
+MP4, MOV = (
+    ContainerFormat("MP4", "mov", "mp4", stores_rotation=True),
+    ContainerFormat("QuickTime", "mov", "mov", stores_rotation=True),
+)
+THREE_GP, THREE_G2 = (
+    ContainerFormat("3GP", "mov", "3gp", stores_rotation=True),
+    ContainerFormat("3G2", "mov", "3g2", stores_rotation=True),
+)
+MATROSKA = ContainerFormat("Matroska", "matroska", "matroska", stores_rotation=True)
+WEBM = ContainerFormat("WebM", "matroska", "webm", stores_rotation=True)
+MPEG_TS, M2TS = ContainerFormat("MPEG-TS", "mpegts", "mpegts"), ContainerFormat("M2TS", "mpegts", "mpegts")
+AVI, FLV = ContainerFormat("AVI", "avi", "avi"), ContainerFormat("FLV", "flv", "flv")
 
 
-def family_of(head: bytes) -> Family | None:
+def sniff_container(head: bytes) -> ContainerFormat | None:
     """Tell the container by its first bytes; None when it is not one of ours."""
     if head[4:8] == b"ftyp":
         brand = head[8:12]

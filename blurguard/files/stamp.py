@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
+class FileStamp:
     """What the file system tells of a file: enough to see that it has not changed without reading it."""
 
     size: int = -1
@@ -16,11 +16,11 @@ class Stamp:
     ctime_ns: int = -1
 
     @classmethod
-    def of(cls, path: Path) -> Stamp:
+    def of(cls, path: Path) -> FileStamp:
         """Return the stamp of an existing file."""
-        return cls.told_by(path.stat())
+        return cls.from_stat(path.stat())
 
     @classmethod
-    def told_by(cls, info: os.stat_result) -> Stamp:
+    def from_stat(cls, info: os.stat_result) -> FileStamp:
         """Return the stamp of a file that has been looked at."""
         return cls(info.st_size, info.st_mtime_ns, info.st_ctime_ns)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from blurguard.errors import InputError
-from blurguard.files.filetypes import Kind
+from blurguard.files.filetypes import FileType
 from blurguard.images.chunks import (
     gif_blocks,
     gif_has_transparency,
@@ -29,13 +29,13 @@ from blurguard.images.chunks import (
     riff_chunks,
     webp_is_lossless,
 )
-from blurguard.images.codec import QUALITY, Page, _PillowSource
-from blurguard.images.convert import from_pillow, to_pillow, upright, with_palette
+from blurguard.images.codec import QUALITY, Page, PillowCodec
+from blurguard.images.convert import apply_orientation, from_pillow, to_pillow, with_palette
 from blurguard.types import Image, Palette
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cel:
+class SubFrame:
     """The part of a frame that is new: its pixels, where they go, and for how long the frame stands."""
 
     image: Image
@@ -47,11 +47,11 @@ class Cel:
 Timed = Iterable[tuple[Image, float]]
 
 
-def gif(frames: Timed, loop: int | None) -> bytes:
+def encode_gif(frames: Timed, loop: int | None) -> bytes:
     """Return a GIF of frames and their durations in ms; ``loop`` 0 is for ever, None plays once."""
     out, size = [], (0, 0)
     transparent = False
-    for index, cel in enumerate(_cels(frames, grid=1, whole=lambda image: image.layout.has_alpha)):
+    for index, cel in enumerate(_sub_frames(frames, grid=1, whole=lambda image: image.layout.has_alpha)):
         if not index:
             size = cel.image.width, cel.image.height
             transparent = cel.image.layout.has_alpha
@@ -61,13 +61,13 @@ def gif(frames: Timed, loop: int | None) -> bytes:
     return b"".join([head, again, *out, b";"])
 
 
-def png(frames: Timed, loop: int, **options: Any) -> bytes:
+def encode_apng(frames: Timed, loop: int, **options: Any) -> bytes:
     """Return an animated PNG; ``loop`` 0 is for ever, ``options`` are Pillow's for each still."""
     out: list[bytes] = []
     head: dict[bytes, bytes] = {}
     sequence, count = 0, 0
-    for count, cel in enumerate(_cels(frames, grid=1), start=1):
-        still = _encoded(to_pillow(cel.image), "PNG", **options)
+    for count, cel in enumerate(_sub_frames(frames, grid=1), start=1):
+        still = _encode_still(to_pillow(cel.image), "PNG", **options)
         chunks = [(part.type, still[part.start : part.stop]) for part in png_chunks(still)]
         if not head:
             head = {name: body for name, body in chunks if name not in (b"IDAT", b"IEND")}
@@ -84,13 +84,13 @@ def png(frames: Timed, loop: int, **options: Any) -> bytes:
     return b"".join([b"\x89PNG\r\n\x1a\n", first[0], control, *first[1:], *out, png_chunk(b"IEND", b"")])
 
 
-def webp(frames: Timed, loop: int, icc: bytes | None, exif: bytes, **options: Any) -> bytes:
+def encode_webp(frames: Timed, loop: int, icc: bytes | None, exif: bytes, **options: Any) -> bytes:
     """Return an animated WebP; ``loop`` 0 is for ever, ``options`` are Pillow's for each still."""
     out, size, alpha = [], (0, 0), False
-    for index, cel in enumerate(_cels(frames, grid=2)):
+    for index, cel in enumerate(_sub_frames(frames, grid=2)):
         if not index:
             size, alpha = (cel.image.width, cel.image.height), cel.image.layout.has_alpha
-        still = _encoded(to_pillow(cel.image), "WEBP", **options)
+        still = _encode_still(to_pillow(cel.image), "WEBP", **options)
         kept = [part for part in riff_chunks(still) if part.type in (b"ALPH", b"VP8 ", b"VP8L")]
         body = b"".join(_riff_chunk(part.type, still[part.start : part.stop]) for part in kept)
         place = _u24(cel.x // 2, cel.y // 2, cel.image.width - 1, cel.image.height - 1, round(cel.duration_ms))
@@ -104,23 +104,23 @@ def webp(frames: Timed, loop: int, icc: bytes | None, exif: bytes, **options: An
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def _cels(frames: Timed, grid: int, whole: Callable[[Image], bool] = lambda _: False) -> Iterator[Cel]:
+def _sub_frames(frames: Timed, grid: int, whole: Callable[[Image], bool] = lambda _: False) -> Iterator[SubFrame]:
     """Cut every frame but the first to what has changed; offsets are multiples of ``grid``."""
     last: Image | None = None
     for image, duration in frames:
         if last is None or whole(image):
             x0, y0, x1, y1 = 0, 0, image.width, image.height
         else:
-            x0, y0, x1, y1 = _changed(last.pixels, image.pixels)
+            x0, y0, x1, y1 = _changed_box(last.pixels, image.pixels)
             x0, y0 = x0 // grid * grid, y0 // grid * grid
         palette = image.palette
         if palette is not None:
             palette = Palette(palette.colors, palette.indices[y0:y1, x0:x1])
-        yield Cel(Image(image.pixels[y0:y1, x0:x1], image.layout, palette), x0, y0, duration)
+        yield SubFrame(Image(image.pixels[y0:y1, x0:x1], image.layout, palette), x0, y0, duration)
         last = image
 
 
-def _changed(before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int, int, int]:
+def _changed_box(before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int, int, int]:
     """Return the box of what differs, x0 y0 x1 y1; one pixel where nothing does."""
     differs = (before != after).any(axis=2)
     rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
@@ -129,10 +129,10 @@ def _changed(before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int, int, 
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _gif_frame(cel: Cel, disposal: int) -> bytes:
+def _gif_frame(cel: SubFrame, disposal: int) -> bytes:
     """One graphic control extension and image with its own colour table."""
     picture = _gif_picture(cel.image)
-    still = _encoded(picture, "GIF", optimize=False, interlace=0)
+    still = _encode_still(picture, "GIF", optimize=False, interlace=0)
     transparency, table, pixels = None, still[13 : 13 + (3 << (still[10] & 7) + 1)], b""
     size_bits = still[10] & 7
     for part in gif_blocks(still):
@@ -168,7 +168,7 @@ def _gif_picture(image: Image) -> Pillow.Image:
     return picture
 
 
-def _frame_control(cel: Cel) -> bytes:
+def _frame_control(cel: SubFrame) -> bytes:
     """The body of fcTL after its sequence number: place, delay as a fraction of seconds, replace, do not blend."""
     delay = Fraction(cel.duration_ms / 1000).limit_denominator(1000)
     if delay.numerator > 0xFFFF:
@@ -185,28 +185,28 @@ def _u24(*values: int) -> bytes:
     return b"".join(value.to_bytes(3, "little") for value in values)
 
 
-def _encoded(picture: Pillow.Image, name: str, **options: Any) -> bytes:
+def _encode_still(picture: Pillow.Image, name: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, name, **options)
     return buffer.getvalue()
 
 
-class _Animation(_PillowSource):
+class AnimationCodec(PillowCodec):
     """GIF, still or animated; animated PNG and WebP."""
 
-    def __init__(self, data: bytes, kind: Kind, picture: Any, keep_metadata: bool) -> None:
+    def __init__(self, data: bytes, kind: FileType, picture: Any, keep_metadata: bool) -> None:
         super().__init__(data, kind, picture, keep_metadata)
-        if kind is Kind.PNG and data[24] == 16:
+        if kind is FileType.PNG and data[24] == 16:
             raise InputError("an animation of 16 bits per channel is not supported; convert it to 8")
         # An animated PNG may carry a picture for programs that know no animation. It may show anybody: it goes.
         self._first = int(bool(picture.info.get("default_image")))
         self.count = int(picture.n_frames) - self._first
         self._loop = picture.info.get("loop")
-        if kind is Kind.GIF:  # Pillow enlarges the canvas for a frame that leaves it
-            self.largest = max([self.size, *_gif_extents(data)], key=math.prod)
+        if kind is FileType.GIF:  # Pillow enlarges the canvas for a frame that leaves it
+            self.largest_wh = max([self.size, *_gif_extents(data)], key=math.prod)
 
     def read(self) -> Iterator[Page]:
-        alpha = self._kind is not Kind.GIF and self._picture.mode in ("LA", "PA", "RGBA", "P")
+        alpha = self._kind is not FileType.GIF and self._picture.mode in ("LA", "PA", "RGBA", "P")
         for index in range(self._first, self._first + self.count):
             self._picture.seek(index)
             self._picture.load()
@@ -214,23 +214,23 @@ class _Animation(_PillowSource):
             transparent = alpha or "transparency" in self._picture.info or self._picture.mode == "RGBA"
             picture = self._picture.convert("RGBA" if transparent or self._any_alpha else "RGB")
             picture = picture if picture.size == self.size else picture.crop((0, 0, *self.size))
-            image = upright(from_pillow(picture), self._orientation)
-            yield Page(_indexed(image) if self._kind is Kind.GIF else image, duration)
+            image = apply_orientation(from_pillow(picture), self._orientation)
+            yield Page(_indexed(image) if self._kind is FileType.GIF else image, duration)
 
     @property
     def _any_alpha(self) -> bool:
         """One frame with transparency makes all of them transparent: they are of one kind."""
-        return bool(self._kind is Kind.GIF and gif_has_transparency(self._data))
+        return bool(self._kind is FileType.GIF and gif_has_transparency(self._data))
 
     def write(self, pages: Iterable[Page]) -> bytes:
         frames = ((page.image, page.duration_ms) for page in pages)
-        if self._kind is Kind.GIF:
-            return gif(frames, self._loop)
-        if self._kind is Kind.PNG:
-            return png(frames, self._loop or 0, **self._kept())
+        if self._kind is FileType.GIF:
+            return encode_gif(frames, self._loop)
+        if self._kind is FileType.PNG:
+            return encode_apng(frames, self._loop or 0, **self._metadata_options())
         lossless = webp_is_lossless(self._data)
         options = {"lossless": lossless, "quality": 80 if lossless else QUALITY, "exact": True}
-        return webp(frames, self._loop or 0, self._icc, self._exif, **options)
+        return encode_webp(frames, self._loop or 0, self._icc, self._exif, **options)
 
 
 def _indexed(image: Image) -> Image:

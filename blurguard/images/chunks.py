@@ -11,13 +11,13 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from blurguard.files.filetypes import Kind
+from blurguard.files.filetypes import FileType
 
 # Boxes without whose end there is no picture.
 _NEEDED_BOXES = frozenset({b"ftyp", b"meta", b"moov", b"mdat", b"jP  ", b"jp2h", b"jp2c"})
 
 
-class Part(NamedTuple):
+class Chunk(NamedTuple):
     """One chunk, box or block: its type and where its payload starts and stops in the data."""
 
     type: bytes
@@ -25,28 +25,28 @@ class Part(NamedTuple):
     stop: int
 
 
-def check_whole(data: bytes, kind: Kind) -> None:
+def check_complete(data: bytes, kind: FileType) -> None:
     """Raise ``ValueError`` when a file of this kind ends before its structure does."""
-    if kind is Kind.PNG and b"IEND" not in {part.type for part in png_chunks(data)}:
+    if kind is FileType.PNG and b"IEND" not in {part.type for part in png_chunks(data)}:
         raise ValueError("truncated: no IEND chunk")
-    if kind is Kind.GIF and not any(part.type == b";" for part in gif_blocks(data)):
+    if kind is FileType.GIF and not any(part.type == b";" for part in gif_blocks(data)):
         raise ValueError("truncated: no trailer")
-    if kind is Kind.WEBP:
+    if kind is FileType.WEBP:
         list(riff_chunks(data))
-    if kind is Kind.TIFF:
+    if kind is FileType.TIFF:
         _check_tiff(data)
-    if kind is Kind.JPEG2000:
+    if kind is FileType.JPEG2000:
         _check_jpeg2000(data)
-    if kind in (Kind.HEIC, Kind.AVIF):
-        list(boxes(data))
+    if kind in (FileType.HEIC, FileType.AVIF):
+        list(isobmff_boxes(data))
 
 
-def png_chunks(data: bytes) -> Iterator[Part]:
+def png_chunks(data: bytes) -> Iterator[Chunk]:
     """Yield the chunks of a PNG up to IEND (PNG 3rd edition, 5.3)."""
     at = 8
     while at < len(data):
         size = int.from_bytes(_slice(data, at, 4), "big")
-        part = Part(_slice(data, at + 4, 4), at + 8, at + 8 + size)
+        part = Chunk(_slice(data, at + 4, 4), at + 8, at + 8 + size)
         _slice(data, at + 8, size + 4)
         yield part
         if part.type == b"IEND":
@@ -59,7 +59,7 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def riff_chunks(data: bytes, start: int = 12, stop: int | None = None) -> Iterator[Part]:
+def riff_chunks(data: bytes, start: int = 12, stop: int | None = None) -> Iterator[Chunk]:
     """Yield the chunks of a WebP file, or those inside one of them when ``start`` and ``stop`` are given."""
     at, end = start, 8 + int.from_bytes(data[4:8], "little") if stop is None else stop
     if end > len(data):
@@ -68,11 +68,11 @@ def riff_chunks(data: bytes, start: int = 12, stop: int | None = None) -> Iterat
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         if at + 8 + size > end:
             raise ValueError("truncated: a chunk ends after its file")
-        yield Part(data[at : at + 4], at + 8, at + 8 + size)
+        yield Chunk(data[at : at + 4], at + 8, at + 8 + size)
         at += 8 + size + size % 2
 
 
-def gif_blocks(data: bytes) -> Iterator[Part]:
+def gif_blocks(data: bytes) -> Iterator[Chunk]:
     """Yield the blocks of a GIF: ``b"!"`` extensions, ``b","`` images, ``b";"`` the trailer (GIF89a, 15 to 27).
 
     ``start`` is the byte after the block's introducer.
@@ -81,7 +81,7 @@ def gif_blocks(data: bytes) -> Iterator[Part]:
     while True:
         introducer = _slice(data, at, 1)
         if introducer == b";":
-            yield Part(introducer, at, at + 1)
+            yield Chunk(introducer, at, at + 1)
             return
         if introducer == b"!":
             stop = _end_of_sub_blocks(data, at + 2)
@@ -90,11 +90,11 @@ def gif_blocks(data: bytes) -> Iterator[Part]:
             stop = _end_of_sub_blocks(data, at + 10 + table + 1)
         else:
             raise ValueError(f"no GIF block at byte {at}")
-        yield Part(introducer, at + 1, stop)
+        yield Chunk(introducer, at + 1, stop)
         at = stop
 
 
-def boxes(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[Part]:
+def isobmff_boxes(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
     """Yield the boxes of an ISO base media or JPEG 2000 file, or those inside one (ISO/IEC 14496-12, 4.2).
 
     Appended bytes that are no box of a picture end the walk: whatever they are, they are not copied.
@@ -113,7 +113,7 @@ def boxes(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[Part
             if name not in _NEEDED_BOXES:
                 return
             raise ValueError(f"truncated: box {name.decode()} ends {at + size - end} bytes after its file")
-        yield Part(name, at + header, at + size)
+        yield Chunk(name, at + header, at + size)
         at += size
 
 
@@ -149,7 +149,7 @@ def _check_jpeg2000(data: bytes) -> None:
     """A codestream ends with its EOC marker (ISO/IEC 15444-1, A.4.4)."""
     stream = data
     if data.startswith(b"\0\0\0\x0cjP"):
-        streams = [part for part in boxes(data) if part.type == b"jp2c"]
+        streams = [part for part in isobmff_boxes(data) if part.type == b"jp2c"]
         if not streams:
             raise ValueError("truncated: no codestream")
         stream = data[streams[0].start : streams[0].stop]

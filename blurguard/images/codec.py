@@ -14,22 +14,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from blurguard.errors import InputError
-from blurguard.files.filetypes import Kind
+from blurguard.files.filetypes import FileType
 from blurguard.images.chunks import (
     webp_is_lossless,
 )
-from blurguard.images.convert import from_pillow, to_pillow, upright
-from blurguard.images.jpeg2000 import _jpeg2000_options, jp2_profile, with_jp2_profile
+from blurguard.images.convert import apply_orientation, from_pillow, to_pillow
+from blurguard.images.jpeg2000 import jp2_profile, jpeg2000_options, with_jp2_profile
 from blurguard.images.metadata import allowed_exif, allowed_profile, allowed_resolution, orientation_of
 from blurguard.types import Image
 
 # For formats that do not tell how they were compressed; on Pillow's scales, visually the same.
 QUALITY = 92
 PILLOW_NAMES = {
-    Kind.JPEG: "JPEG", Kind.PNG: "PNG", Kind.WEBP: "WEBP", Kind.TIFF: "TIFF", Kind.BMP: "BMP", Kind.GIF: "GIF",
-    Kind.AVIF: "AVIF", Kind.JPEG2000: "JPEG2000",
+    FileType.JPEG: "JPEG", FileType.PNG: "PNG", FileType.WEBP: "WEBP", FileType.TIFF: "TIFF", FileType.BMP: "BMP", FileType.GIF: "GIF",
+    FileType.AVIF: "AVIF", FileType.JPEG2000: "JPEG2000",
 }  # fmt: skip
-_WITH_EXIF = frozenset({Kind.JPEG, Kind.PNG, Kind.WEBP, Kind.TIFF, Kind.AVIF})
+_WITH_EXIF = frozenset({FileType.JPEG, FileType.PNG, FileType.WEBP, FileType.TIFF, FileType.AVIF})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,14 +44,14 @@ class Page:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class Source(Protocol):
+class Codec(Protocol):
     """An opened file, as its format's class knows it."""
 
-    largest: tuple[int, int]  # size of the largest page as stored, px
-    count: int
+    largest_wh: tuple[int, int]  # size of the largest page as stored, px
+    page_count: int
 
     @property
-    def displayed(self) -> tuple[int, int]:
+    def upright_wh(self) -> tuple[int, int]:
         """Width and height of the first page upright, px."""
 
     def read(self) -> Iterator[Page]:
@@ -61,38 +61,38 @@ class Source(Protocol):
         """Return a file of the same kind with these pages."""
 
 
-class _PillowSource:
+class PillowCodec:
     """A file that Pillow reads and writes, page by page. Subclasses know what their format needs besides."""
 
-    def __init__(self, data: bytes, kind: Kind, picture: Any, keep_metadata: bool) -> None:
+    def __init__(self, data: bytes, kind: FileType, picture: Any, keep_metadata: bool) -> None:
         self._data = data
         self._kind = kind
         self._picture = picture
         self.size: tuple[int, int] = picture.size
-        self.largest = self.size
-        self.count = int(getattr(picture, "n_frames", 1)) if kind in (Kind.TIFF, Kind.AVIF) else 1
+        self.largest_wh = self.size
+        self.page_count = int(getattr(picture, "n_frames", 1)) if kind in (FileType.TIFF, FileType.AVIF) else 1
         exif = picture.getexif()
-        self._orientation = 1 if kind is Kind.TIFF else orientation_of(exif)  # Pillow turns TIFF
+        self._orientation = 1 if kind is FileType.TIFF else orientation_of(exif)  # Pillow turns TIFF
         self._exif = allowed_exif(exif) if keep_metadata and kind in _WITH_EXIF else b""
-        profile = jp2_profile(data) if kind is Kind.JPEG2000 else picture.info.get("icc_profile")
+        profile = jp2_profile(data) if kind is FileType.JPEG2000 else picture.info.get("icc_profile")
         self._icc = allowed_profile(profile)
         self._dpi = allowed_resolution(picture.info.get("dpi"))
 
     @property
-    def displayed(self) -> tuple[int, int]:
+    def upright_wh(self) -> tuple[int, int]:
         """Width and height of the first page upright, px."""
         width, height = self.size
         return (height, width) if self._orientation >= 5 else (width, height)
 
     def read(self) -> Iterator[Page]:
-        for index in range(self.count):
+        for index in range(self.page_count):
             self._picture.seek(index)
             self._picture.load()
             duration = float(self._picture.info.get("duration") or 0)
-            image = upright(from_pillow(self._picture), self._orientation)
-            if self._kind is Kind.JPEG2000 and image.palette:  # Pillow reads palettes there, but writes none
+            image = apply_orientation(from_pillow(self._picture), self._orientation)
+            if self._kind is FileType.JPEG2000 and image.palette:  # Pillow reads palettes there, but writes none
                 image = Image(image.pixels, image.layout)
-            yield Page(image, duration, self._options(self._picture))
+            yield Page(image, duration, self._page_options(self._picture))
 
     def write(self, pages: Iterable[Page]) -> bytes:
         first, *rest = pages
@@ -100,26 +100,28 @@ class _PillowSource:
         more = {"save_all": True, "append_images": [to_pillow(page.image) for page in rest]} if rest else {}
         if rest:
             more["duration"] = [round(page.duration_ms) for page in (first, *rest)]
-        if self._kind is Kind.BMP and first.image.layout.has_alpha:
+        if self._kind is FileType.BMP and first.image.layout.has_alpha:
             return write_bmp(first.image, self._dpi)
-        to_pillow(first.image).save(buffer, PILLOW_NAMES[self._kind], **self._kept(), **first.options, **more)
+        to_pillow(first.image).save(
+            buffer, PILLOW_NAMES[self._kind], **self._metadata_options(), **first.options, **more
+        )
         data = buffer.getvalue()
-        return with_jp2_profile(data, self._icc) if self._kind is Kind.JPEG2000 and self._icc else data
+        return with_jp2_profile(data, self._icc) if self._kind is FileType.JPEG2000 and self._icc else data
 
-    def _kept(self) -> dict[str, Any]:
+    def _metadata_options(self) -> dict[str, Any]:
         """What travels with the picture, as options of Pillow's encoders."""
         kept = {"icc_profile": self._icc, "dpi": self._dpi, "exif": self._exif}
         return {key: value for key, value in kept.items() if value}
 
-    def _options(self, picture: Any) -> dict[str, Any]:
+    def _page_options(self, picture: Any) -> dict[str, Any]:
         """How the page was compressed, as options of Pillow's encoders."""
-        if self._kind is Kind.WEBP:
+        if self._kind is FileType.WEBP:
             lossless = webp_is_lossless(self._data)
             return {"lossless": lossless, "quality": 80 if lossless else QUALITY, "exact": True}
-        if self._kind is Kind.AVIF:
+        if self._kind is FileType.AVIF:
             return _avif_options(self._data, grey=picture.mode in ("L", "LA"))
-        if self._kind is Kind.JPEG2000:
-            return _jpeg2000_options(self._data)
+        if self._kind is FileType.JPEG2000:
+            return jpeg2000_options(self._data)
         return {}
 
 

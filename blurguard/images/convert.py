@@ -63,7 +63,7 @@ def with_palette(image: Image) -> Image:
     return Image(image.pixels, image.layout, Palette(colors.copy(), indices.reshape(packed.shape).astype(np.uint8)))
 
 
-def reindexed(image: Image, palette: Palette) -> NDArray[np.uint8]:
+def remap_palette(image: Image, palette: Palette) -> NDArray[np.uint8]:
     """Return the (H, W) indices of an image whose pixels have changed: the nearest colour where they have.
 
     Where a pixel is still the colour that its index says, the index stays, even when two are of one colour.
@@ -82,16 +82,16 @@ def reindexed(image: Image, palette: Palette) -> NDArray[np.uint8]:
     return indices
 
 
-def upright(image: Image, orientation: int) -> Image:
+def apply_orientation(image: Image, orientation: int) -> Image:
     """Return the image as it is to be looked at; ``orientation`` is EXIF's, 1 to 8, others change nothing."""
     palette = image.palette
     if palette is not None:
-        palette = Palette(palette.colors, _turned(palette.indices, orientation))
-    pixels = _turned(image.pixels, orientation)
+        palette = Palette(palette.colors, _transpose(palette.indices, orientation))
+    pixels = _transpose(image.pixels, orientation)
     return Image(pixels.reshape(*pixels.shape[:2], image.layout.channels), image.layout, palette)
 
 
-def _turned(pixels: Any, orientation: int) -> Any:
+def _transpose(pixels: Any, orientation: int) -> Any:
     """EXIF 2.32, tag 0x0112: 2 mirrored, 3 half turn, 4 flipped, 5 to 8 the same with x and y exchanged."""
     if orientation in (5, 6, 7, 8):
         pixels = cv2.transpose(pixels)
@@ -124,7 +124,7 @@ def _from_indices(picture: Pillow.Image) -> Image:
 def _to_indices(image: Image) -> Pillow.Image:
     palette = image.palette
     assert palette is not None  # noqa: S101 - the one caller has asked
-    indices = reindexed(image, palette)
+    indices = remap_palette(image, palette)
     if image.layout is Layout.GREY and palette.colors.tolist() == [[0], [255]]:  # black and white
         return Pillow.fromarray(indices * np.uint8(255)).convert("1", dither=Pillow.Dither.NONE)
     picture = Pillow.fromarray(indices)
@@ -150,15 +150,15 @@ def _packed(pixels: Pixels) -> NDArray[np.uint32]:
     return padded.view(np.uint32)[:, :, 0]
 
 
-_TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
-_TO_BGR = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
+BGR_TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
+RGB_TO_BGR = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
 _BGR_LAYOUTS = {3: Layout.RGB, 4: Layout.RGBA}
 
 
-def _from_bgr(bgr: NDArray[Any] | None) -> Image:
+def from_bgr(bgr: NDArray[Any] | None) -> Image:
     if bgr is None:
         raise ValueError("damaged data")
     channels = bgr.shape[2] if bgr.ndim == 3 else 1
-    if bgr.dtype != np.uint16 or channels not in _TO_RGB:
+    if bgr.dtype != np.uint16 or channels not in BGR_TO_RGB:
         raise ValueError(f"{bgr.dtype} pixels of {channels} channels are not supported")
-    return Image(np.asarray(cv2.cvtColor(bgr, _TO_RGB[channels]), np.uint16), _BGR_LAYOUTS[channels])
+    return Image(np.asarray(cv2.cvtColor(bgr, BGR_TO_RGB[channels]), np.uint16), _BGR_LAYOUTS[channels])

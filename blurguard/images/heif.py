@@ -16,15 +16,15 @@ from blurguard.images.metadata import allowed_exif, allowed_profile
 from blurguard.types import Image, Layout
 
 
-class _Heic:
+class HeicCodec:
     """HEIC: all top-level pictures; depth maps, thumbnails and other auxiliaries stay behind."""
 
     def __init__(self, data: bytes, keep_metadata: bool) -> None:
         self._file = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
         width, height = self._file.size
-        self.displayed = (int(width), int(height))
-        self.largest = max((picture.size for picture in self._file), key=math.prod)
-        self.count = len(self._file)
+        self.upright_wh = (int(width), int(height))
+        self.largest_wh = max((picture.size for picture in self._file), key=math.prod)
+        self.page_count = len(self._file)
         self._exif = b""
         if keep_metadata and (block := self._file.info.get("exif")):
             exif = Pillow.Exif()

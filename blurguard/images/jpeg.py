@@ -15,8 +15,8 @@ import simplejpeg
 from PIL import Image as Pillow
 from PIL import JpegImagePlugin
 
-from blurguard.images.codec import Page, _PillowSource
-from blurguard.images.convert import upright
+from blurguard.images.codec import Page, PillowCodec
+from blurguard.images.convert import apply_orientation
 from blurguard.types import Image, Layout
 
 Tables = dict[int, list[int]]
@@ -24,7 +24,9 @@ _SUBSAMPLING = {0: "444", 1: "422", 2: "420"}  # Pillow's numbers
 _DENSITY = 13  # byte of the JFIF header (ITU-T T.871, 10.1) where unit, x and y begin
 
 
-def encode_usual(image: Image, tables: Tables, subsampling: int, dpi: tuple[float, float] | None) -> bytes | None:
+def encode_standard_tables(
+    image: Image, tables: Tables, subsampling: int, dpi: tuple[float, float] | None
+) -> bytes | None:
     """Return a baseline JPEG with these quantisation tables, or None when they are of no quality from 1 to 100.
 
     Args:
@@ -33,7 +35,7 @@ def encode_usual(image: Image, tables: Tables, subsampling: int, dpi: tuple[floa
         subsampling: 0 for 4:4:4, 1 for 4:2:2, 2 for 4:2:0.
         dpi: resolution to note.
     """
-    quality = _qualities(image.layout is Layout.GREY).get(_key(tables))
+    quality = _quality_by_tables(image.layout is Layout.GREY).get(_key(tables))
     if quality is None:
         return None
     space = "GRAY" if image.layout is Layout.GREY else "RGB"
@@ -51,7 +53,7 @@ def _key(tables: Tables) -> tuple[tuple[int, ...], ...]:
 
 
 @functools.cache
-def _qualities(grey: bool) -> dict[tuple[tuple[int, ...], ...], int]:
+def _quality_by_tables(grey: bool) -> dict[tuple[tuple[int, ...], ...], int]:
     """Return the quality for the tables of each: what the encoder itself writes into a tiny picture."""
     pixels = np.zeros((8, 8, 1 if grey else 3), np.uint8)
     found = {}
@@ -62,7 +64,7 @@ def _qualities(grey: bool) -> dict[tuple[tuple[int, ...], ...], int]:
     return found
 
 
-class _Jpeg(_PillowSource):
+class JpegCodec(PillowCodec):
     """JPEG keeps its quantisation tables and subsampling; libjpeg-turbo tells truncated data from whole."""
 
     def read(self) -> Iterator[Page]:
@@ -79,7 +81,7 @@ class _Jpeg(_PillowSource):
             # Some cameras write filler between the segments; every decoder skips it. Pillow finds real damage.
             yield from super().read()
             return
-        yield Page(upright(Image(pixels, layout), self._orientation), options=self._options(self._picture))
+        yield Page(apply_orientation(Image(pixels, layout), self._orientation), options=self._options(self._picture))
 
     def write(self, pages: Iterable[Page]) -> bytes:
         (page,) = pages
@@ -87,7 +89,7 @@ class _Jpeg(_PillowSource):
         special = self._icc or self._exif or options.get("progressive") or options.get("keep_rgb")
         tables = options.get("qtables")
         if tables and not special and page.image.layout in (Layout.GREY, Layout.RGB):
-            usual = encode_usual(page.image, tables, options["subsampling"], self._dpi)
+            usual = encode_standard_tables(page.image, tables, options["subsampling"], self._dpi)
             if usual is not None:
                 return usual
         return super().write([page])

@@ -6,17 +6,17 @@ import struct
 from typing import Any
 
 from blurguard.errors import InputError
-from blurguard.images.chunks import Part, boxes
+from blurguard.images.chunks import Chunk, isobmff_boxes
 
 
-def _jpeg2000_options(data: bytes) -> dict[str, Any]:
+def jpeg2000_options(data: bytes) -> dict[str, Any]:
     """Return what the codestream's SIZ and COD markers tell (ISO/IEC 15444-1, A.5.1 and A.6.1).
 
     Raises:
         InputError: colour of more than 8 bits per channel, which Pillow would cut.
     """
     no_box = data.startswith(b"\xff\x4f")
-    stream = 0 if no_box else next(part.start for part in boxes(data) if part.type == b"jp2c")
+    stream = 0 if no_box else next(part.start for part in isobmff_boxes(data) if part.type == b"jp2c")
     components = int.from_bytes(data[stream + 40 : stream + 42], "big")
     depth = (data[stream + 42] & 0x7F) + 1
     if depth > 8 and (components > 1 or depth != 16):
@@ -45,11 +45,11 @@ def with_jp2_profile(data: bytes, icc: bytes) -> bytes:
     return data[: header.start - 8] + _box(b"jp2h", body) + data[header.stop :]
 
 
-def _jp2_header(data: bytes) -> tuple[Part | None, list[Part]]:
+def _jp2_header(data: bytes) -> tuple[Chunk | None, list[Chunk]]:
     if data.startswith(b"\xff\x4f"):
         return None, []
-    header = next(part for part in boxes(data) if part.type == b"jp2h")
-    return header, list(boxes(data, header.start, header.stop))
+    header = next(part for part in isobmff_boxes(data) if part.type == b"jp2h")
+    return header, list(isobmff_boxes(data, header.start, header.stop))
 
 
 def _box(name: bytes, body: bytes) -> bytes:

@@ -15,9 +15,9 @@ from PIL import ExifTags
 from PIL import Image as Pillow
 
 ORIENTATION = ExifTags.Base.Orientation
-_MOST_TEXT = 128
-_MOST_NUMBERS = 4
-_LARGEST_PROFILE = 8 << 20  # bytes; printing profiles reach some 3 MB
+_MAX_TEXT = 128
+_MAX_NUMBERS = 4
+_MAX_PROFILE_BYTES = 8 << 20  # bytes; printing profiles reach some 3 MB
 
 _B = ExifTags.Base
 # What --keep-metadata keeps: when, with which camera and lens, how exposed.
@@ -48,10 +48,12 @@ def allowed_exif(exif: Pillow.Exif) -> bytes:
     """Return an EXIF block with the kept tags of ``exif`` and nothing else; ``b""`` when none is there."""
     kept = Pillow.Exif()
     for tag in KEPT_BASE & set(exif):
-        if _harmless(tag, exif[tag]):
+        if _is_harmless(tag, exif[tag]):
             kept[tag] = exif[tag]
     camera = exif.get_ifd(ExifTags.IFD.Exif)
-    details: dict[int, Any] = {int(tag): camera[tag] for tag in KEPT_EXIF & set(camera) if _harmless(tag, camera[tag])}
+    details: dict[int, Any] = {
+        int(tag): camera[tag] for tag in KEPT_EXIF & set(camera) if _is_harmless(tag, camera[tag])
+    }
     if details:
         kept[ExifTags.IFD.Exif] = details
     return kept.tobytes() if len(kept) else b""
@@ -68,7 +70,7 @@ def allowed_profile(profile: Any) -> bytes | None:
     if not isinstance(profile, bytes) or len(profile) < 132 or profile[36:40] != b"acsp":
         return None
     size = int.from_bytes(profile[:4], "big")
-    return profile[:size] if 132 <= size <= min(len(profile), _LARGEST_PROFILE) else None
+    return profile[:size] if 132 <= size <= min(len(profile), _MAX_PROFILE_BYTES) else None
 
 
 def allowed_resolution(dpi: Any) -> tuple[float, float] | None:
@@ -80,14 +82,14 @@ def allowed_resolution(dpi: Any) -> tuple[float, float] | None:
     return (x, y) if all(math.isfinite(v) and 1 <= v <= 100_000 for v in (x, y)) else None
 
 
-def _harmless(tag: int, value: Any) -> bool:
+def _is_harmless(tag: int, value: Any) -> bool:
     """Names, times and a few numbers, each where it belongs: nothing that could hold a picture or a letter."""
     if tag in _NAMES:
-        return isinstance(value, str) and len(value) <= _MOST_TEXT and value.isprintable()
+        return isinstance(value, str) and len(value) <= _MAX_TEXT and value.isprintable()
     if tag in _TIMES:
         return isinstance(value, str) and _TIME.fullmatch(value) is not None
     numbers = value if isinstance(value, tuple) else (value,)
-    return len(numbers) <= _MOST_NUMBERS and all(map(_is_number, numbers))
+    return len(numbers) <= _MAX_NUMBERS and all(map(_is_number, numbers))
 
 
 def _is_number(value: Any) -> bool:

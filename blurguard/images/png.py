@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 
 from blurguard.errors import InputError
-from blurguard.files.filetypes import Kind
+from blurguard.files.filetypes import FileType
 from blurguard.images.chunks import png_chunk, png_chunks
-from blurguard.images.codec import Page, _PillowSource
-from blurguard.images.convert import _TO_BGR, _from_bgr, upright
+from blurguard.images.codec import Page, PillowCodec
+from blurguard.images.convert import RGB_TO_BGR, apply_orientation, from_bgr
 from blurguard.types import Image
 
 
@@ -28,12 +28,12 @@ def read_png(data: bytes) -> Image:
     Raises:
         ValueError: damaged, or of another kind.
     """
-    return _from_bgr(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
+    return from_bgr(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
 
 
 def write_png(image: Image, icc: bytes | None, dpi: tuple[float, float] | None, exif: bytes) -> bytes:
     """Return a 16-bit PNG."""
-    bgr = cv2.cvtColor(image.pixels, _TO_BGR[image.layout.channels])
+    bgr = cv2.cvtColor(image.pixels, RGB_TO_BGR[image.layout.channels])
     good, data = cv2.imencode(".png", bgr)
     if not good:
         raise ValueError("OpenCV could not encode it")
@@ -50,10 +50,10 @@ def write_png(image: Image, icc: bytes | None, dpi: tuple[float, float] | None, 
     return encoded[:end_of_ihdr] + b"".join(chunks) + encoded[end_of_ihdr:]
 
 
-class _Png(_PillowSource):
+class PngCodec(PillowCodec):
     """PNG: what Pillow would cut to 8 bits goes another way; a colour that stands for transparency is kept."""
 
-    def __init__(self, data: bytes, kind: Kind, picture: Any, keep_metadata: bool) -> None:
+    def __init__(self, data: bytes, kind: FileType, picture: Any, keep_metadata: bool) -> None:
         super().__init__(data, kind, picture, keep_metadata)
         depth, color_type = data[24], data[25]
         if depth == 16 and color_type == 4:
@@ -65,7 +65,7 @@ class _Png(_PillowSource):
     def read(self) -> Iterator[Page]:
         if self._deep:
             self._picture.load()  # OpenCV does not mind damaged checksums; Pillow does
-            yield Page(upright(read_png(self._data), self._orientation))
+            yield Page(apply_orientation(read_png(self._data), self._orientation))
         else:
             yield from super().read()
 

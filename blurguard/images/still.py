@@ -1,6 +1,6 @@
 """Reading and writing still pictures: the door to every format.
 
-``open_still`` looks at the header only and refuses what is too large; ``Still.pages`` decodes one page at a
+``open_image`` looks at the header only and refuses what is too large; ``Still.pages`` decodes one page at a
 time; ``Still.encode`` takes them back, hidden, and returns the bytes of a new file.
 """
 
@@ -18,27 +18,27 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from blurguard.errors import InputError
-from blurguard.files.filetypes import Kind
-from blurguard.images.animation import _Animation
-from blurguard.images.chunks import check_whole
-from blurguard.images.codec import PILLOW_NAMES, QUALITY, Page, Source, _PillowSource
-from blurguard.images.heif import _Heic, write_heic
-from blurguard.images.jpeg import _Jpeg
-from blurguard.images.png import _Png
-from blurguard.images.tiff import _Tiff
+from blurguard.files.filetypes import FileType
+from blurguard.images.animation import AnimationCodec
+from blurguard.images.chunks import check_complete
+from blurguard.images.codec import PILLOW_NAMES, QUALITY, Codec, Page, PillowCodec
+from blurguard.images.heif import HeicCodec, write_heic
+from blurguard.images.jpeg import JpegCodec
+from blurguard.images.png import PngCodec
+from blurguard.images.tiff import TiffCodec
 from blurguard.types import Image, Layout
 
-__all__ = ["Page", "Still", "open_still", "template"]
+__all__ = ["Page", "ImageFile", "open_image", "blank_image_file"]
 
 # What decoders raise on damaged files, as seen in fuzzing; anything else is our mistake, and surfaces as such.
-_DAMAGE = (
+_DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, RuntimeError,
     AttributeError, struct.error, MemoryError, Pillow.DecompressionBombError,
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Still:
+class ImageFile:
     """An opened picture file.
 
     Attributes:
@@ -48,17 +48,17 @@ class Still:
         count: pages or frames.
     """
 
-    kind: Kind
+    file_type: FileType
     width: int
     height: int
-    count: int
-    _source: Source
+    page_count: int
+    _codec: Codec
     _name: str
 
     @property
-    def animated(self) -> bool:
+    def is_animated(self) -> bool:
         """Whether its pages are the frames of one scene, shown one after the other."""
-        return self.count > 1 and self.kind in (Kind.GIF, Kind.PNG, Kind.WEBP, Kind.AVIF)
+        return self.page_count > 1 and self.file_type in (FileType.GIF, FileType.PNG, FileType.WEBP, FileType.AVIF)
 
     def pages(self) -> Iterator[Page]:
         """Decode one page after the other.
@@ -66,9 +66,9 @@ class Still:
         Raises:
             InputError: truncated, corrupt, or of a kind that cannot be kept.
         """
-        pages = self._source.read()
+        pages = self._codec.read()
         while True:
-            with _damage(self._name, self.kind):
+            with _decoder_errors(self._name, self.file_type):
                 page = next(pages, None)
             if page is None:
                 return
@@ -76,10 +76,10 @@ class Still:
 
     def encode(self, pages: Iterable[Page]) -> bytes:
         """Return a file of this kind with these pages."""
-        return self._source.write(pages)
+        return self._codec.write(pages)
 
 
-def open_still(data: bytes, kind: Kind, name: str, max_pixels: int, keep_metadata: bool = False) -> Still:
+def open_image(data: bytes, kind: FileType, name: str, max_pixels: int, keep_metadata: bool = False) -> ImageFile:
     """Open a picture from the bytes of its file; decodes nothing yet.
 
     Args:
@@ -93,38 +93,38 @@ def open_still(data: bytes, kind: Kind, name: str, max_pixels: int, keep_metadat
         InputError: damaged, of an unsupported kind, or too large.
     """
     if not kind.is_still:
-        raise InputError(f"{name}: {_WHY_NOT[kind]}")
-    with _damage(name, kind):
-        check_whole(data, kind)
-        source = open_source(data, kind, keep_metadata)
-        width, height = source.largest
+        raise InputError(f"{name}: {_UNSUPPORTED_REASONS[kind]}")
+    with _decoder_errors(name, kind):
+        check_complete(data, kind)
+        source = open_codec(data, kind, keep_metadata)
+        width, height = source.largest_wh
         if width * height > max_pixels:
             raise InputError(
                 f"{name}: {width} x {height} is more than {max_pixels / 1e6:g} megapixels; "
                 "if you trust this file, raise --max-pixels"
             )
-        return Still(kind, *source.displayed, source.count, source, name)
+        return ImageFile(kind, *source.upright_wh, source.page_count, source, name)
 
 
-def template(kind: Kind) -> Still:
+def blank_image_file(kind: FileType) -> ImageFile:
     """Return a still of this kind without pages, to encode pages that come from nowhere."""
     buffer = io.BytesIO()
-    if kind is Kind.HEIC:
+    if kind is FileType.HEIC:
         blank = Image(np.zeros((8, 8, 3), np.uint8), Layout.RGB)
-        return open_still(write_heic([(blank, {})], 0, QUALITY, b""), kind, "blank", 64)
+        return open_image(write_heic([(blank, {})], 0, QUALITY, b""), kind, "blank", 64)
     Pillow.new("RGB", (8, 8)).save(buffer, PILLOW_NAMES[kind])
-    return open_still(buffer.getvalue(), kind, "blank", 64)
+    return open_image(buffer.getvalue(), kind, "blank", 64)
 
 
-_WHY_NOT = {
-    Kind.VIDEO: "is a video, no picture",
-    Kind.RAW: "is a camera raw file; develop it to JPEG or TIFF first",
-    Kind.UNKNOWN: "is neither a picture nor a video that blurguard knows, whatever its name says",
+_UNSUPPORTED_REASONS = {
+    FileType.VIDEO: "is a video, no picture",
+    FileType.RAW: "is a camera raw file; develop it to JPEG or TIFF first",
+    FileType.UNKNOWN: "is neither a picture nor a video that blurguard knows, whatever its name says",
 }
 
 
 @contextlib.contextmanager
-def _damage(name: str, kind: Kind) -> Iterator[None]:
+def _decoder_errors(name: str, kind: FileType) -> Iterator[None]:
     """Turn what decoders raise into ``InputError`` that names the file."""
     try:
         with warnings.catch_warnings():
@@ -135,18 +135,18 @@ def _damage(name: str, kind: Kind) -> Iterator[None]:
         raise InputError(message if message.startswith(name) else f"{name}: {message}") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: damaged or unsupported {kind}") from error
-    except _DAMAGE as error:
+    except _DECODER_ERRORS as error:
         detail = str(error) or type(error).__name__
         raise InputError(f"{name}: damaged or unsupported {kind}: {detail}") from error
 
 
-def open_source(data: bytes, kind: Kind, keep_metadata: bool) -> Source:
+def open_codec(data: bytes, kind: FileType, keep_metadata: bool) -> Codec:
     """Open a file by its header; raises whatever the decoder raises, or ``InputError`` for what cannot be kept."""
-    if kind is Kind.HEIC:
-        return _Heic(data, keep_metadata)
+    if kind is FileType.HEIC:
+        return HeicCodec(data, keep_metadata)
     picture = Pillow.open(io.BytesIO(data), formats=[PILLOW_NAMES[kind]])
-    animated = kind in (Kind.PNG, Kind.WEBP) and getattr(picture, "is_animated", False)
-    if kind is Kind.GIF or animated:
-        return _Animation(data, kind, picture, keep_metadata)
-    reader = {Kind.JPEG: _Jpeg, Kind.TIFF: _Tiff, Kind.PNG: _Png}.get(kind, _PillowSource)
+    animated = kind in (FileType.PNG, FileType.WEBP) and getattr(picture, "is_animated", False)
+    if kind is FileType.GIF or animated:
+        return AnimationCodec(data, kind, picture, keep_metadata)
+    reader = {FileType.JPEG: JpegCodec, FileType.TIFF: TiffCodec, FileType.PNG: PngCodec}.get(kind, PillowCodec)
     return reader(data, kind, picture, keep_metadata)

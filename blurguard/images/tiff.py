@@ -13,24 +13,24 @@ import tifffile
 from PIL import TiffImagePlugin
 
 from blurguard.errors import InputError
-from blurguard.files.filetypes import Kind
-from blurguard.images.codec import QUALITY, Page, _PillowSource
-from blurguard.images.convert import _from_bgr, from_pillow, to_pillow
+from blurguard.files.filetypes import FileType
+from blurguard.images.codec import QUALITY, Page, PillowCodec
+from blurguard.images.convert import from_bgr, from_pillow, to_pillow
 from blurguard.types import Image
 
 
-class _Tiff(_PillowSource):
+class TiffCodec(PillowCodec):
     """TIFF: any number of pages, each with its own size, kind and compression."""
 
-    def __init__(self, data: bytes, kind: Kind, picture: Any, keep_metadata: bool) -> None:
+    def __init__(self, data: bytes, kind: FileType, picture: Any, keep_metadata: bool) -> None:
         super().__init__(data, kind, picture, keep_metadata)
-        for index in reversed(range(self.count)):
+        for index in reversed(range(self.page_count)):
             picture.seek(index)
-            self.largest = max(self.largest, picture.size, key=math.prod)
+            self.largest_wh = max(self.largest_wh, picture.size, key=math.prod)
 
     def read(self) -> Iterator[Page]:
         deep_pages: list[Image] | None = None
-        for index in range(self.count):
+        for index in range(self.page_count):
             self._picture.seek(index)
             tags = self._picture.tag_v2
             _check_strips(tags, len(self._data))
@@ -60,7 +60,7 @@ class _Tiff(_PillowSource):
             return write_tiff(chain, self._icc, self._dpi)
         with TiffImagePlugin.AppendingTiffWriter(buffer, new=True) as writer:
             for page in (first, *pages):
-                to_pillow(page.image).save(writer, "TIFF", **self._kept(), **page.options)
+                to_pillow(page.image).save(writer, "TIFF", **self._metadata_options(), **page.options)
                 writer.newFrame()
         return buffer.getvalue()
 
@@ -91,7 +91,7 @@ def read_tiff(data: bytes) -> list[Image]:
     good, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if not good:
         raise ValueError("damaged data")
-    return [_from_bgr(page) for page in pages]
+    return [from_bgr(page) for page in pages]
 
 
 def write_tiff(

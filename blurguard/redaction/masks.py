@@ -15,23 +15,23 @@ BOX_WIDTH_PX = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Coverage:
+class Mask:
     """How much of each pixel of a patch is covered: (H, W) ``inside`` wholly, and a band of which part.
 
-    ``rows``, ``columns`` and ``share`` (N,) are those of the band. Only the few pixels of the band need
+    ``rows``, ``columns`` and ``alpha`` (N,) are those of the band. Only the few pixels of the band need
     arithmetic, so no array of floats is made for all of them.
     """
 
     inside: NDArray[np.bool_]
     rows: NDArray[np.intp]
     columns: NDArray[np.intp]
-    share: NDArray[np.float32]
+    alpha: NDArray[np.float32]
 
 
 @functools.lru_cache(maxsize=1)  # both planes of chroma are covered alike
-def _coverage(
+def make_mask(
     shape_hw: tuple[int, ...], origin_xy: tuple[int, int], region: Region, shape: Shape, feather: int
-) -> _Coverage:
+) -> Mask:
     """Return how a patch is covered: wholly in the hidden area, less and less outside.
 
     The hidden area of a clipped region is both the ellipse of its visible rectangle, which is what the
@@ -41,27 +41,27 @@ def _coverage(
     ys = np.arange(shape_hw[0], dtype=np.float32) + np.float32(origin_xy[1] + 0.5)
     box = tuple(float(v) for v in region.box)
     if shape is Shape.BOX:
-        return _from_shares(_box_shares(xs, ys, box, feather))
-    coverage = _ellipse_coverage(xs, ys, box, feather)
+        return from_alpha(_box_alpha(xs, ys, box, feather))
+    coverage = _ellipse_mask(xs, ys, box, feather)
     if region.ellipse != box:
-        other = _ellipse_coverage(xs, ys, region.ellipse, feather)
-        return _from_shares(np.maximum(_shares(coverage), _shares(other)))
+        other = _ellipse_mask(xs, ys, region.ellipse, feather)
+        return from_alpha(np.maximum(_to_alpha(coverage), _to_alpha(other)))
     return coverage
 
 
-def _shares(coverage: _Coverage) -> NDArray[np.float32]:
+def _to_alpha(coverage: Mask) -> NDArray[np.float32]:
     """Return (H, W) the covered part of every pixel."""
     shares = coverage.inside.astype(np.float32)
-    shares[coverage.rows, coverage.columns] = coverage.share
+    shares[coverage.rows, coverage.columns] = coverage.alpha
     return shares
 
 
-def _from_shares(shares: NDArray[np.float32]) -> _Coverage:
-    rows, columns = _places((shares > 0) & (shares < 1))
-    return _Coverage(shares == 1, rows, columns, shares[rows, columns])
+def from_alpha(shares: NDArray[np.float32]) -> Mask:
+    rows, columns = _nonzero((shares > 0) & (shares < 1))
+    return Mask(shares == 1, rows, columns, shares[rows, columns])
 
 
-def _box_shares(
+def _box_alpha(
     xs: NDArray[np.float32], ys: NDArray[np.float32], box: tuple[float, ...], feather: int
 ) -> NDArray[np.float32]:
     x0, y0, x1, y1 = box
@@ -71,19 +71,17 @@ def _box_shares(
     return np.asarray(np.clip(1 - beyond / feather, 0, 1), np.float32)
 
 
-def _ellipse_coverage(
-    xs: NDArray[np.float32], ys: NDArray[np.float32], box: tuple[float, ...], feather: int
-) -> _Coverage:
+def _ellipse_mask(xs: NDArray[np.float32], ys: NDArray[np.float32], box: tuple[float, ...], feather: int) -> Mask:
     """Fall from 1 on the ellipse to 0 on the one with half-axes ``feather`` px longer."""
     x0, y0, x1, y1 = box
     dx, dy, half_w, half_h = xs - (x0 + x1) / 2, ys - (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
-    inside = _between(dx, _half_chords(dy, half_w, half_h))
-    near = _between(dx, _half_chords(dy, half_w + feather, half_h + feather))
-    rows, columns = _places(near & ~inside)
+    inside = _within_chords(dx, _half_chords(dy, half_w, half_h))
+    near = _within_chords(dx, _half_chords(dy, half_w + feather, half_h + feather))
+    rows, columns = _nonzero(near & ~inside)
     to_inner = np.hypot(dx[columns] / half_w, dy[rows] / half_h) - 1
     to_outer = 1 - np.hypot(dx[columns] / (half_w + feather), dy[rows] / (half_h + feather))
     share = np.clip(to_outer / np.maximum(to_inner + to_outer, 1e-6), 0, 1).astype(np.float32)
-    return _Coverage(inside, rows, columns, share)
+    return Mask(inside, rows, columns, share)
 
 
 def _half_chords(dy: NDArray[np.float32], half_w: float, half_h: float) -> NDArray[np.float32]:
@@ -93,7 +91,7 @@ def _half_chords(dy: NDArray[np.float32], half_w: float, half_h: float) -> NDArr
     return chords.astype(np.float32)
 
 
-def _between(dx: NDArray[np.float32], reach: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _within_chords(dx: NDArray[np.float32], reach: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Return (H, W) which of the places (W,) lie within the reach (H,) of each row."""
     first = np.searchsorted(dx, -reach, side="left").astype(np.int16)
     stop = np.searchsorted(dx, reach, side="right").astype(np.int16)
@@ -101,13 +99,13 @@ def _between(dx: NDArray[np.float32], reach: NDArray[np.float32]) -> NDArray[np.
     return np.asarray((number >= first[:, None]) & (number < stop[:, None]), np.bool_)
 
 
-def _places(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _nonzero(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return rows and columns where a mask (H, W) is true: numpy.nonzero, three times quicker."""
     rows, columns = np.divmod(np.flatnonzero(mask), mask.shape[1])
     return rows, columns
 
 
-def _outline(shape_hw: tuple[int, ...], origin_xy: tuple[int, int], region: Region) -> NDArray[np.float32]:
+def outline_alpha(shape_hw: tuple[int, ...], origin_xy: tuple[int, int], region: Region) -> NDArray[np.float32]:
     """Return (H, W) how much of each pixel lies on a line of ``BOX_WIDTH_PX`` along the region's border."""
     xs = np.arange(shape_hw[1], dtype=np.float32) + np.float32(origin_xy[0] + 0.5)
     ys = np.arange(shape_hw[0], dtype=np.float32) + np.float32(origin_xy[1] + 0.5)

@@ -14,7 +14,7 @@ MIN_MARGIN_PX = 1.5
 
 
 def regions_from(found: Detections, margin: float, width: int, height: int) -> list[Region]:
-    """Return what is to be hidden for each face, in the order of ``found``; faces wholly outside have none.
+    """Return what is to be hidden for each face, in the order of ``detections``; faces wholly outside have none.
 
     Args:
         found: faces in px of an image of ``width`` x ``height`` px.
@@ -35,10 +35,10 @@ def paired_regions(found: Detections, margin: float, width: int, height: int) ->
     grow = np.maximum(size * np.float32(margin), np.float32(MIN_MARGIN_PX))
     grown = np.concatenate([found.boxes[:, :2] - grow, found.boxes[:, 2:] + grow], axis=1)
     widths = size[:, 0].astype(float)
-    return [_region(box, face, width, height) for box, face in zip(grown.astype(float), widths, strict=True)]
+    return [_clip_region(box, face, width, height) for box, face in zip(grown.astype(float), widths, strict=True)]
 
 
-def _region(box: NDArray[np.float64], face_width: float, width: int, height: int) -> Region | None:
+def _clip_region(box: NDArray[np.float64], face_width: float, width: int, height: int) -> Region | None:
     """Round one enlarged box outward and clip it."""
     if not np.isfinite(box).all():
         raise ValueError(f"a face without a place cannot be hidden: {box}")
@@ -49,7 +49,7 @@ def _region(box: NDArray[np.float64], face_width: float, width: int, height: int
     return Region(left, top, right, bottom, face_width, (float(x0), float(y0), float(x1), float(y1)))
 
 
-def in_samples(region: Region, step_xy: tuple[int, int], beyond: int = 1) -> Region:
+def scale_to_plane(region: Region, step_xy: tuple[int, int], beyond: int = 1) -> Region:
     """Return a region in samples of a plane that has one for each ``step_xy`` px, as chroma has.
 
     The result is ``beyond`` samples larger on each side, unless samples are px, and may leave the plane by as

@@ -1,7 +1,7 @@
 """Which detections of one scene are the same face: joined into tracks, frame by frame, forwards and backwards.
 
 Boxes are (N, 4) x0 y0 x1 y1 px. In here positions are steadied: the motion that most faces share, the camera's,
-is taken out of them (``Frame.drift``), so that what is left is slow and easily foreseen.
+is taken out of them (``Frame.camera_motion``), so that what is left is slow and easily foreseen.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from blurguard.boxes import iou
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Mask = NDArray[np.bool_]
-Ends = NDArray[Any]  # of type END
+Tracks = NDArray[Any]  # of type END
 
-NOBODY = -1  # the track of a weak detection that none supports
+UNASSIGNED = -1  # the track of a weak detection that none supports
 
 # How far from where it is expected a detection may be, in face sizes (root of the area), and how much further
 # for each second since the face was last seen. More, and a face takes the detections of its neighbour.
-REACH, REACH_PER_SECOND, MOST_REACH = 0.6, 6.0, 1.0
+REACH, REACH_PER_SECOND, MAX_REACH = 0.6, 6.0, 1.0
 # Likewise, for a face that was seen once, of whose speed nothing is known: a small one may leap by its own size.
-LEAP, LEAP_PER_SECOND, MOST_LEAP = 0.6, 35.0, 2.0
+LEAP, LEAP_PER_SECOND, MAX_LEAP = 0.6, 35.0, 2.0
 WEAK_REACH = 0.5  # share of that for weak detections: most of them are no faces
-MOST_SIZE_RATIO = 2.0
+MAX_SIZE_RATIO = 2.0
 # What a deviation from the expected place adds to the velocity, from the second detection on: first it is all
 # that is known, later most of it is the detector's jitter.
 VELOCITY_GAINS = np.array([0.8, 0.5, 0.35, 0.25])
-LEAST_STEP_SECONDS = 0.004  # steps of time are taken to be no shorter where a velocity is computed
+MIN_STEP_SECONDS = 0.004  # steps of time are taken to be no shorter where a velocity is computed
 COAST_SECONDS = 0.5  # nothing is expected to go on moving for longer
-FEWEST_FOR_DRIFT = 4  # faces that must move alike before it is taken for the camera's motion
-SPEED_KEPT = 0.8  # of the camera's speed, in each frame that cannot tell it
+MIN_TRACKS_FOR_MOTION = 4  # faces that must move alike before it is taken for the camera's motion
+VELOCITY_DECAY = 0.8  # of the camera's speed, in each frame that cannot tell it
 SAME_IOU, SAME_FRAMES = 0.5, 3  # a track whose face another one had in so many frames ends
 
 
@@ -47,15 +47,15 @@ class Frame:
 
     number: int  # counts up by one from frame to frame
     seconds: float
-    looked: bool
+    was_detected: bool
     boxes: Floats  # (N, 4) as detected
     scores: NDArray[np.float32]  # (N,)
-    tracks: Indices  # (N,) which track each detection belongs to, or ``NOBODY``
-    drift: Floats  # (4,) px: how far the camera has moved the edges of boxes since the scene began
+    track_ids: Indices  # (N,) which track each detection belongs to, or ``UNASSIGNED``
+    camera_motion: Floats  # (4,) px: how far the camera has moved the edges of boxes since the scene began
 
 
 # Where a track looks for its next detection. Looking into the past, only the distance in time counts.
-END = np.dtype([
+TRACK_DTYPE = np.dtype([
     ("track", np.intp),
     ("center", float, 2),  # px, steadied
     ("size", float, 2),  # width and height, px
@@ -76,45 +76,45 @@ class Tracker:
         self._min_score = min_score
         self._longest_gap = 2 * hold_seconds
         self._names = names
-        self._ends = np.zeros(0, END)
+        self._ends = np.zeros(0, TRACK_DTYPE)
         self._speed = np.zeros(4)  # of the camera, px a second, for each edge of a box
         self._last: Frame | None = None  # that was looked at
 
-    def look(self, held: Sequence[Frame]) -> None:
+    def update(self, held: Sequence[Frame]) -> None:
         """Find the tracks' faces in the last of the held frames; new tracks look back through the others."""
         frame = held[-1]
         strong = np.flatnonzero(frame.scores >= self._min_score)
-        self._settle_drift(held, strong)
-        if not frame.looked:
+        self._set_camera_motion(held, strong)
+        if not frame.was_detected:
             return
         ends = self._ends[self._in_reach(self._ends, frame)]
-        ends = _extended(ends, np.arange(len(ends)), frame, strong, 1.0)
-        ends = _extended(ends, np.flatnonzero(ends["number"] < frame.number), frame, _unowned(frame), WEAK_REACH)
-        born = strong[frame.tracks[strong] == NOBODY]
-        frame.tracks[born] = [next(self._names) for _ in born]
-        ends = np.concatenate([ends, _with_leaps(_new_ends(frame, born), ends, frame, born)])
+        ends = _assign(ends, np.arange(len(ends)), frame, strong, 1.0)
+        ends = _assign(ends, np.flatnonzero(ends["number"] < frame.number), frame, _unassigned(frame), WEAK_REACH)
+        born = strong[frame.track_ids[strong] == UNASSIGNED]
+        frame.track_ids[born] = [next(self._names) for _ in born]
+        ends = np.concatenate([ends, _with_leaps(_new_tracks(frame, born), ends, frame, born)])
         fresh = (ends["number"] == frame.number) & (ends["previous"] < frame.number - 1)
         if fresh.any():
-            ends[fresh] = self._looked_back(ends[fresh], held)
-        self._ends = ends[~_doubled(ends, frame)]
+            ends[fresh] = self._revisit(ends[fresh], held)
+        self._ends = ends[~_duplicates(ends, frame)]
         self._last = frame
 
-    def _in_reach(self, ends: Ends, frame: Frame) -> Mask:
+    def _in_reach(self, ends: Tracks, frame: Frame) -> Mask:
         """Tell which tracks can go on in the frame; the next one is in reach however late it is."""
         near = np.abs(frame.seconds - ends["seconds"]) <= self._longest_gap
         return np.asarray(near | (np.abs(frame.number - ends["number"]) == 1), np.bool_)
 
-    def _looked_back(self, ends: Ends, held: Sequence[Frame]) -> Ends:
+    def _revisit(self, ends: Tracks, held: Sequence[Frame]) -> Tracks:
         """Give weak detections in held frames to tracks that are new in the last one, or were found again."""
         back = ends.copy()
         back["velocity"] *= -1
         for frame in itertools.islice(reversed(held), 1, None):
             waiting = np.flatnonzero((ends["previous"] < frame.number) & self._in_reach(back, frame))
-            back = _extended(back, waiting, frame, _unowned(frame), WEAK_REACH)
+            back = _assign(back, waiting, frame, _unassigned(frame), WEAK_REACH)
         ends["velocity"], ends["count"] = -back["velocity"], back["count"]
         return ends
 
-    def _settle_drift(self, held: Sequence[Frame], strong: Indices) -> None:
+    def _set_camera_motion(self, held: Sequence[Frame], strong: Indices) -> None:
         """Tell how far the camera has gone in the last of the held frames, and in those not looked at before it.
 
         It goes on as before or has stopped, whichever more faces speak for; then most of them correct that.
@@ -124,65 +124,67 @@ class Tracker:
             return
         step = frame.seconds - last.seconds
         # What most tracks have learnt of the camera's motion is no motion of theirs.
-        learnt = _common(self._ends["velocity"][(self._ends["number"] == last.number) & (self._ends["count"] > 1)])
+        learnt = _median_motion(
+            self._ends["velocity"][(self._ends["number"] == last.number) & (self._ends["count"] > 1)]
+        )
         self._ends["velocity"] -= learnt
         self._speed = self._speed + np.tile(learnt, 2)
         ends = self._ends[self._ends["number"] == last.number]
-        drifts = [last.drift + self._speed * min(step, COAST_SECONDS), last.drift]
-        if not frame.looked or len(ends) < FEWEST_FOR_DRIFT or len(strong) < FEWEST_FOR_DRIFT:
-            frame.drift = drifts[0]
-            self._speed = self._speed * (SPEED_KEPT if frame.looked else 1.0)
+        drifts = [last.camera_motion + self._speed * min(step, COAST_SECONDS), last.camera_motion]
+        if not frame.was_detected or len(ends) < MIN_TRACKS_FOR_MOTION or len(strong) < MIN_TRACKS_FOR_MOTION:
+            frame.camera_motion = drifts[0]
+            self._speed = self._speed * (VELOCITY_DECAY if frame.was_detected else 1.0)
             return
         offsets = [_offsets(ends, frame, strong, drift) for drift in drifts]
         best = 0 if len(offsets[0]) >= len(offsets[1]) else 1
-        frame.drift = drifts[best]
-        frame.drift = frame.drift + np.tile(_common(offsets[best]), 2)
+        frame.camera_motion = drifts[best]
+        frame.camera_motion = frame.camera_motion + np.tile(_median_motion(offsets[best]), 2)
         if step > 0:
-            kept = 1.0 if len(offsets[best]) >= FEWEST_FOR_DRIFT else SPEED_KEPT
-            self._speed = (frame.drift - last.drift) / step * kept
+            kept = 1.0 if len(offsets[best]) >= MIN_TRACKS_FOR_MOTION else VELOCITY_DECAY
+            self._speed = (frame.camera_motion - last.camera_motion) / step * kept
         for between in held:
             if last.number < between.number < frame.number:
-                between.drift = last.drift + self._speed * (between.seconds - last.seconds)
+                between.camera_motion = last.camera_motion + self._speed * (between.seconds - last.seconds)
 
 
-def _offsets(ends: Ends, frame: Frame, rows: Indices, drift: Floats) -> Floats:
+def _offsets(ends: Tracks, frame: Frame, rows: Indices, drift: Floats) -> Floats:
     """Return how much further than expected faces have moved, (M, 2) px: those whose next detection is sure."""
-    frame.drift = drift
+    frame.camera_motion = drift
     costs = _costs(ends, frame, rows)
     nearest = np.argmin(costs, axis=1)
     sure = (np.argmin(costs, axis=0)[nearest] == np.arange(len(ends))) & (costs.min(axis=1) <= 1)
-    return centers((frame.boxes - drift)[rows[nearest[sure]]]) - _expected(ends[sure], frame)
+    return centers((frame.boxes - drift)[rows[nearest[sure]]]) - _predict(ends[sure], frame)
 
 
-def _common(offsets: Floats) -> Floats:
+def _median_motion(offsets: Floats) -> Floats:
     """Return the median of offsets (M, 2) if it is that of most of them, and more than jitter; else 0."""
     shift = np.median(offsets, axis=0) if len(offsets) else np.zeros(2)
     aside = np.hypot(*(offsets - shift).T)
-    agreeing = (aside <= 0.25 * np.hypot(*shift) + 1).sum() >= max(FEWEST_FOR_DRIFT, len(offsets) / 2)
+    agreeing = (aside <= 0.25 * np.hypot(*shift) + 1).sum() >= max(MIN_TRACKS_FOR_MOTION, len(offsets) / 2)
     # The standard error of a median is 1.25 / sqrt(n) deviations, each 1.5 times the median one.
     doubt = 1.25 * 1.5 * np.median(aside) / np.sqrt(len(offsets)) if agreeing else math.inf
     return np.asarray(np.where(np.hypot(*shift) > 2 * doubt, shift, 0.0), float)
 
 
-def _unowned(frame: Frame) -> Indices:
-    return np.flatnonzero(frame.tracks == NOBODY)
+def _unassigned(frame: Frame) -> Indices:
+    return np.flatnonzero(frame.track_ids == UNASSIGNED)
 
 
-def _new_ends(frame: Frame, rows: Indices) -> Ends:
+def _new_tracks(frame: Frame, rows: Indices) -> Tracks:
     """Return the ends of tracks that begin with these detections."""
-    ends, boxes = np.zeros(len(rows), END), (frame.boxes - frame.drift)[rows]
-    ends["track"], ends["center"], ends["size"] = frame.tracks[rows], centers(boxes), sizes(boxes)
-    ends["seconds"], ends["number"], ends["previous"], ends["count"] = frame.seconds, frame.number, NOBODY, 1
+    ends, boxes = np.zeros(len(rows), TRACK_DTYPE), (frame.boxes - frame.camera_motion)[rows]
+    ends["track"], ends["center"], ends["size"] = frame.track_ids[rows], centers(boxes), sizes(boxes)
+    ends["seconds"], ends["number"], ends["previous"], ends["count"] = frame.seconds, frame.number, UNASSIGNED, 1
     return ends
 
 
-def _expected(ends: Ends, frame: Frame) -> Floats:
+def _predict(ends: Tracks, frame: Frame) -> Floats:
     """Return where the faces should be in the frame, (K, 2) px, steadied."""
     ahead = np.minimum(np.abs(frame.seconds - ends["seconds"]), COAST_SECONDS)
     return np.asarray(ends["center"] + ends["velocity"] * ahead[:, None], float)
 
 
-def _with_leaps(born: Ends, ends: Ends, frame: Frame, rows: Indices) -> Ends:
+def _with_leaps(born: Tracks, ends: Tracks, frame: Frame, rows: Indices) -> Tracks:
     """Return new ends with the velocities of faces that may have leapt there since they were seen once.
 
     Or they are other faces: so these are tracks of their own, and the old ones stay where they are.
@@ -192,27 +194,27 @@ def _with_leaps(born: Ends, ends: Ends, frame: Frame, rows: Indices) -> Ends:
         costs = _costs(once, frame, rows, leaping=True)
         leapt = costs.min(axis=0) <= 1
         old, step = once[costs.argmin(axis=0)], frame.seconds - once["seconds"][costs.argmin(axis=0)]
-        velocity = (born["center"] - old["center"]) / np.maximum(step, LEAST_STEP_SECONDS)[:, None]
+        velocity = (born["center"] - old["center"]) / np.maximum(step, MIN_STEP_SECONDS)[:, None]
         born["velocity"][leapt], born["count"][leapt] = velocity[leapt], 2
     return born
 
 
-def _costs(ends: Ends, frame: Frame, rows: Indices, leaping: bool = False) -> NDArray[np.float32]:
+def _costs(ends: Tracks, frame: Frame, rows: Indices, leaping: bool = False) -> NDArray[np.float32]:
     """Return (K, N) how badly these detections fit the tracks: 0 is as expected, more than 1 another face."""
-    boxes = (frame.boxes - frame.drift)[rows]
-    start, growth, most = (LEAP, LEAP_PER_SECOND, MOST_LEAP) if leaping else (REACH, REACH_PER_SECOND, MOST_REACH)
+    boxes = (frame.boxes - frame.camera_motion)[rows]
+    start, growth, most = (LEAP, LEAP_PER_SECOND, MAX_LEAP) if leaping else (REACH, REACH_PER_SECOND, MAX_REACH)
     step = np.abs(frame.seconds - ends["seconds"])
     reach = np.minimum(start + growth * step, most)
     size, other = _log_sides(ends["size"]), _log_sides(sizes(boxes))
     # float32 and one axis at a time: in a crowd this is most of the work.
-    here, there = _expected(ends, frame).astype(np.float32), centers(boxes).astype(np.float32)
+    here, there = _predict(ends, frame).astype(np.float32), centers(boxes).astype(np.float32)
     costs = np.square(here[:, None, 0] - there[None, :, 0]) + np.square(here[:, None, 1] - there[None, :, 1])
     costs *= (np.exp(-size) / reach**2).astype(np.float32)[:, None] * np.exp(-other).astype(np.float32)[None]
-    costs += np.square((size[:, None] - other[None]).astype(np.float32) / np.float32(np.log(MOST_SIZE_RATIO)))
+    costs += np.square((size[:, None] - other[None]).astype(np.float32) / np.float32(np.log(MAX_SIZE_RATIO)))
     return np.asarray(np.sqrt(costs), np.float32)
 
 
-def _extended(ends: Ends, waiting: Indices, frame: Frame, rows: Indices, most_cost: float) -> Ends:
+def _assign(ends: Tracks, waiting: Indices, frame: Frame, rows: Indices, most_cost: float) -> Tracks:
     """Return the ends after those that wait took the detections that fit them, one each, the best fit first."""
     costs = _costs(ends[waiting], frame, rows)
     fits = np.argwhere(costs <= most_cost)
@@ -223,10 +225,10 @@ def _extended(ends: Ends, waiting: Indices, frame: Frame, rows: Indices, most_co
             rows_of[end] = row
             taken.add(row)
     mine, found = waiting[list(rows_of)], rows[list(rows_of.values())]
-    frame.tracks[found] = ends["track"][mine]
-    old, new = ends[mine], _new_ends(frame, found)
+    frame.track_ids[found] = ends["track"][mine]
+    old, new = ends[mine], _new_tracks(frame, found)
     step = np.abs(frame.seconds - old["seconds"])
-    off = (new["center"] - _expected(old, frame)) / np.maximum(step, LEAST_STEP_SECONDS)[:, None]
+    off = (new["center"] - _predict(old, frame)) / np.maximum(step, MIN_STEP_SECONDS)[:, None]
     gain = VELOCITY_GAINS[np.minimum(old["count"], len(VELOCITY_GAINS)) - 1] * (step > 0)
     new["velocity"] = old["velocity"] + off * gain[:, None]
     new["previous"], new["count"], new["beside"] = old["number"], old["count"] + 1, old["beside"]
@@ -235,9 +237,9 @@ def _extended(ends: Ends, waiting: Indices, frame: Frame, rows: Indices, most_co
     return extended
 
 
-def _doubled(ends: Ends, frame: Frame) -> Mask:
+def _duplicates(ends: Tracks, frame: Frame) -> Mask:
     """Tell which tracks have gone without a detection too often while another one had the face that they expect."""
-    centers, half, seen = _expected(ends, frame), ends["size"] / 2, ends["number"] == frame.number
+    centers, half, seen = _predict(ends, frame), ends["size"] / 2, ends["number"] == frame.number
     boxes = np.concatenate([centers - half, centers + half], axis=1).astype(np.float32)
     rows = np.flatnonzero(~seen | (ends["beside"] > 0))
     same = iou(boxes[rows], boxes) > SAME_IOU

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 
-class Colour(NamedTuple):
+class ColorSpace(NamedTuple):
     """How numbers mean light, as FFmpeg numbers it (ITU-T H.273; range: 1 narrow, 2 full); 0 or 2 is unknown."""
 
     range: int
@@ -16,7 +16,7 @@ class Colour(NamedTuple):
     matrix: int
 
 
-class Mastering(NamedTuple):
+class MasteringDisplay(NamedTuple):
     """Colour volume of the mastering display (SMPTE ST 2086): CIE 1931 x and y, luminance in cd/m²."""
 
     red: tuple[Fraction, Fraction]
@@ -38,7 +38,7 @@ def rotation_of(matrix: tuple[int, ...]) -> int:
     return 270 if b > 0 else 90
 
 
-def mastering_of(data: bytes) -> Mastering | None:
+def parse_mastering_display(data: bytes) -> MasteringDisplay | None:
     """Read FFmpeg's AVMasteringDisplayMetadata: ten rationals, then whether primaries and luminance are told."""
     if len(data) < 88 or struct.unpack_from("=2i", data, 80) != (1, 1):
         return None
@@ -47,4 +47,4 @@ def mastering_of(data: bytes) -> Mastering | None:
         return None
     values = [Fraction(top, bottom) for top, bottom in zip(numbers[::2], numbers[1::2], strict=True)]
     red, green, blue, white = ((values[at], values[at + 1]) for at in (0, 2, 4, 6))
-    return Mastering(red, green, blue, white, values[8], values[9])
+    return MasteringDisplay(red, green, blue, white, values[8], values[9])

@@ -13,8 +13,8 @@ import av
 
 from blurguard.errors import InputError
 from blurguard.files.filetypes import AVI, FLV, M2TS, MPEG_TS
-from blurguard.video.color import Mastering
-from blurguard.video.reader import Video
+from blurguard.video.color import MasteringDisplay
+from blurguard.video.reader import VideoReader
 
 # Decoding times that begin before the first picture would move every time in these containers: no B-frames there.
 _NO_REORDERING = frozenset({AVI, FLV, MPEG_TS, M2TS})
@@ -42,26 +42,28 @@ class Encoder:
 
     name: str
     options: dict[str, str] = field(default_factory=dict)
-    counts: bool = False
-    interlaces: bool = False
+    fixed_rate: bool = False
+    supports_interlaced: bool = False
 
 
-def _constant(q: int, **others: str) -> dict[str, str]:
+def _constant_quantizer(q: int, **others: str) -> dict[str, str]:
     return {"qmin": str(q), "qmax": str(q), **others}
 
 
 _VPX = {"deadline": "realtime", "lag-in-frames": "0", "g": "240"}
 ENCODERS = {
-    "h264": Encoder("libx264", {"preset": "veryfast", "crf": "19.5", "bf": "1"}, interlaces=True),
+    "h264": Encoder("libx264", {"preset": "veryfast", "crf": "19.5", "bf": "1"}, supports_interlaced=True),
     "hevc": Encoder("libx265", {"preset": "ultrafast", "crf": "26", "bf": "3"}),
     "vp9": Encoder("libvpx-vp9", _VPX | {"cpu-used": "7", "crf": "36", "b": "0", "row-mt": "1"}),
     "vp8": Encoder("libvpx", _VPX | {"cpu-used": "5", "crf": "20", "b": "40M"}),
     "av1": Encoder("libsvtav1", {"preset": "9", "crf": "30", "g": "240"}),
-    "mpeg4": Encoder("mpeg4", _constant(3, bf="0", g="240"), counts=True, interlaces=True),
-    "mpeg2video": Encoder("mpeg2video", _constant(3, bf="0", g="15"), counts=True, interlaces=True),
-    "mpeg1video": Encoder("mpeg1video", _constant(3, bf="0", g="15"), counts=True),
-    "mjpeg": Encoder("mjpeg", _constant(5, strict="unofficial")),
-    "prores": Encoder("prores_ks", {"vendor": "apl0"}, interlaces=True),
+    "mpeg4": Encoder("mpeg4", _constant_quantizer(3, bf="0", g="240"), fixed_rate=True, supports_interlaced=True),
+    "mpeg2video": Encoder(
+        "mpeg2video", _constant_quantizer(3, bf="0", g="15"), fixed_rate=True, supports_interlaced=True
+    ),
+    "mpeg1video": Encoder("mpeg1video", _constant_quantizer(3, bf="0", g="15"), fixed_rate=True),
+    "mjpeg": Encoder("mjpeg", _constant_quantizer(5, strict="unofficial")),
+    "prores": Encoder("prores_ks", {"vendor": "apl0"}, supports_interlaced=True),
     "ffv1": Encoder("ffv1", {"level": "3", "g": "1", "slicecrc": "1"}),
     "ffvhuff": Encoder("ffvhuff"),
     "huffyuv": Encoder("huffyuv"),
@@ -69,7 +71,7 @@ ENCODERS = {
 }
 
 
-def encoder_for(video: Video, threads: int, quick: bool) -> Encoder:
+def encoder_for(video: VideoReader, threads: int, quick: bool) -> Encoder:
     """Return the encoder that writes a video as it was, with the options for it.
 
     ``quick`` H.264 takes two thirds of the time and is of the same quality, but a third larger.
@@ -80,9 +82,9 @@ def encoder_for(video: Video, threads: int, quick: bool) -> Encoder:
     encoder = ENCODERS.get(video.codec)
     if encoder is None:
         raise InputError(f"{video.path}: {video.codec} video cannot be written; convert it to H.264 in MP4 or Matroska")
-    if video.rotation and not video.family.rotates:
+    if video.rotation and not video.family.stores_rotation:
         raise InputError(f"{video.path}: {video.family.label} cannot tell its rotation; convert it to MP4 or Matroska")
-    if video.interlaced and not encoder.interlaces:
+    if video.interlaced and not encoder.supports_interlaced:
         raise InputError(f"{video.path}: interlaced {video.codec} cannot be written; convert it to H.264")
     more = {"bf": "0"} if video.family in _NO_REORDERING else {}
     if video.codec == "hevc":
@@ -98,7 +100,7 @@ def encoder_for(video: Video, threads: int, quick: bool) -> Encoder:
         more["svtav1-params"] = ":".join([_SVT_LOW_DELAY, *hdr10])
     elif video.codec == "prores":
         more["profile"] = _PRORES_PROFILES.get(video.profile or "", "hq")
-    return Encoder(encoder.name, encoder.options | more, encoder.counts, encoder.interlaces)
+    return Encoder(encoder.name, encoder.options | more, encoder.fixed_rate, encoder.supports_interlaced)
 
 
 def missing_encoders() -> list[str]:
@@ -106,9 +108,9 @@ def missing_encoders() -> list[str]:
     return [codec for codec, encoder in ENCODERS.items() if encoder.name not in av.codecs_available]
 
 
-def clock_for(encoder: Encoder, video: Video) -> Fraction:
+def encoder_time_base(encoder: Encoder, video: VideoReader) -> Fraction:
     """Return the seconds per tick that the encoder is given: the video's, or its nominal frame's."""
-    if not encoder.counts:
+    if not encoder.fixed_rate:
         return video.time_base
     if video.codec == "mpeg4":  # 16 bits for each half (ISO/IEC 14496-2, 6.2.3)
         rate = video.rate.limit_denominator(1001)
@@ -116,7 +118,7 @@ def clock_for(encoder: Encoder, video: Video) -> Fraction:
     return 1 / min(_MPEG_RATES, key=lambda rate: abs(rate - video.rate))
 
 
-def _x265(video: Video, threads: int) -> str:
+def _x265(video: VideoReader, threads: int) -> str:
     params = ["log-level=none", "info=0", f"pools={threads or '*'}"]
     if video.width * video.height > _LARGE_PX:
         params += ["b-adapt=0", "rc-lookahead=2"]
@@ -125,7 +127,7 @@ def _x265(video: Video, threads: int) -> str:
     return ":".join(params)
 
 
-def _hdr10(video: Video, display: Mastering, display_key: str, light_key: str) -> list[str]:
+def _hdr10(video: VideoReader, display: MasteringDisplay, display_key: str, light_key: str) -> list[str]:
     """Return HDR10 metadata as x264 and x265 take it: chromaticity in 1/50000, luminance in 1/10000 cd/m²."""
     named = (("G", display.green), ("B", display.blue), ("R", display.red), ("WP", display.white))
     points = "".join(f"{name}({round(x * 50_000)},{round(y * 50_000)})" for name, (x, y) in named)
@@ -134,7 +136,7 @@ def _hdr10(video: Video, display: Mastering, display_key: str, light_key: str) -
     return [f"{display_key}={points}{range_}", *light]
 
 
-def _svt_hdr10(video: Video, display: Mastering) -> list[str]:
+def _svt_hdr10(video: VideoReader, display: MasteringDisplay) -> list[str]:
     """Return HDR10 metadata as SVT-AV1 takes it, in plain numbers."""
     named = (("G", display.green), ("B", display.blue), ("R", display.red), ("WP", display.white))
     points = "".join(f"{name}({float(x):.5f},{float(y):.5f})" for name, (x, y) in named)

@@ -17,9 +17,9 @@ from av.container import OutputContainer
 from av.stream import AttachmentStream, Discard, Stream
 
 from blurguard.errors import InputError
-from blurguard.video.reader import Video, codec_name, open_container
+from blurguard.video.reader import VideoReader, codec_name, open_container
 
-_MOST_TEXT = 128
+_MAX_TEXT = 128
 _FONT_TYPES = re.compile(r"font/.+|application/(x-)?(truetype-)?(font|vnd\.ms-opentype)[-\w.]*", re.IGNORECASE)
 _FONT_SIGNATURES = (b"\0\1\0\0", b"OTTO", b"true", b"ttcf", b"wOFF", b"wOF2")
 # Of a track that is copied: what it is called; of the hidden one not even that.
@@ -61,10 +61,10 @@ _NO_COMMENT = b"\x03vorbis\0\0\0\0\0\0\0\0\1"  # by nobody, no entries, the fram
 _STREAMINFO_BYTES = 34  # RFC 9639, 8.2
 
 
-class Copies:
+class StreamCopier:
     """The tracks that are copied: audio, subtitles and fonts, read from the source at the pace of the frames."""
 
-    def __init__(self, video: Video, keep_audio: bool) -> None:
+    def __init__(self, video: VideoReader, keep_audio: bool) -> None:
         self._video = video
         self.left_out: list[str] = []
         self.container = open_container(video.path, video.family)
@@ -79,7 +79,7 @@ class Copies:
         headers: dict[int, bytes | None] = {}
         for stream in self._sources:
             try:
-                headers[stream.index] = bare_header(codec_name(stream), _header_of(stream))
+                headers[stream.index] = scrub_extradata(codec_name(stream), _header_of(stream))
                 track = output.add_stream_from_template(stream)
             except ValueError:  # nothing in FFmpeg decodes it, or the container has no name for it
                 name = stream.codec_context.name if stream.codec_context else "unknown codec"
@@ -92,7 +92,7 @@ class Copies:
         for attachment in self.container.streams:
             if isinstance(attachment, AttachmentStream) and _is_font(attachment):
                 name = attachment.name or ""
-                named = name if name.isprintable() and len(name) <= _MOST_TEXT else "font"
+                named = name if name.isprintable() and len(name) <= _MAX_TEXT else "font"
                 output.add_attachment(named, attachment.mimetype or "", bytes(attachment.data))
         for stream in self.container.streams:
             stream.discard = Discard.default if stream.index in self._tracks else Discard.all
@@ -102,9 +102,12 @@ class Copies:
 
     def chapters(self) -> list[Any]:
         """Return the chapters with their titles."""
-        return [chapter | {"metadata": texts(chapter["metadata"], ("title",))} for chapter in self.container.chapters()]
+        return [
+            chapter | {"metadata": allowed_texts(chapter["metadata"], ("title",))}
+            for chapter in self.container.chapters()
+        ]
 
-    def until(self, seconds: Fraction | None, output: OutputContainer) -> None:
+    def copy_until(self, seconds: Fraction | None, output: OutputContainer) -> None:
         """Copy what is to be decoded up to a time, or all that is left."""
         while (packet := self._next) is not None:
             stamp = packet.dts if packet.dts is not None else packet.pts
@@ -126,7 +129,7 @@ class Copies:
             try:
                 packet = next(self._packets, None)
             except av.FFmpegError as error:
-                self._video.fault(f"its sound or subtitles cannot be read to their end: {error.strerror}")
+                self._video.report_damage(f"its sound or subtitles cannot be read to their end: {error.strerror}")
                 return
             if packet is None:
                 return
@@ -137,7 +140,7 @@ class Copies:
             if _is_filler(packet):
                 continue
             if packet.is_corrupt:
-                self._video.fault("its sound or subtitles are damaged or end early")
+                self._video.report_damage("its sound or subtitles are damaged or end early")
             self._next = packet
 
 
@@ -148,19 +151,19 @@ def _is_filler(packet: av.Packet[Any]) -> bool:
 
 def allowed_metadata(metadata: dict[str, str]) -> dict[str, str]:
     """Return when and with which camera, from a container's metadata: names and times that look like such."""
-    named = texts(metadata, _NAMES)
-    return named | {key: text for key, text in texts(metadata, _TIMES).items() if _TIME.fullmatch(text)}
+    named = allowed_texts(metadata, _NAMES)
+    return named | {key: text for key, text in allowed_texts(metadata, _TIMES).items() if _TIME.fullmatch(text)}
 
 
-def texts(metadata: dict[str, str], keys: Collection[str]) -> dict[str, str]:
+def allowed_texts(metadata: dict[str, str], keys: Collection[str]) -> dict[str, str]:
     """Return the short printable texts under some keys, in whichever case; Matroska shouts."""
     found = ((key.lower(), text) for key, text in metadata.items())
-    return {key: text for key, text in found if key in keys and text.isprintable() and len(text) <= _MOST_TEXT}
+    return {key: text for key, text in found if key in keys and text.isprintable() and len(text) <= _MAX_TEXT}
 
 
 def _track_texts(metadata: dict[str, str]) -> dict[str, str]:
     """Return what a copied track is called."""
-    named = texts(metadata, _TRACK_TEXTS)
+    named = allowed_texts(metadata, _TRACK_TEXTS)
     if named.get("handler_name", "").strip().lower() not in _HANDLERS:
         named.pop("handler_name", None)
     return named
@@ -172,7 +175,7 @@ def _header_of(stream: Stream) -> bytes | None:
     return bytes(header) if header else None
 
 
-def bare_header(codec: str, header: bytes | None) -> bytes | None:
+def scrub_extradata(codec: str, header: bytes | None) -> bytes | None:
     """Return a track's header without comments, pictures and attachments, which its packets do not need.
 
     Raises:
@@ -181,7 +184,7 @@ def bare_header(codec: str, header: bytes | None) -> bytes | None:
     if not header:
         return None
     if codec == "vorbis":
-        return _bare_vorbis(header)
+        return _scrub_vorbis(header)
     if codec == "flac":
         start = 8 if header.startswith(b"fLaC") and len(header) > _STREAMINFO_BYTES else 0
         return header[start : start + _STREAMINFO_BYTES]
@@ -189,14 +192,14 @@ def bare_header(codec: str, header: bytes | None) -> bytes | None:
         simple = len(header) < 21 or not header[18]
         return header[: 19 if simple else 21 + header[9]]
     if codec in ("ass", "ssa"):
-        return _bare_ass(header)
+        return _scrub_ass(header)
     if codec == "dvd_subtitle":
         lines = (line.strip() for line in header.rstrip(b"\0").splitlines())
         return b"".join(line + b"\n" for line in lines if _VOBSUB_LINE.fullmatch(line))
     return None if codec in ("subrip", "webvtt", "text") else header
 
 
-def _bare_vorbis(header: bytes) -> bytes:
+def _scrub_vorbis(header: bytes) -> bytes:
     """Return Vorbis' three packets, laced as Xiph does (RFC 9559, 10.3), with an empty comment for the second.
 
     Raises:
@@ -221,7 +224,7 @@ def _bare_vorbis(header: bytes) -> bytes:
     return bytes((2, len(first), len(_NO_COMMENT))) + first + _NO_COMMENT + setup
 
 
-def _bare_ass(header: bytes) -> bytes:
+def _scrub_ass(header: bytes) -> bytes:
     """Return the sections that say how ASS subtitles look, with the lines that do so."""
     kept: list[bytes] = []
     wanted: re.Pattern[bytes] | None = None

@@ -23,14 +23,14 @@ from av.stream import Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
 from blurguard.errors import InputError
-from blurguard.files.filetypes import PROBE_BYTES, Family, family_of
-from blurguard.video.color import Colour, mastering_of, rotation_of
-from blurguard.video.structure import structure
+from blurguard.files.filetypes import PROBE_BYTES, ContainerFormat, sniff_container
+from blurguard.video.color import ColorSpace, parse_mastering_display, rotation_of
+from blurguard.video.structure import check_complete
 
 # As strict as libavcodec can be without refusing what it decodes well ("compliant", "aggressive" would).
 _ERR_DETECT = "crccheck+bitstream+buffer+explode"
 # One packet is one shown frame: a packet without its frame has been lost.
-_PAIRED = frozenset({"h264", "hevc", "av1", "vp8", "vp9", "mjpeg", "prores", "ffv1"})
+_ONE_FRAME_PER_PACKET = frozenset({"h264", "hevc", "av1", "vp8", "vp9", "mjpeg", "prores", "ffv1"})
 _CODEC_LABELS = {
     "h264": "H.264", "hevc": "HEVC", "av1": "AV1", "vp8": "VP8", "vp9": "VP9", "mpeg4": "MPEG-4", "mjpeg": "MJPEG",
     "mpeg1video": "MPEG-1", "mpeg2video": "MPEG-2", "prores": "ProRes",
@@ -40,7 +40,7 @@ _ONE = 1 << 16  # of a display matrix
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
 
-class Video:
+class VideoReader:
     """One video track, opened; made by ``open_video``, to be closed, by ``with``.
 
     Attributes:
@@ -61,7 +61,7 @@ class Video:
         rate: frames per second, as far as can be told beforehand.
         frames_expected, seconds_expected: for progress; None when not known.
         pixel_format: FFmpeg's name, e.g. ``"yuv420p10le"``.
-        colour: see ``Colour``.
+        colour: see ``ColorSpace``.
         mastering, content_light: of HDR10; (MaxCLL, MaxFALL) in cd/m²; None when not told.
         interlaced, field_order: whether frames are two fields; FFmpeg's number for which of them is first.
         index_first: whether an MP4's index precedes its data, for streaming.
@@ -69,20 +69,22 @@ class Video:
         lost: what is missing or damaged, as a sentence, when salvaging; ``""`` when nothing is. Final at the end.
     """
 
-    def __init__(self, path: Path, family: Family, max_pixels: int, threads: int, salvage: bool) -> None:
+    def __init__(
+        self, path: Path, container_format: ContainerFormat, max_pixels: int, threads: int, salvage: bool
+    ) -> None:
         self.path, self._max_pixels, self._salvage = path, max_pixels, salvage
-        self.family, self.lost, self.end = family, "", 0
+        self.family, self.damage, self.end = container_format, "", 0
         self._damaged = self._duration = self._read = 0
-        self._due: set[int] = set()  # pts of packets whose frames have not come out yet
+        self._pending_pts: set[int] = set()  # pts of packets whose frames have not come out yet
         self._shown: tuple[int, int, bool] | None = None  # the last frame's pts, the gap before it, if interlaced
         self._begin: int | None = None
         self._last: int | None = None
-        missing, self.index_first = structure(path, family)
+        missing, self.index_first = check_complete(path, container_format)
         if missing:
-            self.fault(missing)
-        self._container = open_container(path, family)
+            self.report_damage(missing)
+        self._container = open_container(path, container_format)
         try:
-            self._stream = self._choose()
+            self._stream = self._select_stream()
             self._describe_stream(threads)
             self._frames = self._decode()
             first = next(self._frames, None)
@@ -94,7 +96,7 @@ class Video:
             self._container.close()
             raise
 
-    def __enter__(self) -> Video:
+    def __enter__(self) -> VideoReader:
         return self
 
     def __exit__(
@@ -122,7 +124,7 @@ class Video:
             del first  # a frame of 4K is 12 MB, and it is the caller's now
         yield from self._frames
 
-    def fault(self, what: str) -> None:
+    def report_damage(self, what: str) -> None:
         """Note a loss when salvaging.
 
         Raises:
@@ -130,10 +132,10 @@ class Video:
         """
         if not self._salvage:
             raise InputError(f"{self.path}: {what}; get a complete copy, or give --salvage to take what is there")
-        if not self.lost:
-            self.lost = what
+        if not self.damage:
+            self.damage = what
 
-    def _choose(self) -> VideoStream:
+    def _select_stream(self) -> VideoStream:
         """Return the one track with moving pictures; the others are not read.
 
         Raises:
@@ -164,7 +166,7 @@ class Video:
                 f"{self.path}: video with transparency in {self.family.label} is not supported; flatten it"
             )
         self.codec, self.index = codec_name(stream), stream.index
-        self.codec_tag, self.profile = tag_of(stream), context.profile
+        self.codec_tag, self.profile = codec_tag(stream), context.profile
         self.kind = f"{self.family.label} {_CODEC_LABELS.get(self.codec, self.codec)}"
         self.time_base = Fraction(stream.time_base or Fraction(1, 1000))
         self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
@@ -181,14 +183,14 @@ class Video:
     def _describe_frame(self, frame: av.VideoFrame) -> None:
         """Take what only a decoded frame tells."""
         self.width, self.height, self.pixel_format = frame.width, frame.height, frame.format.name
-        self.colour = Colour(frame.color_range, frame.color_primaries, frame.color_trc, frame.colorspace)
+        self.color = ColorSpace(frame.color_range, frame.color_primaries, frame.color_trc, frame.colorspace)
         self.frame_bytes = sum(plane.buffer_size for plane in frame.planes)
         self.pixel_aspect = self._stream.sample_aspect_ratio or None
         self.interlaced, self.field_order = frame.interlaced_frame, self._stream.codec_context.field_order
         told = _side_data_of(frame)
         self.matrix = struct.unpack("=9i", told[SideData.DISPLAYMATRIX]) if SideData.DISPLAYMATRIX in told else None
         self.rotation = rotation_of(self.matrix) if self.matrix else 0
-        self.mastering = mastering_of(told.get(SideData.MASTERING_DISPLAY_METADATA, b""))
+        self.mastering = parse_mastering_display(told.get(SideData.MASTERING_DISPLAY_METADATA, b""))
         light = told.get(SideData.CONTENT_LIGHT_LEVEL)
         self.content_light = struct.unpack_from("=2I", light) if light else None
 
@@ -197,25 +199,25 @@ class Video:
         stream = self._stream
         with closing(self._packets()) as packets:
             for packet in packets:
-                yield from self._checked(packet, stream)
-        yield from self._checked(None, stream)
-        self._pair(None, False)
+                yield from self._decode_packet(packet, stream)
+        yield from self._decode_packet(None, stream)
+        self._match_field(None, False)
         begin = self._begin
-        missing = sum(pts > begin for pts in self._due) if begin is not None else 0
+        missing = sum(pts > begin for pts in self._pending_pts) if begin is not None else 0
         if self.family.demuxer == "mov":  # whose index says how many there are
             missing = max(missing, len(stream.index_entries) - self._read)
         if missing:
             self._damaged += missing
-            self.fault(f"{missing} frames could not be decoded, or are not there")
+            self.report_damage(f"{missing} frames could not be decoded, or are not there")
         self._set_end()
         if self._damaged:
-            self.lost += f"{'; ' if self.lost else ''}{self._damaged} frames damaged or missing"
+            self.damage += f"{'; ' if self.damage else ''}{self._damaged} frames damaged or missing"
 
     def _set_end(self) -> None:
         """Note when the last frame ends: an MP4 with B-frames tells it for the whole track only."""
         stream, last = self._stream, self._last or 0
         self.end = last + self._duration
-        if self.family.demuxer == "mov" and not self.lost and stream.duration:
+        if self.family.demuxer == "mov" and not self.damage and stream.duration:
             told = (stream.start_time or 0) + stream.duration
             self.end = told if told > last else self.end
 
@@ -228,7 +230,7 @@ class Video:
             except StopIteration:
                 return
             except av.FFmpegError as error:
-                self.fault(f"cannot be read to its end: {error.strerror}")
+                self.report_damage(f"cannot be read to its end: {error.strerror}")
                 return
             self._read += packet.pts is not None
             if not packet.size:  # a frame that AVI says to show again, or the demuxer's mark for the end
@@ -236,31 +238,31 @@ class Video:
             if packet.has_sidedata("encryption_info"):
                 raise InputError(f"{self.path}: is encrypted; decrypt it first")
             if packet.is_corrupt:
-                self._damage("is damaged or ends early", packet.pts)
+                self._count_damage("is damaged or ends early", packet.pts)
             yield packet
 
-    def _checked(self, packet: VideoPacket | None, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    def _decode_packet(self, packet: VideoPacket | None, stream: VideoStream) -> Iterator[av.VideoFrame]:
         """Decode one packet, or what is left after the last; yield its frames, checked and timed."""
         if packet is not None and packet.pts is not None and not packet.is_discard and self._is_shown(packet):
-            self._due.add(packet.pts)
+            self._pending_pts.add(packet.pts)
         try:
             frames = stream.decode(packet)
         except av.FFmpegError:
-            self._damage("is damaged", None if packet is None else packet.pts)
+            self._count_damage("is damaged", None if packet is None else packet.pts)
             return
         for frame in frames:
             frame.time_base = self.time_base
             if frame.is_corrupt:
-                self._damage("is damaged", frame.pts)
+                self._count_damage("is damaged", frame.pts)
             if frame.pts is not None:
-                self._due.discard(frame.pts)
+                self._pending_pts.discard(frame.pts)
                 self._begin = frame.pts if self._begin is None else self._begin
-                self._pair(frame.pts, frame.interlaced_frame)
+                self._match_field(frame.pts, frame.interlaced_frame)
             self._check_same(frame)
             self._set_time(frame)
             yield frame
 
-    def _pair(self, pts: int | None, interlaced: bool) -> None:
+    def _match_field(self, pts: int | None, interlaced: bool) -> None:
         """Take the last frame's second field for received: it may be a packet of its own, half a frame later."""
         gap = 0
         if self._shown is not None:
@@ -268,18 +270,18 @@ class Video:
             gap = pts - last if pts is not None else 0
             step = before if before > 0 else gap if gap > 0 else self._usual
             if fields:
-                self._due -= {due for due in self._due if 0 < 4 * (due - last) <= 3 * step}
+                self._pending_pts -= {due for due in self._pending_pts if 0 < 4 * (due - last) <= 3 * step}
         if pts is not None:
             self._shown = pts, gap, interlaced
 
     def _is_shown(self, packet: VideoPacket) -> bool:
         """Whether a packet has a frame to show: VP8 says so in its fourth bit (RFC 6386, 9.1)."""
-        return self.codec in _PAIRED and (self.codec != "vp8" or bool(memoryview(packet)[0] & 0x10))
+        return self.codec in _ONE_FRAME_PER_PACKET and (self.codec != "vp8" or bool(memoryview(packet)[0] & 0x10))
 
-    def _damage(self, what: str, pts: int | None) -> None:
+    def _count_damage(self, what: str, pts: int | None) -> None:
         where = f" at {float(pts * self.time_base):.2f} s" if pts is not None else ""
         self._damaged += 1
-        self.fault(what + where)
+        self.report_damage(what + where)
 
     def _check_same(self, frame: av.VideoFrame) -> None:
         """Raise ``InputError`` when a frame is not of the first one's kind: no encoder can follow that."""
@@ -322,14 +324,14 @@ class Video:
         frame.pts = self._last = pts or 0
 
 
-def open_video(path: Path, *, max_pixels: int, threads: int = 0, salvage: bool = False) -> Video:
+def open_video(path: Path, *, max_pixels: int, threads: int = 0, salvage: bool = False) -> VideoReader:
     """Return the file's video track, opened and its first frame decoded.
 
     Args:
         path: the file.
         max_pixels: width times height that is refused above, px.
         threads: of the decoder; 0 for one per core.
-        salvage: whether what decodes of a damaged or truncated file is wanted; ``lost`` tells what is missing.
+        salvage: whether what decodes of a damaged or truncated file is wanted; ``damage`` tells what is missing.
 
     Raises:
         InputError: empty, truncated, damaged, encrypted, too large, without video or with several, or of a kind
@@ -342,13 +344,13 @@ def open_video(path: Path, *, max_pixels: int, threads: int = 0, salvage: bool =
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if not head:
         raise InputError(f"{path}: is empty; get a complete copy")
-    family = family_of(head)
+    family = sniff_container(head)
     if family is None:
         raise InputError(f"{path}: this kind of video file is not supported; convert it to MP4 or Matroska")
-    return Video(path, family, max_pixels, threads, salvage)
+    return VideoReader(path, family, max_pixels, threads, salvage)
 
 
-def open_container(path: Path, family: Family) -> InputContainer:
+def open_container(path: Path, family: ContainerFormat) -> InputContainer:
     """Return a file, opened by its family's demuxer and shut in: it can make FFmpeg read nothing else.
 
     Raises:
@@ -369,7 +371,7 @@ def codec_name(stream: Stream) -> str:
     return str(context.codec.canonical_name) if context is not None else ""
 
 
-def tag_of(stream: Stream) -> str:
+def codec_tag(stream: Stream) -> str:
     """Return the four characters that name the codec in the container; ``""`` when they are none."""
     try:
         tag = str(stream.codec_context.codec_tag)

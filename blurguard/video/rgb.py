@@ -13,7 +13,7 @@ _PQ = 16  # AVCOL_TRC_SMPTE2084
 _PQ_WHITE_NITS = 203.0  # of paper in HDR pictures (ITU-R BT.2408)
 
 
-class Viewer:
+class RgbConverter:
     """Turns frames into the pictures that a detector looks at. Not thread-safe: one per thread."""
 
     def __init__(self, rotation: int, aspect: Fraction, longest_px: int | None) -> None:
@@ -29,7 +29,7 @@ class Viewer:
         self._longest = longest_px
         self._reformatter = VideoReformatter()
 
-    def rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
+    def convert(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Return a frame upright with square px: (H, W, 3) uint8 RGB."""
         aspect = float(self._aspect)
         width, height = frame.width * max(aspect, 1.0), frame.height / min(aspect, 1.0)

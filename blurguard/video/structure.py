@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from blurguard.errors import InputError
-from blurguard.files.filetypes import M2TS, PROBE_BYTES, Family
+from blurguard.files.filetypes import M2TS, PROBE_BYTES, ContainerFormat
 
 # What a box at the outermost level of an MP4 or QuickTime file can be, unlike bytes that someone has put after it.
 _BOXES = frozenset(
@@ -24,7 +24,7 @@ _BOXES = frozenset(
 )  # fmt: skip
 
 
-def structure(path: Path, family: Family) -> tuple[str, bool]:
+def check_complete(path: Path, family: ContainerFormat) -> tuple[str, bool]:
     """Compare what a file says of its length with what there is; (what is missing or "", index precedes data).
 
     Raises:

@@ -26,9 +26,9 @@ from av.video.stream import VideoStream
 from blurguard.errors import InputError, OutputError
 from blurguard.files.errors import output_errors
 from blurguard.files.filetypes import M2TS
-from blurguard.video.encoders import clock_for, encoder_for
-from blurguard.video.passthrough import Copies, allowed_metadata, texts
-from blurguard.video.reader import Video
+from blurguard.video.encoders import encoder_for, encoder_time_base
+from blurguard.video.passthrough import StreamCopier, allowed_metadata, allowed_texts
+from blurguard.video.reader import VideoReader
 
 os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 prints its settings to the terminal otherwise
 _BITEXACT = int(ContainerFlags.bitexact.value)  # type: ignore[call-overload]  # no versions, no random numbers
@@ -46,10 +46,10 @@ _MAY_STAY = frozenset(
 # These write nothing of it but captions. To look at a frame's side data ties the frame to it in a circle, and keeps
 # megabytes alive until Python happens to look for circles: so nobody looks, and the others' frames are all stripped.
 _WRITE_PIXELS_ONLY = frozenset({"libx264", "libx265", "libvpx", "libvpx-vp9", "libsvtav1"})
-_MOST_KINDS = 128  # of side data; FFmpeg 8 has 32
+_MAX_CACHED_FILTERS = 128  # of side data; FFmpeg 8 has 32
 
 
-class Recorder:
+class VideoWriter:
     """Writes one video. To be used in a ``with``: what ends in an error is closed as it is, for the caller to delete.
 
     Attributes:
@@ -58,7 +58,7 @@ class Recorder:
     """
 
     def __init__(
-        self, video: Video, path: Path, *, keep_audio: bool = True, keep_metadata: bool = False, threads: int = 0,
+        self, video: VideoReader, path: Path, *, keep_audio: bool = True, keep_metadata: bool = False, threads: int = 0,
         quick: bool = False,
     ) -> None:  # fmt: skip
         """Open everything; ``path``, which exists and is empty, is the only file that is written.
@@ -78,15 +78,15 @@ class Recorder:
         self._video, self._path, self._threads = video, path, threads
         self._times: dict[int, tuple[int, int]] = {}  # the encoder's pts -> (pts, duration) in the video's ticks
         self._encoder = encoder_for(video, threads, quick)
-        self._clock = clock_for(self._encoder, video)
+        self._clock = encoder_time_base(self._encoder, video)
         self._written = self._begin = self._end = 0  # frames; first time and end of the last frame, ticks
         self._waiting: av.VideoFrame | None = None
         self._held: av.Packet[VideoStream] | None = None
         self._first_dts: int | None = None
-        self._copies, self._strip = Copies(video, keep_audio), _Stripper()
+        self._copies, self._strip = StreamCopier(video, keep_audio), SideDataFilter()
         try:
             with output_errors(path):
-                self._file = _WholeWrites(path)
+                self._file = _FullWriteFile(path)
             try:
                 self._output = self._open(keep_metadata)
             except BaseException:
@@ -97,7 +97,7 @@ class Recorder:
             raise
         self.left_out = tuple(self._copies.left_out)
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(
@@ -122,9 +122,9 @@ class Recorder:
         """Encode a frame that is shown for ``duration`` ticks."""
         pts = frame.pts or 0
         if self._encoder.name not in _WRITE_PIXELS_ONLY:
-            frame = self._strip.bare(frame)
+            frame = self._strip.strip(frame)
         frame.pict_type = PictureType.NONE  # the encoder's to choose, not to take over
-        frame.pts = self._written if self._encoder.counts else pts
+        frame.pts = self._written if self._encoder.fixed_rate else pts
         frame.time_base = self._clock
         self._times[frame.pts] = pts, duration
         self._begin = self._begin if self._written else pts
@@ -149,7 +149,7 @@ class Recorder:
                 raise OutputError(f"{self._path}: the encoder lost {len(self._times)} frames")
             with self._errors():
                 self._mux_last()
-                self._copies.until(None, self._output)
+                self._copies.copy_until(None, self._output)
                 self._output.close()
                 self._file.close()
         finally:
@@ -174,7 +174,7 @@ class Recorder:
         self._stream = self._add_video(output)
         twin = copies.container.streams[video.index]
         self._stream.disposition = twin.disposition
-        self._stream.metadata.update(texts(twin.metadata, ("language",)))
+        self._stream.metadata.update(allowed_texts(twin.metadata, ("language",)))
         copies.add_to(output)
         output.set_chapters(copies.chapters())
         if keep_metadata:
@@ -200,7 +200,7 @@ class Recorder:
             context = stream.codec_context
             context.width, context.height, context.pix_fmt = video.width, video.height, video.pixel_format
             context.time_base, stream.time_base = self._clock, video.time_base
-            context.color_range, context.color_primaries, context.color_trc, context.colorspace = video.colour
+            context.color_range, context.color_primaries, context.color_trc, context.colorspace = video.color
             if video.pixel_aspect:
                 context.sample_aspect_ratio = video.pixel_aspect
             context.flags |= int(CodecFlags.bitexact)
@@ -232,7 +232,7 @@ class Recorder:
     def _mux(self, packet: av.Packet[VideoStream]) -> None:
         """Write the packet before this one, at its frame's time, after everything that belongs before it."""
         packet.pts, packet.duration = self._times.pop(packet.pts or 0)
-        if packet.dts is None or self._encoder.counts:  # those that count do not reorder
+        if packet.dts is None or self._encoder.fixed_rate:  # those that count do not reorder
             packet.dts = packet.pts
         packet.time_base = self._video.time_base
         if self._first_dts is None:
@@ -243,7 +243,7 @@ class Recorder:
     def _mux_held(self) -> None:
         packet, self._held = self._held, None
         if packet is not None:
-            self._copies.until((packet.dts or 0) * packet.time_base, self._output)
+            self._copies.copy_until((packet.dts or 0) * packet.time_base, self._output)
             self._output.mux(packet)
 
     def _mux_last(self) -> None:
@@ -267,13 +267,13 @@ class Recorder:
             raise OutputError(f"{self._path}: cannot write: {error}") from error
 
 
-class _Stripper:
+class SideDataFilter:
     """Takes from frames what comes with them besides their pixels; the pixels are not copied."""
 
     def __init__(self) -> None:
         self._graph: Graph | None = None
 
-    def bare(self, frame: av.VideoFrame) -> av.VideoFrame:
+    def strip(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Return another frame on the same pixels, with nothing but what may stay."""
         if self._graph is None:
             self._graph = self._build(frame)
@@ -284,7 +284,7 @@ class _Stripper:
         """Return the filters, one for each kind that goes, known to PyAV or not."""
         graph = Graph()
         stays: set[Any] = {kind.value for kind in _MAY_STAY}
-        goes = [kind for kind in range(_MOST_KINDS) if kind not in stays]
+        goes = [kind for kind in range(_MAX_CACHED_FILTERS) if kind not in stays]
         chain = [
             graph.add_buffer(
                 width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
@@ -297,7 +297,7 @@ class _Stripper:
         return graph
 
 
-class _WholeWrites(io.FileIO):
+class _FullWriteFile(io.FileIO):
     """A file as a muxer wants it: a write is whole or an error, where the system may take a part and stop."""
 
     def __init__(self, path: Path) -> None:
@@ -313,7 +313,7 @@ class _WholeWrites(io.FileIO):
         return done
 
 
-def _muxer_options(video: Video, keep_metadata: bool) -> dict[str, str]:
+def _muxer_options(video: VideoReader, keep_metadata: bool) -> dict[str, str]:
     """Return what the muxer is told besides its tracks."""
     options: dict[str, str] = {}
     if video.family.demuxer == "mov":

@@ -75,7 +75,7 @@ def folders_for(inbox: Path, outbox: Path, settings: WatchSettings) -> Folders:
     return Folders(inbox, outbox, failed, moved).prepared(allow_shared=settings.allow_shared, deletes=deletes)
 
 
-def identity(folder: Path) -> tuple[int, int] | None:
+def dev_inode(folder: Path) -> tuple[int, int] | None:
     """Return what tells a folder from any other that may stand at its name later, None where no folder is.
 
     A folder that another one is mounted over, or whose mount is gone, is another; so is a link to it.
@@ -87,7 +87,7 @@ def identity(folder: Path) -> tuple[int, int] | None:
     return None
 
 
-def shortage(folder: Path, least: int) -> str:
+def low_disk_reason(folder: Path, least: int) -> str:
     """Return "", or why nothing should be written there: less than so many MB are free, or nobody can tell."""
     try:
         free = shutil.disk_usage(folder).free
@@ -122,8 +122,8 @@ def _check_apart(told: str, path: Path, other_told: str, other: Path) -> None:
     """Refuse a folder that is another one or lies in it, be it by another name, as mounts give."""
     if path == other:
         raise ConfigError(f"{told} is also {other_told}; choose another folder")
-    above, known = [path, *path.parents], identity(other)
-    if other in above or (known is not None and known in map(identity, above)):
+    above, known = [path, *path.parents], dev_inode(other)
+    if other in above or (known is not None and known in map(dev_inode, above)):
         raise ConfigError(f"{told} lies inside {other_told}; choose a folder outside it")
 
 

@@ -17,19 +17,19 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from blurguard.batch.journal import LOCK_NAME, Figures, figures_of
-from blurguard.batch.journal import State as FileState
+from blurguard.batch.journal import LOCK_NAME, JournalStats, read_stats
+from blurguard.batch.journal import FileState as FileState
 from blurguard.errors import InputError, OutputError
 from blurguard.files.atomic import STATE_FOLDER
 
 FILE_NAME = "health.json"
-BEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 1.0
 STALE_SECONDS = 60.0
 METRICS_STEP_SECONDS = 10  # the time in that file is rounded down to these, so that it is not written every second
 MINUTE, HOUR = 60.0, 3600.0
 
 
-class State(StrEnum):
+class DaemonState(StrEnum):
     """What a daemon is doing."""
 
     STARTING = "starting"
@@ -44,7 +44,7 @@ class Health:
     """What a daemon knows of itself.
 
     Attributes:
-        state: see ``State``.
+        state: see ``FileState``.
         why: of a pause, "" otherwise.
         queued: files that settle, or are complete and wait for a worker.
         working: files that are being worked on.
@@ -57,7 +57,7 @@ class Health:
         version: of blurguard.
     """
 
-    state: State
+    state: DaemonState
     why: str
     queued: int
     working: int
@@ -75,7 +75,7 @@ def health_file(outbox: Path) -> Path:
     return outbox / STATE_FOLDER / FILE_NAME
 
 
-class Pulse:
+class HealthWriter:
     """Keeps the files fresh that tell how a daemon is; that they cannot be written stops nobody."""
 
     def __init__(
@@ -93,55 +93,55 @@ class Pulse:
             clock: seconds, never backwards.
             now: seconds since 1970.
         """
-        self._health = _Kept(path)
-        self._metrics = None if metrics is None else _Kept(metrics)
+        self._health = _StatusFile(path)
+        self._metrics = None if metrics is None else _StatusFile(metrics)
         self._clock = clock
         self._now = now
         self._beaten: float | None = None
-        self._told: tuple[State, str] | None = None
+        self._told: tuple[DaemonState, str] | None = None
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why a file cannot be written: the first reason since it could, "" while all is well."""
-        return self._health.trouble or (self._metrics.trouble if self._metrics else "")
+        return self._health.problem or (self._metrics.problem if self._metrics else "")
 
-    def beat(self, health: Health) -> None:
+    def write(self, health: Health) -> None:
         """Tell how things are; may be called as often as one likes."""
         told, at = (health.state, health.why), self._clock()
-        if told == self._told and self._beaten is not None and at - self._beaten < BEAT_SECONDS:
+        if told == self._told and self._beaten is not None and at - self._beaten < HEARTBEAT_SECONDS:
             return
         self._beaten, self._told = at, told
         now = self._now()
-        self._health.keep(json.dumps(asdict(health), indent=1) + "\n", now)
+        self._health.update(json.dumps(asdict(health), indent=1) + "\n", now)
         if self._metrics is not None:
-            self._metrics.keep(metrics_of(health, now), now)
+            self._metrics.update(prometheus_text(health, now), now)
 
     def close(self, health: Health) -> None:
         """Tell that the daemon has stopped."""
         self._told = None
-        self.beat(replace(health, state=State.STOPPED, why=""))
+        self.write(replace(health, state=DaemonState.STOPPED, why=""))
 
 
-class _Kept:
+class _StatusFile:
     """A small file that always is whole, and whose time tells when it was last confirmed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._draft = path.with_name(f".{path.name}.tmp")  # one name only: what a kill leaves, the next one clears
         self._text: str | None = None
-        self.trouble = ""
+        self.problem = ""
 
-    def keep(self, text: str, now: float) -> None:
-        """Have the file say ``text`` as of ``now``; failing to is noted in ``trouble``."""
+    def update(self, text: str, now: float) -> None:
+        """Have the file say ``text`` as of ``now``; failing to is noted in ``problem``."""
         try:
             if not (text == self._text and self._touched(now)):
                 self._write(text, now)
                 self._text = text
-            self.trouble = ""
+            self.problem = ""
         except OSError as error:
             self._text = None
             place = "free some space, make that folder writable, or choose another file"
-            self.trouble = self.trouble or f"{self._path}: cannot be kept up to date: {error.strerror}; {place}"
+            self.problem = self.problem or f"{self._path}: cannot be kept up to date: {error.strerror}; {place}"
 
     def _touched(self, now: float) -> bool:
         with contextlib.suppress(FileNotFoundError):  # somebody has removed it
@@ -164,13 +164,13 @@ class _Kept:
             raise
 
 
-def metrics_of(health: Health, now: float) -> str:
+def prometheus_text(health: Health, now: float) -> str:
     """Return what Prometheus' text format makes of it, for the textfile collector of node_exporter."""
     heartbeat = now // METRICS_STEP_SECONDS * METRICS_STEP_SECONDS
     told: tuple[tuple[str, str, str, float], ...] = (
         ("up", "gauge", "1 until the daemon has stopped; after a kill only the heartbeat tells.",
-         health.state is not State.STOPPED),
-        ("paused", "gauge", "1 while nothing new is taken because disk space is short.", health.state is State.PAUSED),
+         health.state is not DaemonState.STOPPED),
+        ("paused", "gauge", "1 while nothing new is taken because disk space is short.", health.state is DaemonState.PAUSED),
         ("queued", "gauge", "Files that wait.", health.queued),
         ("working", "gauge", "Files that are being worked on.", health.working),
         ("done_total", "counter", "Files done since the start.", health.done),
@@ -218,7 +218,7 @@ class Status:
 
     alive: bool
     in_use: bool
-    state: State | None
+    state: DaemonState | None
     why: str
     age: float | None
     pid: int
@@ -236,7 +236,7 @@ class Status:
     @property
     def healthy(self) -> bool:
         """Whether nobody needs to look: it is alive, and does not lack space."""
-        return self.alive and self.state is not State.PAUSED
+        return self.alive and self.state is not DaemonState.PAUSED
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON types; bytes of names that are no text are surrogates, which ``json`` escapes."""
@@ -268,11 +268,11 @@ class Status:
         said = f"last heard of {_ago(self.age)} ago" if self.age is not None else "never heard of"
         if self.alive:
             return f"{self.state}{f': {self.why}' if self.why else ''} (process {self.pid}, {said})"
-        if self.in_use and self.state in (None, State.STOPPED):
+        if self.in_use and self.state in (None, DaemonState.STOPPED):
             return "no drop folder's daemon, but another blurguard is working in this folder"
         if self.in_use:
             return f"not responding (process {self.pid}, {said})"
-        if self.state in (None, State.STOPPED):
+        if self.state in (None, DaemonState.STOPPED):
             return "stopped"
         return f"ended without a word while {self.state} (process {self.pid}, {said}); start it again"
 
@@ -286,7 +286,7 @@ def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def status_of(outbox: Path, health: Path | None, now: float) -> Status:
+def read_status(outbox: Path, health: Path | None, now: float) -> Status:
     """Return how a drop folder is; writes nothing.
 
     Args:
@@ -298,8 +298,8 @@ def status_of(outbox: Path, health: Path | None, now: float) -> Status:
         InputError: this is no outbox, or the health file may not be read.
         OutputError: the record may not be read, or is damaged.
     """
-    hourly = figures_of(outbox, now - HOUR)
-    minutely = figures_of(outbox, now - MINUTE)
+    hourly = read_stats(outbox, now - HOUR)
+    minutely = read_stats(outbox, now - MINUTE)
     if hourly is None or minutely is None:
         raise InputError(f"{outbox}: no drop folder's outbox: there is no record in it")
     held = is_in_use(outbox)
@@ -308,7 +308,7 @@ def status_of(outbox: Path, health: Path | None, now: float) -> Status:
     # A clock that was set back leaves a beat in the future: the next one puts it right, if there is one.
     fresh = age is not None and abs(age) < STALE_SECONDS
     return Status(
-        alive=held and fresh and told is not None and told.state is not State.STOPPED,
+        alive=held and fresh and told is not None and told.state is not DaemonState.STOPPED,
         in_use=held,
         state=told.state if told else None,
         why=told.why if told else "",
@@ -318,16 +318,16 @@ def status_of(outbox: Path, health: Path | None, now: float) -> Status:
         working=_counted(minutely, FileState.WORKING, FileState.PUBLISHING),
         done=_counted(minutely, FileState.DONE),
         failed=_counted(minutely, FileState.FAILED),
-        last_minute=minutely.done_lately,
-        last_hour=hourly.done_lately,
+        last_minute=minutely.done_recently,
+        last_hour=hourly.done_recently,
         error=minutely.error,
         failed_at=minutely.failed_at,
-        at_work=minutely.at_work,
+        at_work=minutely.in_progress,
         now=now,
     )
 
 
-def _counted(figures: Figures, *states: FileState) -> int:
+def _counted(figures: JournalStats, *states: FileState) -> int:
     return sum(figures.counts.get(state, 0) for state in states)
 
 
@@ -343,7 +343,7 @@ def _read(path: Path) -> tuple[Health | None, float]:
     try:
         values = json.loads(data)
         known = {field.name: values[field.name] for field in fields(Health)}
-        return Health(**known | {"state": State(known["state"])}), beaten
+        return Health(**known | {"state": DaemonState(known["state"])}), beaten
     except (ValueError, KeyError, TypeError):  # a power cut, say; the next beat writes it afresh
         return None, 0.0
 

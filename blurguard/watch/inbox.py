@@ -17,10 +17,10 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.polling import PollingObserverVFS
 
-from blurguard.files.stamp import Stamp
+from blurguard.files.stamp import FileStamp
 
 # What browsers, rsync, WinSCP and the like append to a name until a file is complete.
-UNFINISHED = frozenset(
+UNFINISHED_SUFFIXES = frozenset(
     {".crdownload", ".download", ".filepart", ".opdownload", ".part", ".partial", ".temp", ".tmp", ".upload"}
 )
 _LOOK = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,7 +39,7 @@ _OF_INTEREST: list[type[FileSystemEvent]] = [
 ]
 
 
-class Sign(StrEnum):
+class ChangeType(StrEnum):
     """What has happened to a file or folder."""
 
     CHANGED = "changed"
@@ -48,18 +48,18 @@ class Sign(StrEnum):
     FOLDER = "folder"  # a new one, which may have been filled before anybody watched it
 
 
-Tell = Callable[[Sign, Path], None]
+OnChange = Callable[[ChangeType, Path], None]
 
 
 def has_final_name(name: Path) -> bool:
     """Whether a name relative to the inbox is one that a complete file may have; hidden ones are not ours."""
     return not any(
-        part.startswith((".", "~")) or part.endswith("~") or Path(part).suffix.lower() in UNFINISHED
+        part.startswith((".", "~")) or part.endswith("~") or Path(part).suffix.lower() in UNFINISHED_SUFFIXES
         for part in name.parts
     )
 
 
-def stamp_at(path: Path, inbox: Path) -> Stamp | None:
+def stamp_at(path: Path, inbox: Path) -> FileStamp | None:
     """Return the stamp of a regular file below an inbox, None when there is none: no link on the way is followed."""
     *folders, name = path.relative_to(inbox).parts
     handle = -1
@@ -74,10 +74,10 @@ def stamp_at(path: Path, inbox: Path) -> Stamp | None:
     finally:
         if handle >= 0:
             os.close(handle)
-    return Stamp.told_by(info) if stat.S_ISREG(info.st_mode) else None
+    return FileStamp.from_stat(info) if stat.S_ISREG(info.st_mode) else None
 
 
-def files_below(folder: Path) -> Iterator[tuple[Path, Stamp | None]]:
+def files_below(folder: Path) -> Iterator[tuple[Path, FileStamp | None]]:
     """Yield every regular file with a final name, and its stamp; links are not followed.
 
     A folder that cannot be listed is yielded as well, with None.
@@ -97,19 +97,19 @@ def files_below(folder: Path) -> Iterator[tuple[Path, Stamp | None]]:
                 yield parent / name, stamp
 
 
-class Walk:
+class DirectoryScanner:
     """A look at folders, one after the other and a few files at a time."""
 
     def __init__(self) -> None:
         """Begin with nothing to look at."""
         self._folders: dict[Path, None] = {}
-        self._found: Iterator[tuple[Path, Stamp | None]] = iter(())
+        self._found: Iterator[tuple[Path, FileStamp | None]] = iter(())
 
-    def ask_for(self, folder: Path) -> None:
+    def add(self, folder: Path) -> None:
         """Have a folder looked at; once, however often it is asked for until then."""
         self._folders[folder] = None
 
-    def next(self) -> tuple[Path, Stamp | None] | None:
+    def next(self) -> tuple[Path, FileStamp | None] | None:
         """Return the next file as ``files_below`` tells it, None when there is nothing more to look at."""
         while (found := next(self._found, None)) is None and self._folders:
             folder = next(iter(self._folders))
@@ -152,11 +152,11 @@ def is_being_written(path: Path) -> bool | None:
 
 
 @dataclass(slots=True)
-class Events:
+class InboxObserver:
     """Tells what happens below a folder, from a thread of its own, until stopped."""
 
     folder: Path
-    tell: Tell
+    on_change: OnChange
     poll: bool = False
     _observer: BaseObserver | None = None
 
@@ -164,8 +164,8 @@ class Events:
         """Begin; return "" or why there are no events, on a system that has run out of watches, say."""
         observer: BaseObserver | None = None
         try:
-            observer = _polling() if self.poll else _listening()
-            ear = _Ear(self.tell, Sign.CHANGED if self.poll else Sign.COMPLETE)
+            observer = _polling_observer() if self.poll else _native_observer()
+            ear = _EventAdapter(self.on_change, ChangeType.CHANGED if self.poll else ChangeType.COMPLETE)
             observer.schedule(ear, os.fspath(self.folder), recursive=True, event_filter=_OF_INTEREST)
             observer.start()
         except (OSError, RecursionError) as error:  # RecursionError: folders nested deeper than watchdog can walk
@@ -198,12 +198,12 @@ class Events:
             self._observer = None
 
 
-def _polling() -> BaseObserver:
+def _polling_observer() -> BaseObserver:
     # watchdog's usual one follows links, out of the inbox and in circles.
     return PollingObserverVFS(os.lstat, os.scandir, polling_interval=POLL_SECONDS)
 
 
-def _listening() -> BaseObserver:
+def _native_observer() -> BaseObserver:
     try:
         # Linux: tells a rename from outside from a new, empty file. What others there are do not know the word.
         return Observer(generate_full_events=True)  # type: ignore[call-arg]
@@ -211,14 +211,14 @@ def _listening() -> BaseObserver:
         return Observer()
 
 
-class _Ear(FileSystemEventHandler):
+class _EventAdapter(FileSystemEventHandler):
     """Turns watchdog's events into signs.
 
     Polling takes a new file that got the inode of one just deleted for a renamed one, so a rename it tells of
     is no more than a change.
     """
 
-    def __init__(self, tell: Tell, renamed: Sign) -> None:
+    def __init__(self, tell: OnChange, renamed: ChangeType) -> None:
         self._tell, self._renamed = tell, renamed
 
     def dispatch(self, event: FileSystemEvent) -> None:
@@ -226,16 +226,16 @@ class _Ear(FileSystemEventHandler):
         source, target = (Path(os.fsdecode(name)) if name else None for name in (event.src_path, event.dest_path))
         if event.event_type == happened.EVENT_TYPE_MOVED:
             if source:
-                self._tell(Sign.GONE, source)
+                self._tell(ChangeType.GONE, source)
             if target:
-                self._tell(Sign.FOLDER if event.is_directory else self._renamed, target)
+                self._tell(ChangeType.FOLDER if event.is_directory else self._renamed, target)
         elif source is not None:
-            self._tell(_sign(event), source)
+            self._tell(_change_type(event), source)
 
 
-def _sign(event: FileSystemEvent) -> Sign:
+def _change_type(event: FileSystemEvent) -> ChangeType:
     if event.event_type == happened.EVENT_TYPE_DELETED:
-        return Sign.GONE
+        return ChangeType.GONE
     if event.is_directory:
-        return Sign.FOLDER
-    return Sign.COMPLETE if event.event_type == happened.EVENT_TYPE_CLOSED else Sign.CHANGED
+        return ChangeType.FOLDER
+    return ChangeType.COMPLETE if event.event_type == happened.EVENT_TYPE_CLOSED else ChangeType.CHANGED

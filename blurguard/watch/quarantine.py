@@ -15,19 +15,29 @@ from typing import Any
 
 from blurguard import __version__
 from blurguard.errors import InputError, OutputError
-from blurguard.files.atomic import digest_of, make_folders
+from blurguard.files.atomic import digest_bytes, make_folders
 from blurguard.files.errors import moving_errors
-from blurguard.files.move import LONGEST_NAME, bring_to_disk, file_at, fitted, move, move_to, part_in, place_for, sync
-from blurguard.files.stamp import Stamp
+from blurguard.files.move import (
+    MAX_NAME_BYTES,
+    destination_for,
+    fit_name,
+    fsync_file,
+    fsync_path,
+    move,
+    move_to,
+    stat_regular,
+    temporary_part,
+)
+from blurguard.files.stamp import FileStamp
 from blurguard.files.walk import files_below
 from blurguard.types import Outcome
 
-NOTE_SUFFIX = ".json"
-NOTE_KEYS = frozenset({"name", "error", "reason", "exit_code", "time", "size", "mtime_ns", "version"})
+REPORT_SUFFIX = ".json"
+REPORT_KEYS = frozenset({"name", "error", "reason", "exit_code", "time", "size", "mtime_ns", "version"})
 _NO_PLACE = {errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
-class Failures:
+class Quarantine:
     """The originals that failed, each with a note of why, in JSON.
 
     With a folder they are moved there, the note beside them; else they stay, and the notes lie apart. A note is
@@ -38,9 +48,9 @@ class Failures:
         """Take the folder for failed originals, or None; and where notes go then."""
         self._folder = folder
         self._inbox = inbox
-        self._notes = notes
+        self._reports = notes
 
-    def note(self, name: Path, outcome: Outcome, stamp: Stamp) -> None:
+    def add(self, name: Path, outcome: Outcome, stamp: FileStamp) -> None:
         """Note a failure, and move the original if there is a folder for it.
 
         An original that is gone or has changed is another file: it stays, without a note.
@@ -58,20 +68,20 @@ class Failures:
             raise InputError(f"{name}: leads out of the inbox; rename it")
         record = _record(name, outcome, stamp)
         if self._folder is None:
-            _write_note(self._notes / name, record)
+            _write_report(self._reports / name, record)
         else:
-            _move_with_note(self._inbox / name, _kept_at(self._folder, name), stamp, record)
+            _move_with_report(self._inbox / name, _kept_at(self._folder, name), stamp, record)
 
-    def noted(self, name: Path) -> bool:
+    def has_report(self, name: Path) -> bool:
         """Whether a note on a file that stays in the inbox is there."""
-        return any(map(os.path.lexists, _note_names(self._notes / name)))
+        return any(map(os.path.lexists, _report_paths(self._reports / name)))
 
-    def keeps(self, name: Path) -> bool:
+    def has_original(self, name: Path) -> bool:
         """Whether an original that failed, or its note, is still where those that failed go."""
         if self._folder is None:
             return False
         kept = _kept_at(self._folder, name)
-        return any(map(os.path.lexists, (kept, *_note_names(kept))))
+        return any(map(os.path.lexists, (kept, *_report_paths(kept))))
 
     def forget(self, name: Path) -> None:
         """Remove the note of a file that is done now; one that goes with an original that failed stays.
@@ -79,13 +89,13 @@ class Failures:
         Raises:
             OutputError: it cannot be removed.
         """
-        base, kept = self._notes, self._notes / name
+        base, kept = self._reports, self._reports / name
         if self._folder is not None:
             base, kept = self._folder, _kept_at(self._folder, name)
             if os.path.lexists(kept):
                 return
         with moving_errors(kept, "its note cannot be removed"):
-            _remove_notes(kept)
+            _remove_reports(kept)
             _prune(kept.parent, base)
 
     def put_back(self) -> int:
@@ -100,14 +110,14 @@ class Failures:
         if self._folder is None:
             return 0
         with moving_errors(self._folder, "cannot be looked through"):
-            files = [path for path in files_below(self._folder) if not path.name.endswith(NOTE_SUFFIX)]
+            files = [path for path in files_below(self._folder) if not path.name.endswith(REPORT_SUFFIX)]
         return sum(self._put_back(path, self._folder) for path in files)
 
     def _put_back(self, kept: Path, folder: Path) -> bool:
         """Move one original back; tells whether it went."""
         with moving_errors(kept, f"cannot be moved back to {self._inbox}"):
             target = self._place_of(kept)
-            known = None if target is None or kept.is_symlink() else file_at(kept)
+            known = None if target is None or kept.is_symlink() else stat_regular(kept)
             if target is None or known is None:
                 return False
             try:
@@ -119,13 +129,13 @@ class Failures:
                 if error.errno in _NO_PLACE:
                     return False
                 raise
-            _remove_notes(kept)
+            _remove_reports(kept)
             _prune(kept.parent, folder)
             return True
 
     def _place_of(self, kept: Path) -> Path | None:
         """Return where in the inbox an original came from; None when no note tells, or it lies."""
-        notes = filter(None, map(_read_note, _note_names(kept)))
+        notes = filter(None, map(_read_report, _report_paths(kept)))
         name = next(map(_name_in, notes), None)
         if name is None:
             return None
@@ -136,7 +146,7 @@ class Failures:
         return self._inbox / name if parent.is_relative_to(self._inbox.resolve()) else None
 
 
-def _record(name: Path, outcome: Outcome, stamp: Stamp) -> dict[str, Any]:
+def _record(name: Path, outcome: Outcome, stamp: FileStamp) -> dict[str, Any]:
     """Return a note as JSON types; what is no text is escaped, a name given in bytes as well."""
     record = {
         "name": _text(str(name)),
@@ -174,25 +184,25 @@ def _stays_below(name: Path) -> bool:
 def _kept_at(folder: Path, name: Path) -> Path:
     """Return the place for an original that failed; no name of one ends as notes' do."""
     kept = folder / name
-    if kept.name.lower().endswith(NOTE_SUFFIX):
-        return kept.with_name(fitted(kept.name, ".original"))
+    if kept.name.lower().endswith(REPORT_SUFFIX):
+        return kept.with_name(fit_name(kept.name, ".original"))
     return kept
 
 
-def _note_names(kept: Path) -> list[Path]:
+def _report_paths(kept: Path) -> list[Path]:
     """Return where the note on a file may lie: best first, the last always possible."""
-    names = kept.name + NOTE_SUFFIX, digest_of(os.fsencode(kept.name)) + NOTE_SUFFIX
-    return [kept.with_name(name) for name in names if len(os.fsencode(name)) <= LONGEST_NAME]
+    names = kept.name + REPORT_SUFFIX, digest_bytes(os.fsencode(kept.name)) + REPORT_SUFFIX
+    return [kept.with_name(name) for name in names if len(os.fsencode(name)) <= MAX_NAME_BYTES]
 
 
-def _move_with_note(source: Path, target: Path, stamp: Stamp, record: dict[str, Any]) -> None:
+def _move_with_report(source: Path, target: Path, stamp: FileStamp, record: dict[str, Any]) -> None:
     """Move an original if it is what was handled, with a note that is there before it."""
     place = None
     with moving_errors(source, f"cannot be moved to {target}"), contextlib.suppress(InputError):  # a link by now
-        place = place_for(source, target, stamp)
+        place = destination_for(source, target, stamp)
     if place is None:
         return
-    _write_note(place, record)
+    _write_report(place, record)
     moved = None
     try:
         with contextlib.suppress(InputError):  # was changed just now: handled again soon
@@ -200,43 +210,43 @@ def _move_with_note(source: Path, target: Path, stamp: Stamp, record: dict[str, 
     finally:
         if not os.path.lexists(place):
             with moving_errors(place, "its note cannot be removed"):
-                _remove_notes(place)
+                _remove_reports(place)
     if moved is not None and moved != place:
-        _write_note(moved, record)
+        _write_report(moved, record)
 
 
-def _write_note(kept: Path, record: dict[str, Any]) -> None:
+def _write_report(kept: Path, record: dict[str, Any]) -> None:
     """Write the note on a file, whole or not at all; nothing but an earlier note on it is replaced."""
     with moving_errors(kept, "its note cannot be written"):
         make_folders(kept.parent)
-        free = (path for path in _note_names(kept) if not os.path.lexists(path) or _read_note(path) is not None)
+        free = (path for path in _report_paths(kept) if not os.path.lexists(path) or _read_report(path) is not None)
         note = next(free, None)
         if note is None:
-            raise OutputError(f"{kept}: no place for its note; remove {_note_names(kept)[-1]}")
-        with part_in(note.parent) as (part, file):
+            raise OutputError(f"{kept}: no place for its note; remove {_report_paths(kept)[-1]}")
+        with temporary_part(note.parent) as (part, file):
             file.write(json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n")
-            bring_to_disk(file)
+            fsync_file(file)
             part.replace(note)
-        sync(note.parent)
+        fsync_path(note.parent)
 
 
-def _read_note(path: Path) -> dict[str, Any] | None:
+def _read_report(path: Path) -> dict[str, Any] | None:
     """Return a note of ours, None when it is something else."""
     try:
         record = json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else None
     except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and record.keys() >= NOTE_KEYS else None
+    return record if isinstance(record, dict) and record.keys() >= REPORT_KEYS else None
 
 
-def _remove_notes(kept: Path) -> None:
-    for path in _note_names(kept):
-        if _read_note(path) is not None:
+def _remove_reports(kept: Path) -> None:
+    for path in _report_paths(kept):
+        if _read_report(path) is not None:
             path.unlink(missing_ok=True)
 
 
 def _prune(folder: Path, base: Path) -> None:
-    """Remove the folders below ``base`` that are empty, from ``folder`` upwards."""
+    """Remove the folders below ``base`` that are empty, from ``models_dir`` upwards."""
     with contextlib.suppress(OSError):
         while folder != base:
             folder.rmdir()

@@ -12,25 +12,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from blurguard.files.stamp import Stamp
+from blurguard.files.stamp import FileStamp
 
-MOST = 1000  # files that settle or wait; more are left to a later look at the inbox
+MAX_FILES = 1000  # files that settle or wait; more are left to a later look at the inbox
 # A file that its writer keeps open is not taken after the usual silence: an upload may stall. After so many times
 # that silence it is, for some writers never close; if it changes yet, it is done again.
-PATIENCE = 60
-SHORTEST_SILENCE = 0.1  # seconds between two looks at such a file, however quickly files are to be taken
+MAX_WAIT_FACTOR = 60
+MIN_SETTLE_SECONDS = 0.1  # seconds between two looks at such a file, however quickly files are to be taken
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class FileProbe:
     """What a look at a file tells: its stamp, and whether somebody has it open for writing."""
 
-    stamp: Stamp
+    stamp: FileStamp
     being_written: bool = False
 
 
 @dataclass(slots=True)
-class _Settling:
+class _SettlingFile:
     """A file that may not be complete.
 
     Attributes:
@@ -39,21 +39,21 @@ class _Settling:
         look_at: when to look whether it is complete.
     """
 
-    stamp: Stamp
+    stamp: FileStamp
     since: float
     look_at: float
 
 
-class Intake:
+class SettlingQueue:
     """The files on their way from the inbox to a worker; each is settling, waiting or being worked on."""
 
-    def __init__(self, settle: float, most: int = MOST) -> None:
+    def __init__(self, settle: float, most: int = MAX_FILES) -> None:
         """Take the seconds of silence after which a file is complete, and how many files may settle or wait."""
         self._settle = settle
-        self.missed = False  # whether there was no room for a file since somebody last set this to False
+        self.overflowed = False  # whether there was no room for a file since somebody last set this to False
         self._most = most
-        self._settling: dict[Path, _Settling] = {}
-        self._waiting: dict[Path, None] = {}
+        self._settling: dict[Path, _SettlingFile] = {}
+        self._queued: dict[Path, None] = {}
         self._working: set[Path] = set()
         self._next = math.inf  # no file has to be looked at before
 
@@ -67,7 +67,7 @@ class Intake:
     @property
     def full(self) -> bool:
         """Whether there is no room for another file."""
-        return len(self._settling) + len(self._waiting) >= self._most
+        return len(self._settling) + len(self._queued) >= self._most
 
     @property
     def settling(self) -> int:
@@ -75,33 +75,33 @@ class Intake:
         return len(self._settling)
 
     @property
-    def waiting(self) -> int:
+    def queued(self) -> int:
         """How many complete files wait for a worker."""
-        return len(self._waiting)
+        return len(self._queued)
 
     def __contains__(self, path: Path) -> bool:
         """Whether a file is settling, waiting or being worked on."""
-        return path in self._settling or path in self._waiting or path in self._working
+        return path in self._settling or path in self._queued or path in self._working
 
-    def changed(self, path: Path, stamp: Stamp, now: float, *, complete: bool = False) -> None:
+    def update(self, path: Path, stamp: FileStamp, now: float, *, complete: bool = False) -> None:
         """Hear of a file: it has changed, has been found or, when ``complete``, is said to be whole."""
-        self._waiting.pop(path, None)
+        self._queued.pop(path, None)
         if self.full and path not in self._settling:
-            self.missed = True
+            self.overflowed = True
             return
         look_at = now if complete else now + self._settle
-        self._settling[path] = _Settling(stamp, now, look_at)
+        self._settling[path] = _SettlingFile(stamp, now, look_at)
         self._next = min(self._next, look_at)
 
-    def gone(self, path: Path) -> bool:
+    def remove(self, path: Path) -> bool:
         """Hear that a file is not there any more; return whether it was waited for."""
-        known = path in self._settling or path in self._waiting
+        known = path in self._settling or path in self._queued
         self._settling.pop(path, None)
-        self._waiting.pop(path, None)
+        self._queued.pop(path, None)
         return known
 
-    def due(self, now: float, look: Callable[[Path], Glance | None]) -> list[Path]:
-        """Return the files that have become complete, and know them no more: ``wait`` or forget them.
+    def pop_settled(self, now: float, look: Callable[[Path], FileProbe | None]) -> list[Path]:
+        """Return the files that have become complete, and know them no more: ``enqueue`` or forget them.
 
         Args:
             now: seconds, by a clock that does not jump; one that does only makes files settle longer.
@@ -119,28 +119,28 @@ class Intake:
             if glance is None:
                 self._settling.pop(path, None)  # who looked may have told that it is gone
             elif glance.stamp != file.stamp:
-                self._settling[path] = _Settling(glance.stamp, now, now + self._settle)
-            elif glance.being_written and now - file.since < PATIENCE * max(self._settle, SHORTEST_SILENCE):
-                file.look_at = now + max(self._settle, SHORTEST_SILENCE)
+                self._settling[path] = _SettlingFile(glance.stamp, now, now + self._settle)
+            elif glance.being_written and now - file.since < MAX_WAIT_FACTOR * max(self._settle, MIN_SETTLE_SECONDS):
+                file.look_at = now + max(self._settle, MIN_SETTLE_SECONDS)
             else:
                 del self._settling[path]
                 complete.append(path)
         self._next = min((f.look_at for p, f in self._settling.items() if p not in self._working), default=math.inf)
         return complete
 
-    def wait(self, path: Path) -> None:
+    def enqueue(self, path: Path) -> None:
         """Have a complete file wait for a worker."""
-        self._waiting[path] = None
+        self._queued[path] = None
 
-    def take(self, fits: Callable[[Path], bool] = lambda _: True) -> Path | None:
+    def assign(self, fits: Callable[[Path], bool] = lambda _: True) -> Path | None:
         """Return the file that has waited longest of those that fit; it is being worked on from now on."""
-        path = next(filter(fits, self._waiting), None)
+        path = next(filter(fits, self._queued), None)
         if path is not None:
-            del self._waiting[path]
+            del self._queued[path]
             self._working.add(path)
         return path
 
-    def ended(self, path: Path) -> None:
+    def release(self, path: Path) -> None:
         """Hear that nobody works on a file any more."""
         self._working.discard(path)
         self._next = -math.inf  # it may have settled meanwhile
