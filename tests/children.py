@@ -126,8 +126,7 @@ def write_always(folder: str) -> None:
 def pretend_to_be_daemon(outbox: str, state: str, now: str) -> None:
     import os
 
-    from blurguard.batch.journal import FileState as FileState
-    from blurguard.batch.journal import open_journal
+    from blurguard.batch.journal import FileState, open_journal
     from blurguard.watch.health import DaemonState, Health, HealthWriter, health_file
 
     out, moment = Path(outbox), float(now)

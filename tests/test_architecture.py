@@ -113,7 +113,7 @@ def test_contract_finds_a_misplaced_module(module: str, imports: str, tmp_path: 
 
 
 def source_names(names: list[str]) -> set[str]:
-    return {name for name in names if name.endswith(".py") or "." not in name and name != "__pycache__"}
+    return {name for name in names if name.endswith(".py") or ("." not in name and name != "__pycache__")}
 
 
 def lint_imports(checkout: Path) -> "subprocess.CompletedProcess[str]":

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blurguard.batch.journal import FileRecord, open_journal
-from blurguard.batch.journal import FileState as FileState
+from blurguard.batch.journal import FileRecord, FileState, open_journal
 from blurguard.errors import InputError, OutputError
 from blurguard.watch.health import (
     METRICS_STEP_SECONDS,

@@ -12,8 +12,7 @@ from PIL import Image
 
 from blurguard import Anonymizer, Settings
 from blurguard.batch.journal import FileState
-from blurguard.watch.health import DaemonState as DaemonState
-from blurguard.watch.health import health_file
+from blurguard.watch.health import DaemonState, health_file
 from blurguard.watch.settling import MAX_FILES
 from tests.children import program, run_daemon_with, run_without_options
 from tests.commands import blurguard, encoded, environment, face, names, put, small_disk

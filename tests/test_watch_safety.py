@@ -28,7 +28,7 @@ from blurguard.settings import Originals, WatchSettings
 from blurguard.types import Outcome
 from blurguard.watch.coordinator import Decision, JobResult
 from blurguard.watch.event_loop import EventLoop, RuntimeConfig
-from blurguard.watch.health import DaemonState as DaemonState
+from blurguard.watch.health import DaemonState
 from blurguard.watch.inbox import ChangeType
 from tests.children import look_at_exchanged, run_interrupted
 from tests.commands import face, names, put, snapshot

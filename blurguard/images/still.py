@@ -28,7 +28,7 @@ from blurguard.images.png import PngCodec
 from blurguard.images.tiff import TiffCodec
 from blurguard.types import Image, Layout
 
-__all__ = ["Page", "ImageFile", "open_image", "blank_image_file"]
+__all__ = ["ImageFile", "Page", "blank_image_file", "open_image"]
 
 # What decoders raise on damaged files, as seen in fuzzing; anything else is our mistake, and surfaces as such.
 _DECODER_ERRORS = (

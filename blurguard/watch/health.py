@@ -17,8 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from blurguard.batch.journal import LOCK_NAME, JournalStats, read_stats
-from blurguard.batch.journal import FileState as FileState
+from blurguard.batch.journal import LOCK_NAME, FileState, JournalStats, read_stats
 from blurguard.errors import InputError, OutputError
 from blurguard.files.atomic import STATE_FOLDER
 
