@@ -32,7 +32,7 @@ settings.load_profile("blurguard")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In CI look for unexpected skips, in the process that gets the reports of all."""
+    """In CI, check for unexpected skips in the process that receives all reports."""
     if in_ci() and not hasattr(config, "workerinput"):
         config.pluginmanager.register(SkipCheck())
 

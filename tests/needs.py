@@ -1,4 +1,4 @@
-"""What happens to tests that lack a tool: they skip, but in CI (the variable CI is set) they fail.
+"""Tests that lack a tool skip, but in CI (the variable CI is set) they fail.
 
 In CI a test may only skip as ``expected_skips.txt`` says; any other skip fails the run.
 """
