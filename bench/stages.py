@@ -88,7 +88,7 @@ _BETWEEN = "between"
 
 
 def _changed(owner: object, member: Callable[..., Any], changed: Callable[..., Any]) -> AbstractContextManager[object]:
-    """Return what replaces a member of a module, class or object meanwhile; it must be there under its own name."""
+    """Return a patch of a module, class or object member, which must exist under its own name."""
     manager: AbstractContextManager[object] = patch.object(owner, member.__name__, changed)
     return manager
 

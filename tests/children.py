@@ -1,6 +1,6 @@
 """Programs that tests run in processes of their own: ``python -m tests.children NAME ARGUMENTS``.
 
-They import within, so that each starts with nothing but what it needs.
+Each imports inside its function, so that it starts with the modules that it needs and no others.
 """
 
 import sys

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.children import program
+from tests.needs import SkipCheck, in_ci
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -28,6 +29,12 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup; what the t
 # The same examples on every machine, and no time limits.
 settings.register_profile("blurguard", deadline=None, derandomize=True, database=None)
 settings.load_profile("blurguard")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In CI, check for unexpected skips in the process that receives all reports."""
+    if in_ci() and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SkipCheck())
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Mistakes that a type checker tells users of; nothing here is run."""
+"""Mistakes that a type checker reports to users of the library. Nothing runs this."""
 
 import blurguard
 from blurguard import Anonymizer, Settings, hide_faces

@@ -1,4 +1,4 @@
-"""What users of the library write; nothing here is run."""
+"""Code as users of the library write it. A type checker reads it; nothing runs it."""
 
 from pathlib import Path
 

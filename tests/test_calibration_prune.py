@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,14 @@ from calibration import CalibrationError, base, crops, flatbuffer
 from calibration.__main__ import main
 from tests import test_calibration_train as training
 from tests.conftest import Crowd
+from tests.needs import has_training_packages, needs_training_packages
 
-if importlib.util.find_spec("torch") and importlib.util.find_spec("ai_edge_quantizer"):
+if has_training_packages():
     import torch
 
     from calibration import channels, network, prune, train
 
-pytestmark = training.needs_torch
+pytestmark = needs_training_packages
 
 FILES = {
     "tiny": training.Tiny().data(),

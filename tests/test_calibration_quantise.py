@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 from collections import Counter
 from pathlib import Path
@@ -19,9 +18,10 @@ from calibration import CalibrationError, base, flatbuffer, rewrite
 from calibration.__main__ import main
 from calibration.candidate import UNITS
 from tests.conftest import Crowd
-from tests.test_calibration_train import Tiny, needs_torch
+from tests.needs import has_training_packages, needs_training_packages
+from tests.test_calibration_train import Tiny
 
-if importlib.util.find_spec("torch") and importlib.util.find_spec("ai_edge_quantizer"):
+if has_training_packages():
     from calibration import channels, equalise, network, quantise, sensitivity
 
 Floats = NDArray[np.float32]
@@ -144,7 +144,7 @@ def test_packing_stores_equal_vectors_once_but_size_constants_apart() -> None:
     assert len({offset for offset, _ in flatbuffer.size_constants(alike)}) == 3
 
 
-@needs_torch
+@needs_training_packages
 def test_it_takes_pixels_and_gives_float_maps_at_any_size(source: quantise.Prepared, crowd: Crowd) -> None:
     data = quantise.quantised(source, quantise.chosen_layers(source, "heads"))
     for height, width in SIZES:
@@ -156,7 +156,7 @@ def test_it_takes_pixels_and_gives_float_maps_at_any_size(source: quantise.Prepa
         assert noise.boxes > 15 and noise.scores > 12, (height, width)
 
 
-@needs_torch
+@needs_training_packages
 def test_the_file_is_small_of_one_piece_and_always_the_same(source: quantise.Prepared, crops: Pixels) -> None:
     data = quantise.quantised(source, quantise.chosen_layers(source, "heads"))
     assert len(data) <= 0.31 * len(BASE)
@@ -170,7 +170,7 @@ def test_the_file_is_small_of_one_piece_and_always_the_same(source: quantise.Pre
     assert names == {None, b"image", b"boxes", b"scores"}
 
 
-@needs_torch
+@needs_training_packages
 def test_chosen_layers_stay_float(source: quantise.Prepared) -> None:
     kinds, total = schema.TensorType, len(source.layers)
     heads = quantise.chosen_layers(source, "heads")
@@ -183,7 +183,7 @@ def test_chosen_layers_stay_float(source: quantise.Prepared) -> None:
         quantise.chosen_layers(source, "heads,999")
 
 
-@needs_torch
+@needs_training_packages
 def test_ranges_hold_what_a_single_crop_has(tiny: bytes, crops: Pixels) -> None:
     odd = np.random.default_rng(2).integers(0, 2, crops[:1].shape, np.uint8) * 255
     plain, mixed = (quantise.measured(tiny, some, alike=False) for some in (crops, np.concatenate([crops, odd])))
@@ -205,7 +205,7 @@ def uneven(data: bytes) -> bytes:
     return equalise.equalised(data, scales)
 
 
-@needs_torch
+@needs_training_packages
 def test_like_channels_change_no_map_and_mend_uneven_ones(crops: Pixels) -> None:
     data, noises = uneven(BASE), {}
     for alike in (False, True):
@@ -217,7 +217,7 @@ def test_like_channels_change_no_map_and_mend_uneven_ones(crops: Pixels) -> None
     assert noises[True].scores > noises[False].scores + 6, noises
 
 
-@needs_torch
+@needs_training_packages
 def test_outputs_keep_their_units(tiny: bytes, crops: Pixels) -> None:
     graph, _ = network.parse(tiny)
     scales = equalise.scales_for(tiny, normalised(crops))
@@ -226,7 +226,7 @@ def test_outputs_keep_their_units(tiny: bytes, crops: Pixels) -> None:
     assert len({scale for values in scales.values() for scale in values}) > 5
 
 
-@needs_torch
+@needs_training_packages
 def test_noise_tells_which_layer_does_harm(source: quantise.Prepared, tiny: bytes, crops: Pixels) -> None:
     assert sensitivity.noise_of(BASE, BASE, crops[:2]) == sensitivity.Noise(math.inf, math.inf)
 
@@ -247,7 +247,7 @@ def write_set(folder: Path, crops: Pixels) -> Path:
     return folder
 
 
-@needs_torch
+@needs_training_packages
 def test_the_step_writes_the_network_and_prints_tables(
     tmp_path: Path, tiny: bytes, crops: Pixels, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,7 +276,7 @@ def test_the_step_writes_the_network_and_prints_tables(
     assert quantise.quantised(source, quantise.chosen_layers(source, "heads")) == first
 
 
-@needs_torch
+@needs_training_packages
 def test_what_cannot_be_quantised_is_refused_and_leaves_no_file(
     tmp_path: Path, tiny: bytes, crops: Pixels, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,7 +300,7 @@ def test_what_cannot_be_quantised_is_refused_and_leaves_no_file(
         assert not out.exists()
 
 
-@needs_torch
+@needs_training_packages
 def test_what_was_measured_of_another_network_is_refused(
     tmp_path: Path, tiny: bytes, crops: Pixels, source: quantise.Prepared
 ) -> None:

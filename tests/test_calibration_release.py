@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -12,15 +11,12 @@ from blurguard.detection import model_zoo
 from calibration import CalibrationError, base
 from calibration.__main__ import main
 from tests.conftest import ROOT
+from tests.needs import has_training_packages, needs_training_packages
 
-NEEDED = ("torch", "ai_edge_quantizer")
-if all(importlib.util.find_spec(name) for name in NEEDED):
+if has_training_packages():
     from calibration import release
 
-pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in NEEDED),
-    reason="torch or ai-edge-quantizer is not installed: only developers who make models need them",
-)
+pytestmark = needs_training_packages
 
 FACTS = ROOT / "calibration" / "releases" / "far.toml"
 MADE = ("blazeface_far.tflite", "blazeface_far_float.tflite", "manifest.toml", "MODEL_CARD.md")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 from calibration import CalibrationError, flatbuffer
 from tests import test_calibration_quantise as quantising
 from tests import test_calibration_train as training
+from tests.needs import has_training_packages, needs_training_packages
 
-if importlib.util.find_spec("torch") and importlib.util.find_spec("ai_edge_quantizer"):
+if has_training_packages():
     import torch
 
     from calibration import network, quantise, sensitivity, train
@@ -39,7 +39,7 @@ def maps(found: tuple[torch.Tensor, torch.Tensor]) -> sensitivity.Maps:
     return found[0].detach().permute(0, 2, 3, 1).numpy(), found[1].detach()[:, 0].numpy()
 
 
-@training.needs_torch
+@needs_training_packages
 @pytest.mark.parametrize("alike", [False, True])
 def test_it_computes_what_the_int8_file_does(file: bytes, crops: NDArray[np.uint8], alike: bool) -> None:
     told = quantise.measured(file, crops, alike=alike)
@@ -54,7 +54,7 @@ def test_it_computes_what_the_int8_file_does(file: bytes, crops: NDArray[np.uint
     assert near.boxes > plain.boxes + 6 and near.scores > plain.scores + 6, (near, plain)
 
 
-@training.needs_torch
+@needs_training_packages
 def test_gradients_pass_as_if_nothing_were_rounded(file: bytes, crops: NDArray[np.uint8]) -> None:
     graph, weights = network.parse(file)
     rounded = Rounded(file, quantise.measured(file, crops), torch.device(CPU))
@@ -71,7 +71,7 @@ def test_gradients_pass_as_if_nothing_were_rounded(file: bytes, crops: NDArray[n
         assert 0.9 < other.norm() / plain.norm() < 1.1, key
 
 
-@training.needs_torch
+@needs_training_packages
 def test_a_run_rounds_and_is_taken_up_again(
     data: Path, tmp_path: Path, tiny: Path, crops: NDArray[np.uint8], one_thread: None
 ) -> None:
@@ -91,7 +91,7 @@ def test_a_run_rounds_and_is_taken_up_again(
     assert training.log_of(plain)[-1]["held_loss"] != training.log_of(out)[-1]["held_loss"]
 
 
-@training.needs_torch
+@needs_training_packages
 def test_a_run_that_rounds_computes_in_float32(
     data: Path, tmp_path: Path, file: bytes, crops: NDArray[np.uint8]
 ) -> None:
@@ -105,7 +105,7 @@ def test_a_run_that_rounds_computes_in_float32(
     assert not trainer.half_precision
 
 
-@training.needs_torch
+@needs_training_packages
 def test_ranges_that_do_not_fit_are_refused_before_the_first_step(data: Path, tmp_path: Path, tiny: Path) -> None:
     for name, text in (("missing", None), ("other", '{"scales": {}, "ranges": {"image": [0, 1]}}')):
         path = tmp_path / name

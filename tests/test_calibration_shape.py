@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 
 from calibration import base
 from calibration.__main__ import main
+from tests.needs import has_training_packages, needs_training_packages
 
-if importlib.util.find_spec("torch"):
+if has_training_packages():
     from calibration import channels, network, shape
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is not installed: only developers who retrain need it"
-)
+pytestmark = needs_training_packages
 
 
 @pytest.fixture(scope="module")

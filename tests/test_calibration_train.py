@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 from collections.abc import Iterator
@@ -19,16 +18,12 @@ from numpy.typing import NDArray
 
 from calibration import CalibrationError, base, crops, flatbuffer
 from tests.conftest import Crowd
+from tests.needs import has_training_packages, needs_training_packages
 
-if importlib.util.find_spec("torch") and importlib.util.find_spec("ai_edge_quantizer"):
+if has_training_packages():
     import torch
 
     from calibration import losses, network, train
-
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None or importlib.util.find_spec("ai_edge_quantizer") is None,
-    reason="torch or ai-edge-quantizer is not installed: only developers who retrain need them",
-)
 
 Array = NDArray[np.float32]
 IGNORE = 8
@@ -136,14 +131,14 @@ def fitted(data: bytes, image: Array) -> Array:
     return image[:, :wanted, :wanted]
 
 
-@needs_torch
+@needs_training_packages
 def test_it_agrees_with_litert(file: bytes, image: Array) -> None:
     image = fitted(file, image)
     for got, expected in zip(maps_of(*network.parse(file), image), lite(file, image), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
 
 
-@needs_torch
+@needs_training_packages
 def test_log_sizes_keep_centres_and_scores_and_the_order_of_sizes(file: bytes, image: Array) -> None:
     image = fitted(file, image)
     graph, weights = network.parse(file)
@@ -157,7 +152,7 @@ def test_log_sizes_keep_centres_and_scores_and_the_order_of_sizes(file: bytes, i
         network.with_log_sizes(graph, changed)
 
 
-@needs_torch
+@needs_training_packages
 def test_weights_written_back_are_what_litert_runs(file: bytes, image: Array) -> None:
     image = fitted(file, image)
     graph, weights = network.parse(file)
@@ -173,7 +168,7 @@ def test_weights_written_back_are_what_litert_runs(file: bytes, image: Array) ->
     assert all(torch.equal(read[key], changed[key]) for key in changed)
 
 
-@needs_torch
+@needs_training_packages
 def test_weights_of_another_network_are_refused(file: bytes) -> None:
     _, weights = network.parse(file)
     with pytest.raises(CalibrationError, match="another network"):
@@ -183,7 +178,7 @@ def test_weights_of_another_network_are_refused(file: bytes) -> None:
         network.write_back(file, weights)
 
 
-@needs_torch
+@needs_training_packages
 def test_an_operator_that_it_does_not_know_is_refused() -> None:
     model = schema.ModelT.InitFromPackedBuf(BASE.read_bytes(), 0)
     pool = next(c for c in model.operatorCodes if c.builtinCode == schema.BuiltinOperator.MAX_POOL_2D)
@@ -192,7 +187,7 @@ def test_an_operator_that_it_does_not_know_is_refused() -> None:
         network.parse(flatbuffer.packed(model))
 
 
-@needs_torch
+@needs_training_packages
 def test_stored_weights_are_small_and_come_back(tmp_path: Path) -> None:
     _, weights = network.parse(BASE.read_bytes())
     network.save_npz(tmp_path / "w.npz", weights)
@@ -390,7 +385,7 @@ def perfect(maps: tuple[Array, ...]) -> tuple[torch.Tensor, torch.Tensor, list[t
 TWO = ((20, 20, 40, 50, False), (80, 80, 92, 90, False))
 
 
-@needs_torch
+@needs_training_packages
 def test_the_right_answer_costs_nothing_and_each_fault_its_part() -> None:
     boxes, logits, wanted = perfect(targets(*TWO))
     right = losses.losses_of(boxes, logits, wanted)
@@ -405,7 +400,7 @@ def test_the_right_answer_costs_nothing_and_each_fault_its_part() -> None:
     assert wide.loss.item() == pytest.approx(2 * 0.5 + 0.5 * math.log(2), abs=1e-4)
 
 
-@needs_torch
+@needs_training_packages
 def test_a_score_beside_the_centre_costs_less_the_hotter_its_cell() -> None:
     boxes, logits, wanted = perfect(targets((20, 20, 100, 100, False)))
     costs = []
@@ -419,14 +414,14 @@ def test_a_score_beside_the_centre_costs_less_the_hotter_its_cell() -> None:
     assert far == pytest.approx(0.5**2 * math.log(2) / weight(80, 80), abs=1e-4)
 
 
-@needs_torch
+@needs_training_packages
 def test_generalised_iou_of_boxes_apart_is_negative() -> None:
     one, other = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[20.0, 0, 30, 10]])
     iou, generalised = losses.overlaps(one, other)
     assert (iou.item(), generalised.item()) == pytest.approx((0, -1 / 3))
 
 
-@needs_torch
+@needs_training_packages
 def test_the_score_of_a_poor_box_shall_be_its_iou() -> None:
     boxes, logits, wanted = perfect(targets(*TWO))
     half = boxes + torch.tensor([0, 0, math.log(2), 0]).view(1, 4, 1, 1)
@@ -435,7 +430,7 @@ def test_the_score_of_a_poor_box_shall_be_its_iou() -> None:
     assert losses.losses_of(half, logits, wanted, quality=True).heat.item() > 1
 
 
-@needs_torch
+@needs_training_packages
 def test_what_is_not_known_teaches_nothing() -> None:
     wanted = [torch.from_numpy(values)[None] for values in targets((0, 0, 64, 64, True))]
     logits = torch.zeros(1, 32, 32, requires_grad=True)
@@ -473,7 +468,7 @@ def tiny(tmp_path: Path) -> Path:
     return tmp_path / "tiny.tflite"
 
 
-@needs_torch
+@needs_training_packages
 def test_the_loss_falls_and_the_run_is_logged(data: Path, tmp_path: Path, tiny: Path, one_thread: None) -> None:
     out = tmp_path / "run"
     assert started(data, "--out", out, *NEW, tiny, "--steps", "60", "--rate", "0.02", "--watched", "2") == 0
@@ -492,7 +487,7 @@ def test_the_loss_falls_and_the_run_is_logged(data: Path, tmp_path: Path, tiny: 
     network.write_back((out / "graph.tflite").read_bytes(), weights)
 
 
-@needs_torch
+@needs_training_packages
 def test_a_run_taken_up_again_ends_as_one_that_never_stopped(
     data: Path, tmp_path: Path, tiny: Path, one_thread: None
 ) -> None:
@@ -519,7 +514,7 @@ def test_a_run_taken_up_again_ends_as_one_that_never_stopped(
             assert all(torch.equal(got[key], expected[key]) for key in expected), (folder.name, name)
 
 
-@needs_torch
+@needs_training_packages
 def test_a_run_told_to_finish_lowers_its_rate_and_ends(
     data: Path, tmp_path: Path, tiny: Path, one_thread: None
 ) -> None:
@@ -539,7 +534,7 @@ def test_a_run_told_to_finish_lowers_its_rate_and_ends(
     assert (state["recipe"]["batch"], state["recipe"]["decay"]) == (4, 2)
 
 
-@needs_torch
+@needs_training_packages
 def test_a_new_run_does_not_replace_an_old_one(data: Path, tmp_path: Path, tiny: Path, one_thread: None) -> None:
     out = tmp_path / "run"
     with pytest.raises(CalibrationError, match="no run to resume"):
@@ -553,7 +548,7 @@ def test_a_new_run_does_not_replace_an_old_one(data: Path, tmp_path: Path, tiny:
     started(data, "--out", tmp_path / "next", *NEW, tiny, "--steps", "1", *init)
 
 
-@needs_torch
+@needs_training_packages
 def test_a_run_that_cannot_be_is_told_and_leaves_nothing(data: Path, tmp_path: Path, tiny: Path) -> None:
     damaged, out = tmp_path / "damaged.tflite", tmp_path / "run"
     damaged.write_bytes(BASE.read_bytes()[:1000])
@@ -565,7 +560,7 @@ def test_a_run_that_cannot_be_is_told_and_leaves_nothing(data: Path, tmp_path: P
     assert not out.exists()
 
 
-@needs_torch
+@needs_training_packages
 def test_a_loss_that_is_no_number_ends_the_run(data: Path, tmp_path: Path, tiny: Path, one_thread: None) -> None:
     with pytest.raises(CalibrationError, match="no number"):
         started(data, "--out", tmp_path / "run", *NEW, tiny, "--steps", "6", "--rate", "1e30")

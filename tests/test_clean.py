@@ -18,6 +18,7 @@ from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 
 from tests import samples
+from tests.needs import missing
 from tests.samples import DURATIONS, FACE, SRGB, box, chunk, picture, png, riff, sample, saved, texture, tiff
 from tests.stubs import anonymizer
 
@@ -241,7 +242,7 @@ CODEC_TAGS = (
 def told_by_exiftool(path: Path) -> dict[str, Any]:
     """Return everything that exiftool sees, ``Group:Tag``."""
     if shutil.which("exiftool") is None:
-        pytest.skip("exiftool is not installed (Debian: libimage-exiftool-perl); only the parser of this file looked")
+        missing("exiftool is not installed (Debian: libimage-exiftool-perl); only the parser of this file looked")
     run = subprocess.run(["exiftool", "-a", "-G1", "-s", "-j", "-ee", str(path)], capture_output=True, check=False)
     (tags,) = json.loads(run.stdout)
     return dict(tags)
