@@ -79,7 +79,7 @@ VERDICTS = (WHOLE, CLEAN, "crashed", "hung", "unforeseen error", "output not who
 
 
 def kills(count: int, first_seed: int, make: Callable[[Path], Path]) -> tuple[list[KillResult], str]:
-    """Kill ``page_count`` batches of the files that ``make`` writes; return what was found, and the markdown of it."""
+    """Kill ``count`` batches of the files that ``make`` writes; return what was found, and the markdown of it."""
     results = []
     with tempfile.TemporaryDirectory(prefix="blurguard-kills-") as folder:
         photos = make(Path(folder) / "photos")
@@ -202,7 +202,7 @@ def _read_back(path: Path) -> tuple[int, int, int] | None:
 
 
 def mutations(count: int, seed: int) -> tuple[dict[str, Counter[str]], int]:
-    """Damage every sample ``page_count`` times; return the verdicts by format, and how many were not clean."""
+    """Damage every sample ``count`` times; return the verdicts by format, and how many were not clean."""
     verdicts: dict[str, Counter[str]] = {}
     cases = ((name, f"{seed}/{name}/{index}") for name in ALL for index in range(count))
     bad = 0

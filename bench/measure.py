@@ -36,7 +36,7 @@ class Cost:
         return Cost(self.wall + other.wall, self.cpu + other.cpu)
 
     def per(self, count: int) -> Cost:
-        """Return the cost of one of ``page_count``."""
+        """Return the cost of one of ``count``."""
         return Cost(self.wall / count, self.cpu / count)
 
 

@@ -51,7 +51,7 @@ def deface_versions() -> str:
 
 
 def against_deface(name: str, photos: list[Photo], count: int, rounds: int) -> Section:
-    """Measure whole commands on folders of ``page_count`` and of a few photos, in turns, each as it comes."""
+    """Measure whole commands on folders of ``count`` and of a few photos, in turns, each as it comes."""
     deface = install_deface()
     many: dict[str, list[Cost]] = {}
     few: dict[str, list[Cost]] = {}

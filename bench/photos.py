@@ -71,7 +71,7 @@ def examples() -> list[Path]:
 
 
 def repeated(files: Sequence[Path], folder: Path, count: int) -> list[Path]:
-    """Fill a folder with ``page_count`` copies of the files, in turns."""
+    """Fill a folder with ``count`` copies of the files, in turns."""
     folder.mkdir(parents=True)
     copies = [folder / f"{i:04d}_{files[i % len(files)].name}" for i in range(count)]
     for index, copy in enumerate(copies):

@@ -102,8 +102,8 @@ class Batch(NamedTuple):
     """Crops and targets; s is side / 4.
 
     ``pixels`` uint8 (B, side, side, 3) RGB; ``heat`` float32 (B, s, s), how near a cell's centre is to a face's;
-    ``counted`` (B, s, s), 0 where nothing is known; ``isobmff_boxes`` (B, 4, s, s): centre from the cell's centre in
-    px, log of width and height in px; ``alpha`` (B, s, s): how much of its face a cell answers for, 0 for none.
+    ``counted`` (B, s, s), 0 where nothing is known; ``boxes`` (B, 4, s, s): centre from the cell's centre in
+    px, log of width and height in px; ``share`` (B, s, s): how much of its face a cell answers for, 0 for none.
     The shares of a face add up to `weights_of` it.
     """
 

@@ -90,7 +90,7 @@ class Teacher:
     unsure: float
 
     def rows(self, bgr: Pixels) -> Rows:
-        """Return (N, 5) as in `FileRecord` for a picture (H, W, 3)."""
+        """Return (N, 5) as in `Entry` for a picture (H, W, 3)."""
         found = self.network.detect(bgr)
         sizes = found.boxes[:, 2:] - found.boxes[:, :2]
         flags = np.where(found.scores >= self.sure, 0, IGNORE)

@@ -64,7 +64,7 @@ def operators_between(operators: Sequence[Any], before: Collection[int], after: 
 
 
 def values_of(model: Any, tensor: int, kind: type[np.generic]) -> NDArray[Any]:
-    """Return the constant of a tensor, flat; ``file_type`` is float32 or int32.
+    """Return the constant of a tensor, flat; ``kind`` is float32 or int32.
 
     Raises:
         CalibrationError: it is none, or of another type than expected (a quantised file, say).

@@ -180,7 +180,7 @@ def candidates(pictures: Sequence[Picture], recipe: Recipe) -> list[Candidate]:
 
 
 def targets(shares: Sequence[float], there: Sequence[int], count: int) -> NDArray[np.int64]:
-    """Return how many of ``page_count`` each stratum gets, (S,); what one has not got goes to the others by their shares."""
+    """Return how many of ``count`` each stratum gets, (S,); what one has not got goes to the others by their shares."""
     weights, most = np.array(shares, np.float64), np.array(there, np.int64)
     given = np.zeros(len(weights), np.int64)
     while (left := count - int(given.sum())) > 0:

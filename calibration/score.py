@@ -39,7 +39,7 @@ _LAST_PIXEL = np.array([0, 0, 1, 1], np.float32)  # the official protocol counts
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """One labelled picture: ``isobmff_boxes`` float32 (N, 4) x0 y0 x1 y1, ``flags`` int (N,)."""
+    """One labelled picture: ``boxes`` float32 (N, 4) x0 y0 x1 y1, ``flags`` int (N,)."""
 
     path: Path
     width: int

@@ -116,7 +116,7 @@ def lines(text: str | Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, options: str) -> Iterator[Path]:
-    """Mount a file system of its own at ``models_dir``; skips where that is not allowed."""
+    """Mount a file system of its own at ``folder``; skips where that is not allowed."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:

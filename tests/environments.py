@@ -22,7 +22,7 @@ def run(*command: object, cwd: Path, code: int = 0) -> Finished:
 
 
 def build(source: Path, folder: Path, *what: str) -> Path:
-    """Build with what this environment has; returns the one wheel in ``models_dir``."""
+    """Build with what this environment has; returns the one wheel in ``folder``."""
     run(sys.executable, "-m", "build", "--no-isolation", *what, "--outdir", folder, source, cwd=folder.parent)
     (wheel,) = folder.glob("*.whl")
     return wheel

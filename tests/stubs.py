@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class StubDetector:
-    """Sees the same faces in every picture; ``isobmff_boxes`` are x0 y0 x1 y1, px of the upright picture."""
+    """Sees the same faces in every picture; ``boxes`` are x0 y0 x1 y1, px of the upright picture."""
 
     boxes: tuple[Box, ...] = ()
     identity: str = "stub"

@@ -34,7 +34,7 @@ def discover(folder: Path) -> Discovery:
     folders below, as their journals tell, are left alone; what else lies there is not.
 
     Raises:
-        InputError: when ``models_dir`` is none or cannot be listed.
+        InputError: when ``folder`` is none or cannot be listed.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: not a folder" if folder.exists() else f"{folder}: no such folder")

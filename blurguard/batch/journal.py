@@ -104,7 +104,7 @@ class FileRecord:
         return bool(self.output_digest) and bool(self.result_at(target))
 
     def is_unchanged(self, source: Path) -> bool:
-        """Whether ``source_stamp`` still is what was read; reads it only when its times have changed and its size has not."""
+        """Whether ``source`` still is what was read; reads it only when its times have changed and its size has not."""
         stamp = FileStamp.of(source)
         return stamp == self.source or (stamp.size == self.source.size and digest_file(source) == self.source_digest)
 
@@ -161,7 +161,7 @@ class Journal:
     def fail(self, name: Path, message: str, source: FileStamp | None = None) -> None:
         """Record a failure, and of which file if that is known; what is known of an earlier result stays known.
 
-        That result is of another version than ``source_stamp``: without a recipe nobody takes it for this one's.
+        That result is of another version than ``source``: without a recipe nobody takes it for this one's.
         """
         entry = self.get(name) or FileRecord(FileState.FAILED)
         if source is not None:

@@ -24,7 +24,7 @@ class FolderTask:
 
     Attributes:
         folder: searched with everything below it.
-        out: the mirrored tree; ``models_dir`` itself replaces the originals.
+        out: the mirrored tree; ``folder`` itself replaces the originals.
         crew: who works.
         overwrite: replace files of ``out`` that are not known to be ours.
         dry_run: find faces and tell, write nothing.

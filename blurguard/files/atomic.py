@@ -75,14 +75,14 @@ def digest_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def scratch_in(folder: Path, needed: Callable[[], bool] = lambda: False) -> Iterator[Path]:
-    """Give a private folder on the file system of ``models_dir``, which is made if need be; gone at the end.
+    """Give a private folder on the file system of ``folder``, which is made if need be; gone at the end.
 
     Args:
         folder: holds results.
         needed: asked at the end whether what is left must stay for the next process to look at.
 
     Raises:
-        OutputError: when ``models_dir`` cannot be written to.
+        OutputError: when ``folder`` cannot be written to.
     """
     with output_errors(folder):
         path, lock = _make_scratch(folder)
@@ -96,7 +96,7 @@ def scratch_in(folder: Path, needed: Callable[[], bool] = lambda: False) -> Iter
 
 
 def remove_stale(folder: Path, *, recorded: bool = False) -> int:
-    """Delete the scratch in ``models_dir`` that no living process holds; return how many folders went.
+    """Delete the scratch in ``folder`` that no living process holds; return how many folders went.
 
     Args:
         folder: holds results.

@@ -103,7 +103,7 @@ def verify(draft: StagedFile) -> None:
 
 
 def remove_stale_parts(folder: Path) -> int:
-    """Delete the unfinished copies below ``models_dir`` that no living process works on; return how many went.
+    """Delete the unfinished copies below ``folder`` that no living process works on; return how many went.
 
     Raises:
         OutputError: one cannot be deleted.

@@ -142,7 +142,7 @@ class _History:
     Attributes:
         tracks: (K,) their names, rising.
         seconds: (F,) of the frames.
-        found: (F, K) where there is a detection; ``scores`` (F, K) and ``isobmff_boxes`` (F, K, 4), steadied, of these.
+        found: (F, K) where there is a detection; ``scores`` (F, K) and ``boxes`` (F, K, 4), steadied, of these.
     """
 
     def __init__(self, frames: Sequence[Frame]) -> None:

@@ -246,7 +246,7 @@ def _remove_reports(kept: Path) -> None:
 
 
 def _prune(folder: Path, base: Path) -> None:
-    """Remove the folders below ``base`` that are empty, from ``models_dir`` upwards."""
+    """Remove the folders below ``base`` that are empty, from ``folder`` upwards."""
     with contextlib.suppress(OSError):
         while folder != base:
             folder.rmdir()
