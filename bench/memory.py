@@ -71,8 +71,8 @@ def flatness(folder: Path, mode: Mode) -> Section:
     shown = counts % 100 == 0
     return Section(
         f"Memory over {counts[-1]} photos, {mode}",
-        "Resident memory of the one process that works (`anonymize_folder`, one worker, photos of several sizes), after "
-        f"every hundredth photo. Sampled every {SAMPLE_EVERY}: from the first fifth on the slope is {slope:+.0f} kB "
+        "Resident memory of the one process that works (`anonymize_folder`, one worker, photos of several sizes), "
+        f"after every hundredth photo. Sampled every {SAMPLE_EVERY}: from the first fifth on the slope is {slope:+.0f} kB "
         f"per photo, standard error {error:.0f}; the most in the first half was {samples[:half].max():.0f} MB, in the "
         f"second {samples[half:].max():.0f} MB.",
         ("photos", *map(str, counts[shown])),

@@ -196,7 +196,7 @@ def targets(shares: Sequence[float], there: Sequence[int], count: int) -> NDArra
 
 
 def choose(found: Sequence[Candidate], scenes: Sequence[str], recipe: Recipe) -> list[int]:
-    """Return the indices of at most ``recipe.page_count`` candidates, no two of one scene, as near to the shares as can be.
+    """Return the indices of at most ``recipe.count`` candidates, no two of one scene, as near to the shares as can be.
 
     Each time the one is taken whose strata lack most of what they should have; among equals the one of which
     combination there are fewest.
