@@ -118,9 +118,9 @@ class Detections:
     """Faces detected in one image.
 
     Attributes:
-        boxes: float32 (N, 4), x0 y0 x1 y1 in px of the whole upright image; may lie outside of it.
+        boxes: float32 (N, 4), x0 y0 x1 y1 in px of the whole upright image. They may lie outside of it.
         scores: float32 (N,), 0 to 1, in falling order.
-        flaw: the image's ``detection.lighting.exposure_defect``, if it caused a second pass; else ``""``.
+        flaw: the ``detection.lighting.exposure_defect`` that caused a second pass, or ``""``.
     """
 
     boxes: NDArray[np.float32]
@@ -150,12 +150,14 @@ class Detections:
 class Region:
     """A rectangle that is hidden, or the ellipse in it: half-open, inside the image, never empty.
 
+    Only ``redaction.regions`` makes them.
+
     Attributes:
         x0: left edge, px.
         y0: top edge, px.
         x1: right edge, px.
         y1: bottom edge, px.
-        face_width: of the hidden face, px; the strength of the blur follows it.
+        face_width: of the hidden face, px. The strength of the blur follows it.
         ellipse: the rectangle before clipping. At the image's edge the ellipse keeps its true center and axes.
     """
 
@@ -223,9 +225,9 @@ class Outcome:
     Attributes:
         source: the file, as named by the user.
         status: done, skipped or failed.
-        target: path of the result, also if it was not written; None if none was wanted.
-        kind: format by content, e.g. ``"JPEG"``; ``""`` if unknown.
-        reason: of a skip; of a failure, with its remedy; or losses of a file that is done.
+        target: path of the result, even if it was not written, or None if none was wanted.
+        kind: format by content, e.g. ``"JPEG"``, or ``""`` if unknown.
+        reason: of a skip, of a failure with its remedy, or losses of a file that is done.
         error: class name of the failure, or ``""``.
         exit_code: of the failure, or 0.
         faces: all hidden faces.
@@ -234,7 +236,7 @@ class Outcome:
         height: of the first upright page or frame, px.
         seconds: wall time spent on this file.
         model: name and SHA-256 of the detector's weights.
-        second_pass: each ``detection.lighting.exposure_defect`` of its images that caused a second pass; often ``""``.
+        second_pass: each ``detection.lighting.exposure_defect`` that caused a second pass, or ``""``.
     """
 
     source: Path

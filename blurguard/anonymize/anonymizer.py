@@ -37,9 +37,10 @@ from blurguard.types import Detections, Face, Image, Layout, Outcome, Pixels, Re
 # Called with a video, its finished frames, and the number of all frames if known.
 Progress = Callable[[Path, int, int | None], None]
 
-# Raise it when the same settings and model give another result. Older results are then redone.
+# Raise it whenever the same settings and model would give another result. Older results are then redone.
 DIGEST_VERSION = 3
-MAX_BYTES = 4 << 30  # image files are read whole; larger ones would only exhaust the memory
+# Image files are read whole. Larger ones would only exhaust the memory.
+MAX_BYTES = 4 << 30
 _NEUTRAL_SETTINGS = ("jobs", "max_pixels")  # the result does not depend on them
 
 
@@ -48,7 +49,7 @@ class StagedResult:
     """A processed file. Its result is complete, but not yet published under its name.
 
     Attributes:
-        outcome: for the report; ``done`` holds once the result is published.
+        outcome: for the report. Its status ``done`` holds once the result is published.
         staged: the result in scratch, or None if nothing is to be written.
         source_stamp: stamp of the source, taken before it was read.
         source_digest: BLAKE2b of the content that was read.
@@ -91,16 +92,21 @@ class Anonymizer:
 
     @property
     def recipe(self) -> str:
-        """Digest of settings and model. With the same digest, a file gets the same regions and style."""
+        """Digest of everything but the file that decides on a result: settings, threshold, model."""
         settings = {key: value for key, value in self.settings.as_json().items() if key not in _NEUTRAL_SETTINGS}
         return config_digest(settings | {"min_score": self.min_score}, self.detector.identity)
 
     def detect(self, image: Image) -> Detections:
-        """Return the faces in an image; hides nothing."""
+        """Return the faces in an image. Hides nothing."""
         return self.detector.detect(image.rgb8(), self.min_score)
 
     def faces(self, image: Image, frame: int = 0) -> list[tuple[Face, Region]]:
-        """Return each face to hide, with its region. ``frame`` is the number that the faces report."""
+        """Return each face to hide, with its region.
+
+        Args:
+            image: upright.
+            frame: number of the page or frame, for the report.
+        """
         return faces_in(image, self.detect(image), self.settings.margin, frame)
 
     def hide(self, image: Image) -> tuple[Image, tuple[Face, ...]]:
@@ -109,13 +115,13 @@ class Anonymizer:
         return copy, self.hide_into(copy)
 
     def hide_into(self, image: Image, frame: int = 0) -> tuple[Face, ...]:
-        """Hide the faces in ``image.pixels`` itself; return them."""
+        """Hide the faces in ``image.pixels`` itself and return them, numbered as by ``faces``."""
         found = self.faces(image, frame)
         hide_into(image, [region for _, region in found], self.settings)
         return tuple(face for face, _ in found)
 
     def look(self, source: Path) -> Outcome:
-        """Detect the faces of a file; writes nothing.
+        """Detect the faces of a file. Writes nothing.
 
         Raises:
             InputError: the file cannot be read as an image or video.
@@ -157,7 +163,7 @@ class Anonymizer:
         """Write a file with its faces hidden to ``target``: completely, or not at all.
 
         Args:
-            source: an image or video; changed only if it is the target too.
+            source: an image or video. It stays unchanged unless it is the target too.
             target: name of the result. Its folder holds a private scratch folder in the meantime.
             replace_existing: whether an existing file of that name is replaced.
 
@@ -173,7 +179,7 @@ class Anonymizer:
         return replace(result.outcome, target=target)
 
     def _open_image(self, source: Path, kind: FileType) -> tuple[ImageFile, FileStamp, str]:
-        """Read and open an image file; also return its stamp before that, and the digest of its content."""
+        """Return an opened image file, its stamp before reading, and the digest of its content."""
         try:
             stamp = FileStamp.of(source)
             if stamp.size > MAX_BYTES:
@@ -221,7 +227,7 @@ def hide_faces(image: Pixels | Image, settings: Settings | None = None) -> Pixel
     This loads the detector at each call. For many images make one ``Anonymizer`` and call its ``hide``.
 
     Args:
-        image: upright; an ``Image``, or an array of RGB (H, W, 3), RGBA (H, W, 4) or gray (H, W), uint8 or uint16.
+        image: upright, an ``Image`` or an array, uint8 or uint16: RGB (H, W, 3), RGBA (H, W, 4) or gray (H, W).
         settings: as for ``Anonymizer``.
 
     Raises:

@@ -30,10 +30,10 @@ class MediaJob:
         detectors: one per thread. Only the first works on image files.
         min_score: score from which a face is hidden.
         settings: all other choices of the user.
-        hide: whether faces are hidden; else they are only detected, and no pixel changes.
+        hide: whether faces are hidden. Without it they are only detected, and no pixel changes.
         progress: called after each frame of a video, with the frames done and the number of all if known.
-        detect_every: n detects in every n-th frame of a video only. The program uses 1: every second frame saves a
-            quarter of the time in fast mode, but leaves more small faces bare (docs/accuracy.md).
+        detect_every: n limits detection to every n-th frame of a video. The program uses 1: with 2, fast mode
+            takes a quarter less time, but leaves more small faces bare (docs/accuracy.md).
     """
 
     detectors: Sequence[Detector]
@@ -45,7 +45,7 @@ class MediaJob:
 
     @property
     def threads(self) -> int:
-        """Threads of the decoder, of the detectors and of the encoder, which wait for one another in the end."""
+        """Number of threads, for decoder and encoder as well: in the end all of them wait for one another."""
         return len(self.detectors)
 
     @property
@@ -62,7 +62,7 @@ class MediaInfo(NamedTuple):
         width: upright, px.
         height: upright, px.
         frames: pages or frames.
-        damage: lost parts of a damaged video, and tracks that could not be copied; ``""`` if complete.
+        damage: lost parts of a damaged video, and tracks that could not be copied, or ``""``.
     """
 
     kind: str = ""
@@ -83,11 +83,11 @@ class _Track:
 
 
 class FaceLog:
-    """The faces of one file, collected while it is processed. Its size follows the faces, not the frames.
+    """Hidden faces of one file, collected while it is processed. Without paths its size depends on them alone.
 
     Attributes:
         info: facts about the file.
-        defects: exposure defects that were the reason for a second pass on some frames.
+        defects: exposure defects for which frames had a second pass.
     """
 
     def __init__(self, with_paths: bool = False) -> None:
@@ -108,7 +108,7 @@ class FaceLog:
         return ", ".join(sorted(self.defects))
 
     def add_defect(self, frame: tuple[T, FrameDetections]) -> tuple[T, FrameDetections]:
-        """Log the exposure defect of a frame, if any; return the frame with its detections."""
+        """Log the exposure defect of a frame with its detections, if any, and return this pair."""
         if defect := frame[1].detections.flaw:
             self.defects.add(defect)
         return frame

@@ -1,4 +1,4 @@
-"""Image files, page by page. Pages of photos and documents stand alone; faces of animations are tracked."""
+"""Image files, page by page. Pages of photos and documents stand alone. In animations faces are tracked."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def prefetch(source: Iterable[T], depth: int, stop: Event | None = None) -> Gene
     Args:
         source: closed in that thread at the end, if it is a generator.
         depth: items that wait in the queue, at most.
-        stop: shared with other stages; set when this one is closed early.
+        stop: shared with other stages, set when this one is closed early.
     """
     queue: Queue[T | _End] = Queue(depth)
     stop = stop or Event()
@@ -49,7 +49,7 @@ def prefetch(source: Iterable[T], depth: int, stop: Event | None = None) -> Gene
         if item.error is not None:
             raise item.error
     finally:
-        if not isinstance(item, _End):  # closed early; after a natural end the other stages still have work
+        if not isinstance(item, _End):  # closed early: after a natural end the other stages still have work
             stop.set()
         while not isinstance(item, _End):  # the thread may be waiting for room in the queue
             item = queue.get()

@@ -26,7 +26,7 @@ _PACKED = re.compile(r"(rgb|bgr)(24|0|a)|rgba|bgra|rgb48le|rgba64le")
 # Weights of red and blue in luma, by AVColorSpace: BT.709, BT.470BG, SMPTE 170M, BT.2020 (ITU-T H.273, table 4).
 _LUMA_WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
 _HD_HEIGHT = 720  # from here on players assume BT.709 where the color space is unknown
-_CHROMA_NOISE = 0.3  # of that in luma; more would only make faces green and purple
+_CHROMA_NOISE = 0.3  # of that in luma: more would only make faces green and purple
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 
 

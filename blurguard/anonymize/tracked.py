@@ -16,7 +16,7 @@ from blurguard.tracking.lookahead import FrameDetections, TrackedBox, TrackingCo
 from blurguard.types import Detections, Region
 
 T = TypeVar("T")
-_MOSAIC_TTL_FRAMES = 250  # a face that returns within as many frames gets its former mosaic
+_MOSAIC_TTL_FRAMES = 250  # for a face that leaves the image and comes back
 
 
 class TrackRedactor:
@@ -25,14 +25,14 @@ class TrackRedactor:
     def __init__(self, settings: Settings) -> None:
         """Take style, shape and drawn boxes from the settings."""
         self._settings = settings
-        self._mosaics: dict[int, tuple[int, list[Mosaic]]] = {}  # by track: its last call, and one per surface
+        self._mosaics: dict[int, tuple[int, list[Mosaic]]] = {}  # by track: the last call with it, one per surface
         self._calls = 0
 
     def redact(self, surfaces: Sequence[Surface], hidden: Sequence[tuple[int, Region]]) -> None:
         """Hide regions in the next frame.
 
         Args:
-            surfaces: all planes of the frame; changed in place.
+            surfaces: all planes of the frame, changed in place.
             hidden: track and region of each face, px of the upright frame.
         """
         self._calls += 1
@@ -60,7 +60,7 @@ def redact_tracks(
     """Yield every frame with its faces tracked, and hidden if the job says so.
 
     Args:
-        frames: with their detections; closed at the end.
+        frames: with their detections, closed at the end.
         surfaces: returns the surfaces of a frame.
         size_wh: of the upright frames, px.
         job: how faces are tracked and hidden.

@@ -44,7 +44,7 @@ _THUMBNAIL_WH = (64, 36)  # px, enough to find scene cuts
 
 
 def detect_video(source: Path, job: MediaJob, log: FaceLog) -> None:
-    """Detect and track the faces of a video; writes nothing.
+    """Detect and track the faces of a video. Writes nothing.
 
     Raises:
         InputError: it cannot be read to its end.
@@ -89,7 +89,7 @@ def _info_of(video: VideoReader, frames: int, left_out: Sequence[str] = ()) -> M
 
 
 def _process(video: VideoReader, job: MediaJob, log: FaceLog, write: Callable[[VideoFrame], None]) -> int:
-    """Pass every processed frame to ``write``; return the number of frames."""
+    """Pass every processed frame to ``write``, and return their number."""
     count = 0
     with closing(_process_frames(video, job, log)) as frames:
         for count, frame in enumerate(frames, start=1):
@@ -145,7 +145,7 @@ class _FrameDetector:
     def detect_all(
         self, frames: Generator[VideoFrame, None, None]
     ) -> Generator[tuple[VideoFrame, FrameDetections], None, None]:
-        """Yield every frame with its detections, px of the upright frame; closes ``frames`` at the end."""
+        """Yield every frame with its detections, px of the upright frame. Closes ``frames`` at the end."""
         cuts, workers = SceneCutDetector(), self._job.threads
         detected = parallel_map(self._detect, enumerate(frames), workers, workers + 1, self._stop)
         with closing(frames), closing(detected):

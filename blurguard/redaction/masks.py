@@ -79,7 +79,7 @@ def make_mask(
 
 
 def outline_mask(shape_hw: tuple[int, ...], origin_xy: tuple[int, int], region: Region) -> Mask:
-    """Return the mask of a line of ``OUTLINE_PX`` along the region's border; arguments as for ``make_mask``."""
+    """Return the mask of a line along the region's border, ``OUTLINE_PX`` wide, as ``make_mask`` does."""
     xs, ys = _pixel_centers(shape_hw, origin_xy)
     dx, dy = _outside_box(xs, ys, region.box)
     beyond = np.hypot(np.clip(dx, 0, None), np.clip(dy, 0, None))  # rounds the outer corners
@@ -96,7 +96,7 @@ def _pixel_centers(shape_hw: tuple[int, ...], origin_xy: tuple[int, int]) -> tup
 
 
 def _outside_box(xs: Floats, ys: Floats, box: tuple[float, ...]) -> tuple[Floats, Floats]:
-    """Return how far columns (1, W) and rows (H, 1) are outside of a box, px; negative inside."""
+    """Return how far columns (1, W) and rows (H, 1) are outside of a box, px. Inside it is negative."""
     x0, y0, x1, y1 = box
     return np.maximum(x0 - xs, xs - x1)[None, :], np.maximum(y0 - ys, ys - y1)[:, None]
 
@@ -115,7 +115,7 @@ def _ellipse_mask(xs: Floats, ys: Floats, box: tuple[float, ...], feather: int) 
 
 
 def _half_chords(dy: Floats, half_w: float, half_h: float) -> Floats:
-    """Return half the width of an ellipse at heights above its center; -1 above its top and below its bottom."""
+    """Return half the width of an ellipse at heights above its center, and -1 beyond its top and bottom."""
     squared = 1 - (dy / half_h) ** 2
     chords: Floats = np.where(squared >= 0, half_w * np.sqrt(np.maximum(squared, 0)), -1)
     return chords.astype(np.float32)

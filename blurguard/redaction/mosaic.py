@@ -50,7 +50,7 @@ class Surface:
         black: float32 (C,), black in these channels.
         box_color: float32 (C,), color of drawn boxes.
         noise: standard deviation of a mosaic's noise, in values of a channel.
-        step_x: width of a sample, px of the image; more than 1 in subsampled chroma.
+        step_x: width of a sample, px of the image. It is more than 1 in subsampled chroma.
         step_y: height of a sample, px of the image.
     """
 
