@@ -49,7 +49,7 @@ class ModelSpec:
             the released one did.
         evidence: where the thresholds and the corrections were measured.
         source: where the weights come from.
-        licence: of the weights, SPDX.
+        license: of the weights, SPDX.
         training_data: what they were trained on.
     """
 
@@ -76,7 +76,7 @@ class ModelSpec:
     crowd_ap: dict[Mode, float]
     evidence: str
     source: str
-    licence: str
+    license: str
     training_data: str
 
     @property
