@@ -88,8 +88,8 @@ def test_only_inner_edges_cut_faces(block: tuple[int, int, int, int], cut: set[s
         "right": (middle[0], middle[1], x1 - CUT_PX + 1, middle[1] + 9),
         "bottom": (middle[0], middle[1], middle[0] + 9, y1 - CUT_PX + 1),
     }
-    boxes = (np.array([*near.values()], np.float32) - [x0, y0, x0, y0] + 0.5) * (scale or 1) - 0.5
-    found = view.uncut(Detections(boxes, np.array([0.9, 0.8, 0.7, 0.6])))
+    boxes = (np.array([*near.values()]) - [x0, y0, x0, y0] + 0.5) * (scale or 1) - 0.5
+    found = view.uncut(Detections(boxes.astype(np.float32), np.array([0.9, 0.8, 0.7, 0.6])))
     assert [
         name for name, score in zip(near, (0.9, 0.8, 0.7, 0.6), strict=True) if np.float32(score) in found.scores
     ] == [name for name in near if name not in cut]

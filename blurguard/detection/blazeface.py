@@ -7,7 +7,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from blurguard.boxes import Boxes
 from blurguard.detection.interpreter import Network
+from blurguard.detection.model_zoo import ModelSpec
 from blurguard.types import Detections
 
 SCORE_CLIP = 100.0  # MediaPipe, face_detection.pbtxt: score_clipping_thresh
@@ -34,15 +36,13 @@ def detect_once(network: Network, rgb: NDArray[np.uint8], min_score: float, logi
     order = np.argsort(-shifted, kind="stable")[:MAX_PER_PASS]
     rows, columns, shifted = rows[order], columns[order], shifted[order]
     scores = 1 / (1 + np.exp(-np.clip(shifted, -SCORE_CLIP, SCORE_CLIP)))
-    return Detections(_decode(network, boxes[rows, columns], rows, columns), scores.astype(np.float32))
+    cells = np.stack([columns, rows], axis=1)
+    return Detections(_decode(network.spec, boxes[rows, columns], cells), scores.astype(np.float32))
 
 
-def _decode(
-    network: Network, raw: NDArray[np.float32], rows: NDArray[np.intp], columns: NDArray[np.intp]
-) -> NDArray[np.float32]:
+def _decode(spec: ModelSpec, raw: Boxes, cells: NDArray[np.intp]) -> Boxes:
     """Decode (N, 4) raw x, y, width, height to (N, 4) x0 y0 x1 y1, corrected to the edges of the face."""
-    spec = network.spec
-    anchors = (np.stack([columns, rows], axis=1) + 0.5) * spec.stride  # centers of the cells, px
+    anchors = (cells + 0.5) * spec.stride  # centers of the cells, px
     raw_size = np.exp(np.minimum(raw[:, 2:], MAX_LOG_SIZE)) if spec.log_sizes else np.clip(raw[:, 2:], 0, None)
     size = raw_size * spec.size_unit * np.array(spec.box_scale)
     center = anchors + raw[:, :2] * spec.offset_unit + size * np.array(spec.box_shift)
@@ -51,12 +51,8 @@ def _decode(
 
 def _pad_to_bucket(rgb: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
     """Return the image in the top left corner of a black canvas whose sides are buckets."""
-    height, width = (padded_side(side, multiple) for side in rgb.shape[:2])
-    if (height, width) == rgb.shape[:2]:
-        return rgb
-    canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[: rgb.shape[0], : rgb.shape[1]] = rgb
-    return canvas
+    bottom, right = (padded_side(side, multiple) - side for side in rgb.shape[:2])
+    return np.pad(rgb, ((0, bottom), (0, right), (0, 0))) if bottom or right else rgb
 
 
 def padded_side(side: int, multiple: int) -> int:

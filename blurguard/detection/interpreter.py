@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,11 +152,10 @@ def _discard_stderr() -> Iterator[None]:
     except OSError:  # no stderr at all, as in some daemons
         yield
         return
-    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, 2)
+        with Path(os.devnull).open("wb") as null:
+            os.dup2(null.fileno(), 2)
         yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        os.close(null)

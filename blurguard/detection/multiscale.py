@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.boxes import Boxes, centers, iou, longer_sides, tile_spans, weighted_nms
+from blurguard.boxes import Boxes, centers, iou, longer_sides, select, tile_spans, weighted_nms
 from blurguard.detection.blazeface import detect_once
 from blurguard.detection.interpreter import Network
 from blurguard.detection.lighting import correct_tone, exposure_defect
@@ -28,7 +28,7 @@ TILE_PX = 640
 TILE_OVERLAP_PX = 96  # larger faces are whole at the next coarser scale, at half the size
 TILE_MULTIPLE_PX = 64
 FINE_SCALE = 0.9  # the model's fine_logit_shift applies above it
-COARSEST_PX = 100  # an octave whose longer side is less adds nothing; faces that fill the image need 112 px
+COARSEST_PX = 100  # smaller octaves (longer side) add nothing: at 112 px faces that fill the image are detected
 REFINE_SCORE_RATIO = 0.3  # of the threshold: boxes from this score on are refined
 REFINE_CONTEXT_PX = 40.0  # margin round these boxes, px of the finest scale
 REFINE_BLOCK_PX = 1024  # about the longest side of a refined block, px of the finest scale
@@ -40,7 +40,7 @@ ROTATED_SIDE_PX = 384  # 512 px find 1 % more in rotated images and take two thi
 # and more (`python -m calibration turned`).
 ROTATED_LOGIT_SHIFT = -1.0  # added if the image is upright, so that only sure faces remain
 ROTATED_EVIDENCE_RATIO = 1.5  # times the upright evidence: a rotation with more is the right way up
-MIN_EVIDENCE_PX = 8.0  # px of the rotated passes; smaller faces are no evidence
+MIN_EVIDENCE_PX = 8.0  # px of the rotated passes: smaller faces are not evidence
 FAST_SIDE_PX = 640
 FAST_COARSE_SIDES_PX = (192, 96)  # the last one takes 1 ms and finds faces that fill the image
 
@@ -78,7 +78,7 @@ class BlazeFaceDetector:
     """BlazeFace full-range over the image pyramid of a mode. Not thread-safe.
 
     Attributes:
-        threshold: the model's own for the mode; also decides which boxes are refined.
+        threshold: of the model for the mode. It also decides which boxes are refined.
         refines: whether blocks with small faces get the refinement passes.
         rotations: quarter turns counterclockwise of the rotated passes.
     """
@@ -86,7 +86,7 @@ class BlazeFaceDetector:
     def __init__(self, network: Network, mode: Mode) -> None:
         """Take the weights and the detection effort."""
         self._network = network
-        self._mode = mode
+        self._scales = accurate_scales if mode is Mode.ACCURATE else fast_scales
         self.threshold = network.spec.thresholds[mode]
         self.refines = mode is Mode.ACCURATE
         self.rotations: tuple[int, ...] = ROTATIONS if mode is Mode.ACCURATE else ()
@@ -99,18 +99,18 @@ class BlazeFaceDetector:
     def detect(self, rgb: Rgb, min_score: float) -> Detections:
         """Return the faces, best first, one box per face, px of ``rgb``."""
         pass_score = min(min_score, REFINE_SCORE_RATIO * self.threshold) if self.refines else min_score
-        plan = accurate_scales if self._mode is Mode.ACCURATE else fast_scales
-        scales = plan(rgb.shape[1], rgb.shape[0])
+        scales = self._scales(rgb.shape[1], rgb.shape[0])
         parts = self._detect_pyramid(rgb, scales, pass_score)
         best, defect = rgb, exposure_defect(rgb)
         if defect:
             best = correct_tone(rgb)
             parts += self._detect_pyramid(best, scales, pass_score)
-        faces = weighted_nms(parts, SAME_IOU, SAME_OVERLAP, scales * (len(parts) // len(scales)))
+        faces = _merge(parts, scales * (len(parts) // len(scales)))
         if self.refines:
-            faces = _above_score(self._refine(best, faces, scales[0], pass_score), min_score)
+            faces = self._refine(best, faces, scales[0], pass_score)
+            faces = select(faces, faces.scores >= min_score)
         if rotated := self._detect_rotated(best, faces, min_score):
-            faces = weighted_nms([faces, *rotated], SAME_IOU, SAME_OVERLAP)
+            faces = _merge([faces, *rotated])
         return Detections(faces.boxes, faces.scores, defect)
 
     def _detect_pyramid(self, rgb: Rgb, scales: list[float], min_score: float) -> list[Detections]:
@@ -131,19 +131,17 @@ class BlazeFaceDetector:
         height, width = rgb.shape[:2]
         # The pyramid has covered everything, also beyond the edges.
         results = [_PassResult(faces, [(-width, -height, 2 * width, 2 * height)], math.inf)]
-        logit_shift = self._network.spec.fine_logit_shift
+        shift = self._network.spec.fine_logit_shift
         for scale, mirrored, max_side_px in REFINEMENT_PASSES:
             small = longer_sides(faces.boxes) * finest < max_side_px
             small &= faces.scores >= REFINE_SCORE_RATIO * self.threshold
             blocks = [*_blocks(faces.boxes[small], REFINE_BLOCK_PX / finest, REFINE_CONTEXT_PX / finest, rgb.shape)]
             views = [View.at_scale(rgb, finest * scale, block)._replace(mirrored=mirrored) for block in blocks]
-            parts = [view.uncut(self._detect_tiled(view.render(rgb), min_score, logit_shift)) for view in views]
-            merged = weighted_nms(parts, SAME_IOU, SAME_OVERLAP)
+            merged = _merge([view.uncut(self._detect_tiled(view.render(rgb), min_score, shift)) for view in views])
             fits = longer_sides(merged.boxes) * finest < 1.5 * max_side_px  # passes differ in sizes too
-            again = Detections(merged.boxes[fits], merged.scores[fits])
-            results.append(_PassResult(again, blocks, max_side_px / finest))
+            results.append(_PassResult(select(merged, fits), blocks, max_side_px / finest))
         scales = [finest, *(finest * refinement.scale for refinement in REFINEMENT_PASSES)]
-        return weighted_nms([_mean_scores(own, results) for own in results], SAME_IOU, SAME_OVERLAP, scales)
+        return _merge([_mean_scores(own, results) for own in results], scales)
 
     def _detect_rotated(self, rgb: Rgb, upright: Detections, min_score: float) -> list[Detections]:
         """Return the faces of each rotated pass, at a bounded size, px of ``rgb``.
@@ -158,13 +156,13 @@ class BlazeFaceDetector:
         parts = []
         for rotation in self.rotations:
             rotated = view._replace(rotation=rotation)
-            faces = self._detect_tiled(rotated.render(rgb, finer=level), min(min_score, self.threshold), 0.0)
-            faces = rotated.uncut(faces)
+            rendering = rotated.render(rgb, finer=level)
+            faces = rotated.uncut(self._detect_tiled(rendering, min(min_score, self.threshold), 0.0))
             if self._evidence(faces, scale) <= enough:
                 # Faces of the upright image keep their boxes there, which are better.
-                new = iou(faces.boxes, upright.boxes).max(axis=1, initial=0) <= SAME_IOU
-                faces = Detections(faces.boxes[new], _shift_logits(faces.scores[new], ROTATED_LOGIT_SHIFT))
-            parts.append(_above_score(faces, min_score))
+                faces = select(faces, iou(faces.boxes, upright.boxes).max(axis=1, initial=0) <= SAME_IOU)
+                faces = Detections(faces.boxes, _shift_logits(faces.scores, ROTATED_LOGIT_SHIFT))
+            parts.append(select(faces, faces.scores >= min_score))
         return parts
 
     def _evidence(self, faces: Detections, scale: float) -> float:
@@ -183,7 +181,7 @@ class BlazeFaceDetector:
         for (y0, y1), (x0, x1) in itertools.product(rows, columns):
             tile = View((width, height), (x0, y0, x1, y1))
             parts.append(tile.uncut(detect_once(self._network, tile.render(rgb), min_score, logit_shift)))
-        return weighted_nms(parts, SAME_IOU, SAME_OVERLAP)
+        return _merge(parts)
 
 
 def fast_scales(width: int, height: int) -> list[float]:
@@ -194,16 +192,15 @@ def fast_scales(width: int, height: int) -> list[float]:
 
 
 def accurate_scales(width: int, height: int) -> list[float]:
-    """Return the scales of the accurate mode: full size and its octaves; small images are enlarged first."""
+    """Return the scales of the accurate mode: full size, or more for small images, and its octaves."""
     scales = [min(2.0, max(1.0, FAST_SIDE_PX / max(width, height)))]
     while max(width, height) * scales[-1] / 2 >= COARSEST_PX:
         scales.append(scales[-1] / 2)
     return scales
 
 
-def _above_score(faces: Detections, min_score: float) -> Detections:
-    count = int((faces.scores >= min_score).sum())  # the best come first
-    return Detections(faces.boxes[:count], faces.scores[:count])
+def _merge(parts: list[Detections], scales: list[float] | None = None) -> Detections:
+    return weighted_nms(parts, SAME_IOU, SAME_OVERLAP, scales)
 
 
 def _shift_logits(scores: NDArray[np.float32], shift: float) -> NDArray[np.float32]:
@@ -236,7 +233,7 @@ def _mean_scores(own: _PassResult, results: list[_PassResult]) -> Detections:
 
 
 def _centers_inside(boxes: Boxes, blocks: list[Block]) -> NDArray[np.bool_]:
-    """Mark the boxes (N, 4) whose center is in one of the blocks, (N,); without blocks, none."""
+    """Mark the boxes (N, 4) whose center is in one of the blocks, (N,). Without blocks, none."""
     x, y = centers(boxes).T[:, :, None]
     x0, y0, x1, y1 = np.array(blocks, np.float32).reshape(-1, 4).T
     return np.asarray(((x >= x0) & (x < x1) & (y >= y0) & (y < y1)).any(axis=1), np.bool_)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.boxes import Boxes, mirror_boxes, rescale_boxes, unrotate_boxes
+from blurguard.boxes import Boxes, mirror_boxes, rescale_boxes, select, unrotate_boxes
 from blurguard.types import Detections
 
 CUT_PX = 3  # a box that comes this near to a cut edge is a part of a face
@@ -22,8 +22,8 @@ class View(NamedTuple):
 
     Attributes:
         image_wh: width and height of the image, px.
-        block: the part of the image that is rendered; inside the image.
-        scaled_wh: width and height to which the block is rescaled, px; None keeps its own.
+        block: the rendered part of the image.
+        scaled_wh: width and height to which the block is rescaled, px. None keeps its own.
         rotation: quarter turns counterclockwise, as for ``np.rot90``.
         mirrored: whether left and right change places.
     """
@@ -43,7 +43,7 @@ class View(NamedTuple):
         return cls((width, height), (x0, y0, x1, y1), scaled_wh)
 
     def render(self, rgb: Rgb, finer: Rgb | None = None) -> Rgb:
-        """Return the (h, w, 3) rendering of the (H, W, 3) image; shares its memory where nothing changes.
+        """Return the (h, w, 3) rendering of the (H, W, 3) image, or a slice of it if no px changes.
 
         Args:
             rgb: the image, of ``image_wh``.
@@ -75,17 +75,14 @@ class View(NamedTuple):
 
         Edges of the image itself cut nothing.
         """
-        boxes = self.to_image(rendered.boxes)
+        faces = Detections(self.to_image(rendered.boxes), rendered.scores)
         inner = np.not_equal(self.block, (0, 0, *self.image_wh))
-        inside = (boxes - self.block) * (1, 1, -1, -1)  # px from each edge
-        whole = (inside > CUT_PX).all(axis=1, where=inner)
-        return Detections(boxes[whole], rendered.scores[whole])
+        inside = (faces.boxes - self.block) * (1, 1, -1, -1)  # px from each edge
+        return select(faces, np.asarray((inside > CUT_PX).all(axis=1, where=inner)))
 
 
 def _resize(rgb: Rgb, finer: Rgb, size: tuple[int, int]) -> Rgb:
     """Resize to (width, height), from ``finer`` unless that is an enlargement of ``rgb``."""
-    if size == (rgb.shape[1], rgb.shape[0]):
-        return rgb
     source = finer if finer.shape[1] <= rgb.shape[1] else rgb
     # Halving has a fast path of its own: four times quicker for 12 megapixels than one large step.
     while source.shape[1] >= 2 * size[0] and source.shape[0] >= 2 * size[1]:
