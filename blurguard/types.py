@@ -117,7 +117,7 @@ class Detections:
     Attributes:
         boxes: float32 (N, 4), x0 y0 x1 y1 in px of the whole upright image; may lie outside it.
         scores: float32 (N,), 0 to 1, in falling order.
-        flaw: what `exposure.exposure_defect` told of the picture, if it was looked at a second time for that.
+        flaw: the exposure defect for which the detector added a second pass, or ``""``.
     """
 
     boxes: NDArray[np.float32]
@@ -219,7 +219,7 @@ class Outcome:
         frames: pictures inside the file (pages, frames).
         seconds: wall time spent on this file.
         model: name and SHA-256 of the weights that looked.
-        second_pass: what `exposure.exposure_defect` told of its pictures, which were looked at twice for that; ``""`` mostly.
+        second_pass: the exposure defects for which detection added a second pass; ``""`` mostly.
     """
 
     source: Path

@@ -315,7 +315,7 @@ def _models() -> None:
         for index, spec in enumerate(model_zoo.all_specs()):
             thresholds = ", ".join(f"{mode} {score:g}" for mode, score in spec.thresholds.items())
             typer.echo(f"{spec.name}{'' if index else ' (default)'}")
-            typer.echo(f"  hides from score: {thresholds}\n  licence: {spec.licence}\n  source: {spec.source}")
+            typer.echo(f"  hides from score: {thresholds}\n  license: {spec.license}\n  source: {spec.source}")
             typer.echo(f"  trained on: {spec.training_data}\n  SHA-256: {spec.sha256}")
             typer.echo(f"  file: {model_zoo.models_dir() / spec.file}")
 
