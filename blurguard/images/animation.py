@@ -200,14 +200,14 @@ class AnimationCodec(PillowCodec):
             raise InputError("an animation of 16 bits per channel is not supported; convert it to 8")
         # An animated PNG may carry a picture for programs that know no animation. It may show anybody: it goes.
         self._first = int(bool(picture.info.get("default_image")))
-        self.count = int(picture.n_frames) - self._first
+        self.page_count = int(picture.n_frames) - self._first
         self._loop = picture.info.get("loop")
         if kind is FileType.GIF:  # Pillow enlarges the canvas for a frame that leaves it
             self.largest_wh = max([self.size, *_gif_extents(data)], key=math.prod)
 
     def read(self) -> Iterator[Page]:
         alpha = self._kind is not FileType.GIF and self._picture.mode in ("LA", "PA", "RGBA", "P")
-        for index in range(self._first, self._first + self.count):
+        for index in range(self._first, self._first + self.page_count):
             self._picture.seek(index)
             self._picture.load()
             duration = float(self._picture.info.get("duration") or 0)

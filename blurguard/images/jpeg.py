@@ -81,7 +81,7 @@ class JpegCodec(PillowCodec):
             # Some cameras write filler between the segments; every decoder skips it. Pillow finds real damage.
             yield from super().read()
             return
-        yield Page(apply_orientation(Image(pixels, layout), self._orientation), options=self._options(self._picture))
+        yield Page(apply_orientation(Image(pixels, layout), self._orientation), options=self._page_options(self._picture))
 
     def write(self, pages: Iterable[Page]) -> bytes:
         (page,) = pages
@@ -94,7 +94,7 @@ class JpegCodec(PillowCodec):
                 return usual
         return super().write([page])
 
-    def _options(self, picture: Any) -> dict[str, Any]:
+    def _page_options(self, picture: Any) -> dict[str, Any]:
         subsampling = JpegImagePlugin.get_sampling(picture)
         options = {
             "qtables": picture.quantization,

@@ -75,7 +75,7 @@ class PngCodec(PillowCodec):
         (page,) = pages
         return write_png(page.image, self._icc, self._dpi, self._exif)
 
-    def _options(self, picture: Any) -> dict[str, Any]:
+    def _page_options(self, picture: Any) -> dict[str, Any]:
         transparency = picture.info.get("transparency")
         keyed = picture.mode in ("1", "L", "RGB", "I;16") and transparency is not None
         return {"transparency": transparency} if keyed else {}

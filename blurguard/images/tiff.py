@@ -41,7 +41,7 @@ class TiffCodec(PillowCodec):
                 image = from_pillow(self._picture)
                 if photometric == 0 and image.pixels.dtype.itemsize == 2:  # white is zero; Pillow turns 8 bits only
                     image = Image(~image.pixels, image.layout)
-                yield Page(image, options=self._options(self._picture))
+                yield Page(image, options=self._page_options(self._picture))
                 continue
             if max(bits) != 16 or photometric != 2:
                 raise InputError(f"{max(bits)} bits of this kind of colour are not supported; convert it to 16-bit RGB")
@@ -64,7 +64,7 @@ class TiffCodec(PillowCodec):
                 writer.newFrame()
         return buffer.getvalue()
 
-    def _options(self, picture: Any) -> dict[str, Any]:
+    def _page_options(self, picture: Any) -> dict[str, Any]:
         compression = picture.info.get("compression", "raw")
         lossy = compression in ("jpeg", "tiff_jpeg", "webp")
         if picture.mode != "1" and compression in ("group3", "group4", "tiff_ccitt"):
