@@ -1,7 +1,7 @@
-"""The few things about a picture that may travel with it; everything else stays behind.
+"""Allow-list of metadata that may be kept: some EXIF tags, color profile and resolution.
 
-An allow-list, because the things that show a face (thumbnails, previews, appended videos, maker notes) or a
-place (GPS, serial numbers, names) have too many hiding places for a block-list.
+A block-list would not do. Faces (thumbnails, previews, appended videos, maker notes), places and persons (GPS,
+serial numbers, names) can be stored in too many ways.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import re
 from numbers import Real
 from typing import Any
 
+import PIL.Image
 from PIL import ExifTags
-from PIL import Image as Pillow
 
 ORIENTATION = ExifTags.Base.Orientation
-_MAX_TEXT = 128
+_MAX_TEXT = 128  # characters
 _MAX_NUMBERS = 4
-_MAX_PROFILE_BYTES = 8 << 20  # bytes; printing profiles reach some 3 MB
+_MAX_PROFILE_BYTES = 8 << 20  # profiles of printers reach some 3 MB
 
 _B = ExifTags.Base
-# What --keep-metadata keeps: when, with which camera and lens, how exposed.
+# With --keep-metadata: time, camera, lens and exposure.
 KEPT_BASE = frozenset({_B.Make, _B.Model, _B.DateTime})
 KEPT_EXIF = frozenset(
     {
@@ -33,7 +33,7 @@ KEPT_EXIF = frozenset(
         _B.LensSpecification, _B.LensMake, _B.LensModel,
     }
 )  # fmt: skip
-# Only these may hold words; the times hold figures and the rest numbers.
+# Only these tags may hold words. Times hold digits, all other tags numbers.
 _NAMES = frozenset({_B.Make, _B.Model, _B.LensMake, _B.LensModel})
 _TIMES = frozenset(
     {
@@ -44,9 +44,9 @@ _TIMES = frozenset(
 _TIME = re.compile(r"[0-9:.+\- ]{1,32}", re.ASCII)
 
 
-def allowed_exif(exif: Pillow.Exif) -> bytes:
-    """Return an EXIF block with the kept tags of ``exif`` and nothing else; ``b""`` when none is there."""
-    kept = Pillow.Exif()
+def allowed_exif(exif: PIL.Image.Exif) -> bytes:
+    """Return an EXIF block with only the allowed tags of ``exif``, ``b""`` if it has none of them."""
+    kept = PIL.Image.Exif()
     for tag in KEPT_BASE & set(exif):
         if _is_harmless(tag, exif[tag]):
             kept[tag] = exif[tag]
@@ -59,14 +59,14 @@ def allowed_exif(exif: Pillow.Exif) -> bytes:
     return kept.tobytes() if len(kept) else b""
 
 
-def orientation_of(exif: Pillow.Exif) -> int:
-    """Return the EXIF orientation, 1 to 8; 1, as viewers take it, for anything else that stands there."""
+def orientation_of(exif: PIL.Image.Exif) -> int:
+    """Return the EXIF orientation, 1 to 8. Any other value counts as 1, as in viewers."""
     value = exif.get(ORIENTATION)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def allowed_profile(profile: Any) -> bytes | None:
-    """Return an ICC colour profile cut to its declared length, or None when it is not one (ICC.1:2022, 7.2)."""
+    """Return an ICC color profile cut to its declared length, or None if it is not one (ICC.1:2022, 7.2)."""
     if not isinstance(profile, bytes) or len(profile) < 132 or profile[36:40] != b"acsp":
         return None
     size = int.from_bytes(profile[:4], "big")
@@ -74,7 +74,7 @@ def allowed_profile(profile: Any) -> bytes | None:
 
 
 def allowed_resolution(dpi: Any) -> tuple[float, float] | None:
-    """Return x and y in dots per inch when they are plausible numbers."""
+    """Return x and y in dots per inch, or None if they are not plausible numbers."""
     try:
         x, y = float(dpi[0]), float(dpi[1])
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
@@ -83,7 +83,7 @@ def allowed_resolution(dpi: Any) -> tuple[float, float] | None:
 
 
 def _is_harmless(tag: int, value: Any) -> bool:
-    """Names, times and a few numbers, each where it belongs: nothing that could hold a picture or a letter."""
+    """Whether a value has the form of its tag: a short name, a time, or a few numbers."""
     if tag in _NAMES:
         return isinstance(value, str) and len(value) <= _MAX_TEXT and value.isprintable()
     if tag in _TIMES:
