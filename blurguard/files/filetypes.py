@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 from blurguard.errors import InputError
 from blurguard.files.atomic import open_regular
@@ -16,20 +17,36 @@ PROBE_BYTES = 4096  # for `sniff_container`: three packets of M2TS, or the type 
 
 
 class FileType(StrEnum):
-    """File types that are distinguished. All but the last three are pictures, with a codec in `images`."""
+    """A file type: its name in reports, its usual suffixes, and the prefixes that identify it.
 
-    JPEG = "JPEG"
-    PNG = "PNG"
-    WEBP = "WebP"
-    TIFF = "TIFF"
-    BMP = "BMP"
-    GIF = "GIF"
-    HEIC = "HEIC"
-    AVIF = "AVIF"
-    JPEG2000 = "JPEG 2000"
-    VIDEO = "video"
-    RAW = "camera raw"
-    UNKNOWN = "unknown"
+    All but the last three are pictures, each with a codec in `images`.
+    """
+
+    JPEG = "JPEG", "jpg jpeg jpe jfif jif mpo", b"\xff\xd8\xff"
+    PNG = "PNG", "png apng", b"\x89PNG\r\n\x1a\n"
+    WEBP = "WebP", "webp"
+    TIFF = "TIFF", "tif tiff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"  # the last two are BigTIFF
+    BMP = "BMP", "bmp dib"
+    GIF = "GIF", "gif", b"GIF87a", b"GIF89a"
+    HEIC = "HEIC", "heic heif hif heics"
+    AVIF = "AVIF", "avif avifs"
+    JPEG2000 = "JPEG 2000", "jp2 j2k jpf jpx j2c jpc", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
+    VIDEO = (
+        "video", "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts wmv flv 3gp 3g2 ogv insv lrv 360",
+        # Containers that are not supported, recognized for a precise error: MPEG-PS, MPEG video, ASF and Ogg.
+        b"\0\0\x01\xba", b"\0\0\x01\xb3", b"0&\xb2u\x8ef\xcf\x11", b"OggS",
+    )  # fmt: skip
+    RAW = "camera raw", "dng cr2 cr3 crw nef nrw arw srf sr2 raf orf rw2 pef srw x3f 3fr iiq erf kdc mos mrw rwl gpr"
+    UNKNOWN = "unknown", ""
+
+    suffixes: tuple[str, ...]  # without dots, lower case
+    prefixes: tuple[bytes, ...]  # none where `sniff_type` needs more than a prefix
+
+    def __new__(cls, label: str, suffixes: str, *prefixes: bytes) -> Self:
+        """Make a member. Suffixes are separated by spaces."""
+        member = str.__new__(cls, label)
+        member._value_, member.suffixes, member.prefixes = label, tuple(suffixes.split()), prefixes
+        return member
 
     @property
     def is_still(self) -> bool:
@@ -37,48 +54,18 @@ class FileType(StrEnum):
         return self not in (FileType.VIDEO, FileType.RAW, FileType.UNKNOWN)
 
 
-_PREFIXES = (
-    (b"\xff\xd8\xff", FileType.JPEG),
-    (b"\x89PNG\r\n\x1a\n", FileType.PNG),
-    (b"GIF87a", FileType.GIF),
-    (b"GIF89a", FileType.GIF),
-    (b"II*\0", FileType.TIFF),
-    (b"MM\0*", FileType.TIFF),
-    (b"II+\0", FileType.TIFF),
-    (b"MM\0+", FileType.TIFF),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", FileType.JPEG2000),
-    (b"\xff\x4f\xff\x51", FileType.JPEG2000),
-    # Containers that are not supported, recognized for a precise error. `sniff_container` knows the supported ones.
-    (b"\0\0\x01\xba", FileType.VIDEO),  # MPEG program stream
-    (b"\0\0\x01\xb3", FileType.VIDEO),  # MPEG video
-    (b"0&\xb2u\x8ef\xcf\x11", FileType.VIDEO),  # ASF, WMV
-    (b"OggS", FileType.VIDEO),
-)
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _AVIF_BRANDS = {b"avif", b"avis"}
 _RAW_BRANDS = {b"crx "}
 _BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)}
 
-_SUFFIXES = {
-    FileType.JPEG: "jpg jpeg jpe jfif jif mpo",
-    FileType.PNG: "png apng",
-    FileType.WEBP: "webp",
-    FileType.TIFF: "tif tiff",
-    FileType.BMP: "bmp dib",
-    FileType.GIF: "gif",
-    FileType.HEIC: "heic heif hif heics",
-    FileType.AVIF: "avif avifs",
-    FileType.JPEG2000: "jp2 j2k jpf jpx j2c jpc",
-    FileType.VIDEO: "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts wmv flv 3gp 3g2 ogv insv lrv 360",
-    FileType.RAW: "dng cr2 cr3 crw nef nrw arw srf sr2 raf orf rw2 pef srw x3f 3fr iiq erf kdc mos mrw rwl gpr",
-}
-TYPE_BY_SUFFIX = {f".{suffix}": file_type for file_type, names in _SUFFIXES.items() for suffix in names.split()}
+TYPE_BY_SUFFIX = {f".{suffix}": file_type for file_type in FileType for suffix in file_type.suffixes}
 
 
 def sniff_type(head: bytes) -> FileType:
     """Return the type of a file by its first ``HEAD_BYTES``."""
-    for prefix, file_type in _PREFIXES:
-        if head.startswith(prefix):
+    for file_type in FileType:
+        if head.startswith(file_type.prefixes):
             return file_type
     if form_type(head) == b"WEBP":
         return FileType.WEBP

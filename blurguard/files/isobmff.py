@@ -12,7 +12,7 @@ _NEEDED = frozenset({b"ftyp", b"meta", b"moov", b"mdat", b"jP  ", b"jp2h", b"jp2
 
 
 class Box(NamedTuple):
-    """A box by its byte offsets in the file; ``stop`` is declared in its header and may lie after the file's end."""
+    """A box by its byte offsets in the file. ``stop`` is as declared, and may lie after the file's end."""
 
     type: bytes
     start: int
@@ -21,7 +21,7 @@ class Box(NamedTuple):
 
 
 def read_boxes(file: BinaryIO, start: int, stop: int) -> Iterator[Box]:
-    """Yield the boxes between two offsets as their headers declare them; callers check types and ends.
+    """Yield the boxes between two offsets as their headers declare them. Callers check types and ends.
 
     The walk ends after a box that declares less than its 8 bytes of header.
     """

@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 
 class Chunk(NamedTuple):
-    """A chunk by the byte offsets of its payload; ``stop`` is declared and may lie after the end of the file."""
+    """A chunk by the byte offsets of its payload. ``stop`` is as declared, and may lie after the end of the file."""
 
     type: bytes
     start: int
@@ -17,12 +17,12 @@ class Chunk(NamedTuple):
 
 
 def form_type(head: bytes) -> bytes:
-    """Return the type of a RIFF file by its first bytes, such as ``b"WEBP"``; ``b""`` for other files."""
+    """Return the type of a RIFF file by its first bytes, such as ``b"WEBP"``, or ``b""`` for other files."""
     return head[8:12] if head.startswith(b"RIFF") else b""
 
 
 def read_chunks(file: BinaryIO, start: int, stop: int) -> Iterator[Chunk]:
-    """Yield the chunks between two offsets as their headers declare them; callers check their ends."""
+    """Yield the chunks between two offsets as their headers declare them. Callers check their ends."""
     at = start
     while at + 8 <= stop:
         file.seek(at)

@@ -1,6 +1,7 @@
 """Still and animated pictures, each read and written in its own format, depth and compression.
 
-To add a format: 1. add its `FileType`, signature and suffixes to `files.filetypes`; 2. write its codec, a subclass
-of `codec.PillowCodec` or any class with the methods of `codec.Codec`; 3. add one row to `still.CODECS`.
-The doctor command, file discovery and the file loop then handle it without further changes.
+To add a format:
+1. Add a member with its suffixes and signature to `files.filetypes.FileType`.
+2. Write its codec, a subclass of `codec.PillowCodec` or another class with the methods of `codec.Codec`.
+3. Add a row for the two to `still.CODECS`.
 """

@@ -56,7 +56,7 @@ def sub_frames(pages: Iterable[Page], grid: int = 1, crop_alpha: bool = True) ->
 
 
 def _changed_box(before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int, int, int]:
-    """Return x0 y0 x1 y1 of the pixels that differ, in px; the first pixel if none does."""
+    """Return x0 y0 x1 y1 of the pixels that differ, in px, or the first pixel if none does."""
     differs = (before != after).any(axis=2)
     rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
     if not len(rows):
@@ -65,7 +65,7 @@ def _changed_box(before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int, i
 
 
 class AnimationCodec(PillowCodec):
-    """Base of GIF, animated PNG and animated WebP; reads whole frames in RGB or RGBA."""
+    """Base of GIF, animated PNG and animated WebP. Frames are read whole, in RGB or RGBA."""
 
     is_animation = True
 
@@ -105,11 +105,10 @@ class GifCodec(AnimationCodec):
     @staticmethod
     def check_complete(data: bytes) -> None:
         """Raise ``ValueError`` if the trailer is missing: decoders accept a GIF without its last frames."""
-        for _ in gif_blocks(data):
-            pass
+        list(gif_blocks(data))
 
     def read(self) -> Iterator[Page]:
-        """Decode one frame after the other, each with its own palette; clear pixels have one color."""
+        """Decode one frame after the other, each with its own palette. All clear pixels have one color."""
         for page in super().read():
             image = page.image
             if image.layout.has_alpha:
@@ -127,7 +126,7 @@ class GifCodec(AnimationCodec):
         return b"".join([head, *(_gif_frame(frame, disposal) for frame in itertools.chain([first], frames)), b";"])
 
     def _has_alpha(self) -> bool:
-        """Whether any frame has a transparent color: all frames are of one kind then."""
+        """Whether any frame has a transparent color. Then all frames are read with alpha."""
         return any(_clear_index(block, body) is not None for block, body in gif_blocks(self._data))
 
 

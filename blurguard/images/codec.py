@@ -18,7 +18,7 @@ from blurguard.images.convert import apply_orientation, from_pillow, to_bgr, to_
 from blurguard.images.metadata import allowed_exif, allowed_profile, allowed_resolution, orientation_of
 from blurguard.types import Image
 
-# On Pillow's scales, for formats that do not record their quality; visually the same as the source.
+# For formats that do not record their quality, on Pillow's scales. The result looks the same as its source.
 QUALITY = 92
 
 
@@ -65,14 +65,14 @@ class Codec(Protocol):
         """Width and height of the first page upright, px."""
 
     def read(self) -> Iterator[Page]:
-        """Decode one page after the other; raises as `open` does."""
+        """Decode one page after the other. Raises the same errors as `open`."""
 
     def write(self, pages: Iterable[Page]) -> bytes:
         """Return a file of the same format with these pages."""
 
 
 class PillowCodec:
-    """Base of the codecs that read and write through Pillow; as it is, for formats of one picture a file.
+    """Base of the codecs that read and write through Pillow. Here a file has one picture.
 
     Attributes:
         pillow_name: Pillow's name of the format.
@@ -97,7 +97,7 @@ class PillowCodec:
 
     @classmethod
     def open(cls, data: bytes, keep_metadata: bool) -> PillowCodec:
-        """Read the header of a file; its codec is ``animated_codec`` if it is animated."""
+        """Read the header of a file. An animated one gets ``animated_codec``, if the format has one."""
         cls.check_complete(data)
         picture: Any = PIL.Image.open(io.BytesIO(data), formats=[cls.pillow_name])
         codec = cls.animated_codec if cls.animated_codec and picture.is_animated else cls
@@ -105,7 +105,7 @@ class PillowCodec:
 
     @staticmethod
     def check_complete(data: bytes) -> None:
-        """Raise ``ValueError`` if the data end before their structure does; only where the decoder does not."""
+        """Raise ``ValueError`` if the data end before their structure does. Here the decoder does so."""
 
     @classmethod
     def blank(cls) -> bytes:
@@ -133,11 +133,11 @@ class PillowCodec:
 
     @property
     def _duration_ms(self) -> float:
-        """Of the frame at hand; 0 for still pictures."""
+        """Duration of the current frame, 0 for still pictures."""
         return float(self._picture.info.get("duration") or 0)
 
     def _page_options(self) -> dict[str, Any]:
-        """Return the compression of the page at hand, as options of Pillow's encoder."""
+        """Return the compression of the current page, as options of Pillow's encoder."""
         return {}
 
     def _metadata_options(self) -> dict[str, Any]:
@@ -154,12 +154,12 @@ def encode(picture: PIL.Image.Image, pillow_name: str, **options: Any) -> bytes:
 
 
 class BmpCodec(PillowCodec):
-    """BMP. Pillow writes none with alpha that is marked as such."""
+    """BMP. Pillow writes alpha without declaring it, so readers ignore it."""
 
     pillow_name = "BMP"
 
     def write(self, pages: Iterable[Page]) -> bytes:
-        """Return a BMP; with alpha, one of 32 bits with a version 4 header, which declares the alpha mask."""
+        """Return a BMP. With alpha, it has 32 bits and a version 4 header, which declares the alpha mask."""
         (page,) = pages
         image = page.image
         if not image.layout.has_alpha:

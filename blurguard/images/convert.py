@@ -80,7 +80,7 @@ def to_bgr(image: Image) -> NDArray[Any]:
 
 
 def apply_orientation(image: Image, orientation: int) -> Image:
-    """Return the image upright; ``orientation`` is an EXIF value from 1 to 8, others change nothing."""
+    """Return the image upright. ``orientation`` is an EXIF value from 1 to 8, others change nothing."""
     palette = image.palette
     if palette is not None:
         palette = Palette(palette.colors, _transpose(palette.indices, orientation))
@@ -97,7 +97,7 @@ def _transpose(pixels: Any, orientation: int) -> Any:
 
 
 def with_palette(image: Image) -> Image:
-    """Return an 8-bit image with a palette of its own colors; unchanged if they are more than 256."""
+    """Return an 8-bit image with a palette of its own colors, or the same image if they are more than 256."""
     packed = _packed(image.pixels)
     values, indices = np.unique(packed, return_inverse=True)
     if len(values) > 256:
@@ -160,7 +160,7 @@ def _to_indices(image: Image, palette: Palette) -> PIL.Image.Image:
 
 
 def _as_numbers(colors: NDArray[np.uint8], layout: Layout) -> NDArray[np.int32]:
-    """(N, C) colors -> numbers to compare; alpha counts as clear or not, and outweighs every color."""
+    """(N, C) colors -> numbers to compare. Alpha counts as clear or not, and outweighs every color."""
     numbers = colors.astype(np.int32)
     if layout.has_alpha:
         numbers[:, -1] = (numbers[:, -1] > 0) * 1024

@@ -41,9 +41,8 @@ class HeicCodec:
 
     @classmethod
     def open(cls, data: bytes, keep_metadata: bool) -> HeicCodec:
-        """Read the header of a file; raises ``ValueError`` if a box ends after the file."""
-        for _ in picture_boxes(data):
-            pass
+        """Read the header of a file. Raises ``ValueError`` if a box ends after the file."""
+        list(picture_boxes(data))
         return cls(data, keep_metadata)
 
     @classmethod
@@ -73,7 +72,7 @@ def _color_options(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encode_heic(pages: Iterable[Page], primary: int, exif: bytes) -> bytes:
-    """Return a HEIC of 8 bits per channel for uint8, 10 for uint16; each page has its own color options."""
+    """Return a HEIC of 8 bits per channel for uint8, 10 for uint16. Each page has its own color options."""
     file = pillow_heif.HeifFile()  # type: ignore[no-untyped-call]
     chroma = 420
     for image, options in ((page.image, page.options) for page in pages):
@@ -99,8 +98,7 @@ class AvifCodec(PillowCodec):
     @staticmethod
     def check_complete(data: bytes) -> None:
         """Raise ``ValueError`` if a box ends after the file."""
-        for _ in picture_boxes(data):
-            pass
+        list(picture_boxes(data))
 
     def write(self, pages: Iterable[Page]) -> bytes:
         """Return an AVIF with these frames."""

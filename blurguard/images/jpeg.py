@@ -1,7 +1,7 @@
-"""JPEG: keeps quantization tables and subsampling; simplejpeg (libjpeg-turbo) does most of the work.
+"""JPEG, with the quantization tables and subsampling of its source.
 
-Pillow writes any tables, but copies the picture first. simplejpeg takes only a quality, in half the time. It is used
-if the tables of the source are the standard ones at some quality.
+Pillow writes any tables, but copies the picture first. simplejpeg (libjpeg-turbo) takes half the time, but only a
+quality. It is used if the tables of the source are the standard ones at some quality.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _DENSITY = 13  # offset of unit, x and y in the JFIF header (ITU-T T.871, 10.1)
 
 
 class JpegCodec(PillowCodec):
-    """JPEG; simplejpeg's strict mode reports truncated data."""
+    """JPEG. simplejpeg's strict mode reports truncated data."""
 
     pillow_name = "JPEG"
 
     def read(self) -> Iterator[Page]:
-        """Decode the picture; of an MPO the first one only."""
+        """Decode the picture, the first one of an MPO."""
         layout = {"L": Layout.GREY, "RGB": Layout.RGB}.get(self._picture.mode)
         if layout is None:
             yield from super().read()

@@ -32,12 +32,12 @@ class Jpeg2000Codec(PillowCodec):
             raise ValueError("truncated: no end of codestream")
 
     def read(self) -> Iterator[Page]:
-        """Decode the picture; a palette is replaced by its colors."""
+        """Decode the picture. A palette is replaced by its colors."""
         for page in super().read():
             yield replace(page, image=Image(page.image.pixels, page.image.layout))
 
     def write(self, pages: Iterable[Page]) -> bytes:
-        """Return a JPEG 2000 file with the color profile; a bare codestream has no place for one."""
+        """Return a JPEG 2000 file with the color profile. A bare codestream has no place for one."""
         data = super().write(pages)
         header, parts = _header_boxes(data)
         if self._icc is None or header is None:
@@ -86,7 +86,7 @@ def _color_profile(data: bytes) -> bytes | None:
 
 
 def _header_boxes(data: bytes) -> tuple[Box | None, list[Box]]:
-    """Return the header box of a file and the boxes in it; none of a bare codestream."""
+    """Return the header box of a file and the boxes in it. A bare codestream has none."""
     if data.startswith(_CODESTREAM):
         return None, []
     header = next((box for box in picture_boxes(data) if box.type == b"jp2h"), None)

@@ -20,43 +20,35 @@ _MAX_NUMBERS = 4
 _MAX_PROFILE_BYTES = 8 << 20  # profiles of printers reach some 3 MB
 
 _B = ExifTags.Base
-# With --keep-metadata: time, camera, lens and exposure.
-KEPT_BASE = frozenset({_B.Make, _B.Model, _B.DateTime})
-KEPT_EXIF = frozenset(
+# With --keep-metadata: time, camera, lens and exposure. Only names may hold words. Times hold digits, others numbers.
+_NAMES = frozenset({_B.Make, _B.Model, _B.LensMake, _B.LensModel})
+_EXIF_TIMES = frozenset(
     {
         _B.DateTimeOriginal, _B.DateTimeDigitized, _B.OffsetTime, _B.OffsetTimeOriginal, _B.OffsetTimeDigitized,
         _B.SubsecTime, _B.SubsecTimeOriginal, _B.SubsecTimeDigitized,
-        _B.ExposureTime, _B.FNumber, _B.ExposureProgram, _B.ISOSpeedRatings, _B.SensitivityType,
-        _B.ShutterSpeedValue, _B.ApertureValue, _B.BrightnessValue, _B.ExposureBiasValue, _B.MaxApertureValue,
-        _B.MeteringMode, _B.LightSource, _B.Flash, _B.FocalLength, _B.FocalLengthIn35mmFilm, _B.WhiteBalance,
-        _B.ExposureMode, _B.DigitalZoomRatio, _B.SceneCaptureType,
-        _B.LensSpecification, _B.LensMake, _B.LensModel,
     }
 )  # fmt: skip
-# Only these tags may hold words. Times hold digits, all other tags numbers.
-_NAMES = frozenset({_B.Make, _B.Model, _B.LensMake, _B.LensModel})
-_TIMES = frozenset(
-    {
-        _B.DateTime, _B.DateTimeOriginal, _B.DateTimeDigitized, _B.OffsetTime, _B.OffsetTimeOriginal,
-        _B.OffsetTimeDigitized, _B.SubsecTime, _B.SubsecTimeOriginal, _B.SubsecTimeDigitized,
-    }
-)  # fmt: skip
+KEPT_BASE = frozenset({_B.Make, _B.Model, _B.DateTime})
+KEPT_EXIF = _EXIF_TIMES | {
+    _B.ExposureTime, _B.FNumber, _B.ExposureProgram, _B.ISOSpeedRatings, _B.SensitivityType,
+    _B.ShutterSpeedValue, _B.ApertureValue, _B.BrightnessValue, _B.ExposureBiasValue, _B.MaxApertureValue,
+    _B.MeteringMode, _B.LightSource, _B.Flash, _B.FocalLength, _B.FocalLengthIn35mmFilm, _B.WhiteBalance,
+    _B.ExposureMode, _B.DigitalZoomRatio, _B.SceneCaptureType,
+    _B.LensSpecification, _B.LensMake, _B.LensModel,
+}  # fmt: skip
 _TIME = re.compile(r"[0-9:.+\- ]{1,32}", re.ASCII)
 
 
 def allowed_exif(exif: PIL.Image.Exif) -> bytes:
     """Return an EXIF block with only the allowed tags of ``exif``, ``b""`` if it has none of them."""
-    kept = PIL.Image.Exif()
+    allowed = PIL.Image.Exif()
     for tag in KEPT_BASE & set(exif):
         if _is_harmless(tag, exif[tag]):
-            kept[tag] = exif[tag]
+            allowed[tag] = exif[tag]
     camera = exif.get_ifd(ExifTags.IFD.Exif)
-    details: dict[int, Any] = {
-        int(tag): camera[tag] for tag in KEPT_EXIF & set(camera) if _is_harmless(tag, camera[tag])
-    }
-    if details:
-        kept[ExifTags.IFD.Exif] = details
-    return kept.tobytes() if len(kept) else b""
+    if details := {int(tag): camera[tag] for tag in KEPT_EXIF & set(camera) if _is_harmless(tag, camera[tag])}:
+        allowed[ExifTags.IFD.Exif] = details
+    return allowed.tobytes() if len(allowed) else b""
 
 
 def orientation_of(exif: PIL.Image.Exif) -> int:
@@ -86,7 +78,7 @@ def _is_harmless(tag: int, value: Any) -> bool:
     """Whether a value has the form of its tag: a short name, a time, or a few numbers."""
     if tag in _NAMES:
         return isinstance(value, str) and len(value) <= _MAX_TEXT and value.isprintable()
-    if tag in _TIMES:
+    if tag == _B.DateTime or tag in _EXIF_TIMES:
         return isinstance(value, str) and _TIME.fullmatch(value) is not None
     numbers = value if isinstance(value, tuple) else (value,)
     return len(numbers) <= _MAX_NUMBERS and all(map(_is_number, numbers))

@@ -110,7 +110,7 @@ class PngCodec(PillowCodec):
         yield Page(apply_orientation(from_bgr(bgr), self._orientation))
 
     def write(self, pages: Iterable[Page]) -> bytes:
-        """Return a PNG; OpenCV writes no metadata, so chunks for it are added."""
+        """Return a PNG. OpenCV writes no metadata, so chunks for it are added."""
         if not self._is_16_bit_color:
             return super().write(pages)
         (page,) = pages

@@ -93,7 +93,7 @@ class ImageFile:
 
 
 def open_image(data: bytes, file_type: FileType, name: str, max_pixels: int, keep_metadata: bool = False) -> ImageFile:
-    """Open a picture from the bytes of its file; decodes no pixels yet.
+    """Open a picture from the bytes of its file, without decoding pixels.
 
     Args:
         data: the file's content.

@@ -38,7 +38,7 @@ class TiffCodec(PillowCodec):
 
     @staticmethod
     def check_complete(data: bytes) -> None:
-        """Raise an error if a directory lies after the end of the file (TIFF 6.0, section 2; BigTIFF)."""
+        """Raise an error if a directory lies after the end of the file (TIFF 6.0, section 2, and BigTIFF)."""
         order = "<" if data.startswith(b"II") else ">"
         is_big = 43 in data[2:4]
         first, count, pointer, entry_bytes = (8, "Q", "Q", 20) if is_big else (4, "H", "I", 12)
@@ -50,7 +50,7 @@ class TiffCodec(PillowCodec):
             (at,) = struct.unpack_from(order + pointer, data, at + struct.calcsize(count) + entries * entry_bytes)
 
     def read(self) -> Iterator[Page]:
-        """Decode one page after the other; OpenCV decodes all pages at once."""
+        """Decode one page after the other. OpenCV decodes all pages at once."""
         pages_16_bit: list[Image] = []
         for index in range(self.page_count):
             self._picture.seek(index)
@@ -68,7 +68,7 @@ class TiffCodec(PillowCodec):
             yield Page(image, options=self._page_options())
 
     def write(self, pages: Iterable[Page]) -> bytes:
-        """Return a TIFF; either all pages have 16-bit color, or none."""
+        """Return a TIFF. Either all pages have 16-bit color, or none."""
         pages = iter(pages)
         first = next(pages)
         pages = itertools.chain([first], pages)
@@ -83,7 +83,7 @@ class TiffCodec(PillowCodec):
         return buffer.getvalue()
 
     def _write_16_bit(self, pages: Iterable[Page], buffer: io.BytesIO) -> None:
-        """Write pages with deflate compression; ``extrasamples`` of a page is the kind of its alpha."""
+        """Write pages with deflate compression. ``extrasamples`` of a page is the kind of its alpha."""
         options: dict[str, Any] = {"photometric": "rgb", "compression": "zlib", "metadata": None, "software": False}
         if self._icc:
             options["iccprofile"] = self._icc

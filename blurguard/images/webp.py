@@ -14,7 +14,7 @@ from blurguard.images.convert import to_pillow
 
 
 class AnimatedWebpCodec(AnimationCodec):
-    """Animated WebP; all frames are compressed as the first one was."""
+    """Animated WebP. All frames are compressed like the first one."""
 
     pillow_name = "WEBP"
 
@@ -74,8 +74,7 @@ class WebpCodec(PillowCodec):
     @staticmethod
     def check_complete(data: bytes) -> None:
         """Raise ``ValueError`` if a chunk ends after the file."""
-        for _ in picture_chunks(data):
-            pass
+        list(picture_chunks(data))
 
     def _page_options(self) -> dict[str, Any]:
         return _compression(self._data)

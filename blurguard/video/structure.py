@@ -18,10 +18,8 @@ from blurguard.files.riff import read_chunks
 
 # Outermost boxes of MP4 and QuickTime files. Others after the video are data that another program appended.
 _TOP_LEVEL_BOXES = frozenset(
-    {
-        b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"ssix", b"styp", b"emsg", b"prft", b"pdin", b"meta",
-        b"meco", b"uuid", b"udta", b"free", b"skip", b"wide", b"junk", b"pnot", b"PICT", b"imda",
-    }
+    b"ftyp moov mdat moof mfra sidx ssix styp emsg prft pdin meta meco uuid udta free skip wide junk pnot PICT imda"
+    .split()
 )  # fmt: skip
 
 
@@ -57,7 +55,7 @@ def check_complete(path: Path, container: ContainerFormat) -> tuple[str, bool]:
 
 
 def _mp4_boxes(file: BinaryIO, size: int) -> list[Box]:
-    """Return the outermost boxes without those that another program appended; the last may end after the file."""
+    """Return the outermost boxes without those that another program appended. The last may end after the file."""
     boxes: list[Box] = []
     types: set[bytes] = set()
     for box in read_boxes(file, 0, size):
@@ -98,7 +96,7 @@ def _matroska_end(file: BinaryIO, size: int) -> int:
 
 
 def _ebml_number(head: bytes, at: int, keep_marker: bool = False) -> tuple[int, int]:
-    """Return an EBML number and the offset after it, 0 if there is none; all bits set mean unknown (RFC 8794, 4)."""
+    """Return an EBML number and the offset after it, 0 if there is none. All bits set mean unknown (RFC 8794, 4)."""
     if at >= len(head) or not head[at]:
         return 0, 0
     width = 9 - head[at].bit_length()
@@ -112,7 +110,7 @@ def _ebml_number(head: bytes, at: int, keep_marker: bool = False) -> tuple[int, 
 
 
 def _avi_end(file: BinaryIO, size: int) -> int:
-    """Return the end of the last RIFF chunk of an AVI; a chunk of length 0 was never finished."""
+    """Return the end of the last RIFF chunk of an AVI. A chunk of length 0 was never finished."""
     end = 0
     for chunk in read_chunks(file, 0, size - 4):  # the first 4 bytes of the payload are its form type
         if chunk.type != b"RIFF":
