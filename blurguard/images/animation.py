@@ -120,7 +120,7 @@ class GifCodec(AnimationCodec):
         frames = sub_frames(pages, crop_alpha=False)
         first = next(frames)
         disposal = 2 if first.image.layout.has_alpha else 1
-        head = struct.pack("<6s2H3B", b"GIF89a", first.image.width, first.image.height, 0x70, 0, 0)
+        head = struct.pack("<6s2H3B", b"GIF89a", first.image.width, first.image.height, 0x70, 0, 0)  # no global colors
         if self._loop is not None:
             head += struct.pack("<3s11s2BHB", b"!\xff\x0b", b"NETSCAPE2.0", 3, 1, self._loop, 0)
         return b"".join([head, *(_gif_frame(frame, disposal) for frame in itertools.chain([first], frames)), b";"])
@@ -186,13 +186,13 @@ def _gif_frame(frame: SubFrame, disposal: int) -> bytes:
     size_bits, clear, pixels = still[10] & 7, None, b""
     table = still[13 : 13 + (3 << size_bits + 1)]
     for block, body in gif_blocks(still):
-        if block == b"!":
-            clear = _clear_index(block, body)
-        elif block == b",":
+        if block == b",":
             table_stop = 9 + _color_table_bytes(body[8])
             if table_stop > 9:
                 size_bits, table = body[8] & 7, body[9:table_stop]
             pixels = body[table_stop:]
+        elif (index := _clear_index(block, body)) is not None:
+            clear = index
     control = struct.pack(
         "<4BHBB", 0x21, 0xF9, 4, disposal << 2 | (clear is not None), round(frame.duration_ms / 10), clear or 0, 0
     )  # fmt: skip

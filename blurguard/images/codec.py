@@ -166,6 +166,7 @@ class BmpCodec(PillowCodec):
             return super().write([page])
         pixels = to_bgr(image)[::-1].tobytes()
         per_meter = [round(v / 0.0254) for v in self._dpi or (0, 0)]
+        # One plane, 32 bits a pixel, and 3 for channels by masks (BI_BITFIELDS).
         head = struct.pack("<I2i2H2I2i2I", 108, image.width, image.height, 1, 32, 3, len(pixels), *per_meter, 0, 0)
         masks = struct.pack("<4I4s48x", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs")
         return struct.pack("<2s3I", b"BM", 14 + 108 + len(pixels), 0, 14 + 108) + head + masks + pixels

@@ -54,7 +54,7 @@ class AnimatedPngCodec(AnimationCodec):
         """Return an animated PNG: Pillow encodes each frame, and their chunks are numbered and joined."""
         out: list[bytes] = []
         head: list[bytes] = []
-        sequence, count = 0, 0
+        sequence, count = 0, 0  # fcTL and fdAT chunks share one sequence of numbers
         for count, frame in enumerate(sub_frames(pages), start=1):
             chunks = list(png_chunks(encode(to_pillow(frame.image), "PNG", **self._metadata_options())))
             head = head or [_make_chunk(name, body) for name, body in chunks if name not in (b"IDAT", b"IEND")]

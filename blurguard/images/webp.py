@@ -25,6 +25,7 @@ class AnimatedWebpCodec(AnimationCodec):
         first = next(frames)
         body = [_frame_chunk(frame, options) for frame in itertools.chain([first], frames)]
         alpha = first.image.layout.has_alpha
+        # Animation, and if present: color profile, alpha, EXIF.
         flags = 0x02 | (0x20 if self._icc else 0) | (0x10 if alpha else 0) | (0x08 if self._exif else 0)
         size = _uint24(first.image.width - 1, first.image.height - 1)
         head = [b"WEBP", make_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + size)]

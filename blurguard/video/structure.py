@@ -32,7 +32,7 @@ def check_complete(path: Path, container: ContainerFormat) -> tuple[str, bool]:
     Raises:
         InputError: an MP4 or QuickTime file has no index, so no frame can be read.
     """
-    size, index_first, end = path.stat().st_size, False, 0
+    size, index_first = path.stat().st_size, False
     with path.open("rb") as file:
         if container.demuxer == "mov":
             boxes = _mp4_boxes(file, size)
@@ -41,15 +41,11 @@ def check_complete(path: Path, container: ContainerFormat) -> tuple[str, bool]:
                 raise InputError(f"{path}: ends before its index (moov), so it cannot be read; get a complete copy")
             end = max(box.stop for box in boxes)
             index_first = b"mdat" in types and types.index(b"moov") < types.index(b"mdat")
-        elif container.demuxer == "matroska":
-            end = _matroska_end(file, size)
         elif container.demuxer == "mpegts":
-            step = 192 if container is M2TS else 188
+            step = 192 if container is M2TS else 188  # bytes of a packet
             end = math.ceil(size / step) * step
-        elif container.demuxer == "avi":
-            end = _avi_end(file, size)
-        elif container.demuxer == "flv":
-            end = _flv_end(file, size)
+        else:
+            end = {"matroska": _matroska_end, "avi": _avi_end, "flv": _flv_end}[container.demuxer](file, size)
     missing = f"ends early: {end - size} bytes are missing" if end > size + 1 else "ends early"
     return (missing if end > size else ""), index_first
 
