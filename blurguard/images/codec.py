@@ -18,7 +18,7 @@ from blurguard.images.convert import apply_orientation, from_pillow, to_bgr, to_
 from blurguard.images.metadata import allowed_exif, allowed_profile, allowed_resolution, orientation_of
 from blurguard.types import Image
 
-# For formats that do not record their quality, on Pillow's scales. The result looks the same as its source.
+# For formats that do not record their quality, on Pillow's scales. No loss is visible at this value.
 QUALITY = 92
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import PIL.Image
 from PIL import ExifTags
 
-ORIENTATION = ExifTags.Base.Orientation
 _MAX_TEXT = 128  # characters
 _MAX_NUMBERS = 4
 _MAX_PROFILE_BYTES = 8 << 20  # profiles of printers reach some 3 MB
@@ -53,7 +52,7 @@ def allowed_exif(exif: PIL.Image.Exif) -> bytes:
 
 def orientation_of(exif: PIL.Image.Exif) -> int:
     """Return the EXIF orientation, 1 to 8. Any other value counts as 1, as in viewers."""
-    value = exif.get(ORIENTATION)
+    value = exif.get(_B.Orientation)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
