@@ -1,4 +1,4 @@
-"""How a video's numbers mean light, and which side of it is up: what is carried along untouched."""
+"""Color space, HDR10 metadata and rotation of a video, as FFmpeg stores them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class ColorSpace(NamedTuple):
-    """How numbers mean light, as FFmpeg numbers it (ITU-T H.273; range: 1 narrow, 2 full); 0 or 2 is unknown."""
+    """FFmpeg's color codes (ITU-T H.273). A range is 1 (narrow) or 2 (full). Unknown is 0, or 2 in the others."""
 
     range: int
     primaries: int
@@ -17,7 +17,7 @@ class ColorSpace(NamedTuple):
 
 
 class MasteringDisplay(NamedTuple):
-    """Colour volume of the mastering display (SMPTE ST 2086): CIE 1931 x and y, luminance in cd/m²."""
+    """Color volume of the mastering display (SMPTE ST 2086): CIE 1931 x and y, luminance in cd/m²."""
 
     red: tuple[Fraction, Fraction]
     green: tuple[Fraction, Fraction]
@@ -28,9 +28,9 @@ class MasteringDisplay(NamedTuple):
 
 
 def rotation_of(matrix: tuple[int, ...]) -> int:
-    """Return the degrees counter-clockwise after which what is shown on top is on top, a multiple of 90.
+    """Return the counter-clockwise rotation, in multiples of 90 degrees, that turns a frame upright.
 
-    A point (p, q) of the frame is shown at height b p + d q, downwards (ISO/IEC 14496-12, 6.2.2).
+    A display matrix puts point (p, q) of the frame at height b p + d q, downwards (ISO/IEC 14496-12, 6.2.2).
     """
     b, d = matrix[1], matrix[4]
     if abs(d) >= abs(b):
@@ -39,7 +39,7 @@ def rotation_of(matrix: tuple[int, ...]) -> int:
 
 
 def parse_mastering_display(data: bytes) -> MasteringDisplay | None:
-    """Read FFmpeg's AVMasteringDisplayMetadata: ten rationals, then whether primaries and luminance are told."""
+    """Parse FFmpeg's AVMasteringDisplayMetadata: ten rationals, then two flags for primaries and luminance."""
     if len(data) < 88 or struct.unpack_from("=2i", data, 80) != (1, 1):
         return None
     numbers = struct.unpack_from("=20i", data)
