@@ -57,7 +57,7 @@ def test_what_a_video_tells(tmp_path: Path) -> None:
         assert info.frames_expected == 12
         assert info.color == (1, 9, 16, 9)
         assert info.mastering is not None
-        assert (info.mastering.white[0], info.mastering.brightest) == (Fraction(15_635, 50_000), Fraction(1000))
+        assert (info.mastering["WP"][0], info.mastering["L"][0]) == (Fraction(15_635, 50_000), Fraction(1000))
         assert info.content_light == (1000, 400)
         assert info.frame_bytes >= 96 * 64 * 3
 

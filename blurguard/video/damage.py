@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
+
+import av
+from av.video.stream import VideoStream
 
 from blurguard.errors import InputError
-
-if TYPE_CHECKING:
-    import av
-    from av.video.stream import VideoStream
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 

@@ -1,4 +1,4 @@
-"""Encoder settings. To add an encoder or to change a setting, edit the table ``ENCODERS``: it is the only place.
+"""Encoders and their settings. To add an encoder or to change a setting, edit the table ``ENCODERS`` and nothing else.
 
 Quality is constant, not the bit rate. On the project's clips, pixels outside hidden regions keep an SSIM of 0.98 and
 more, at about the size of the source (table in docs/performance.md). Presets are the fastest that reach this.
@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
+from av.codec.context import Flags as CodecFlags
+from av.container import OutputContainer
+from av.video.stream import VideoStream
 
 from blurguard.errors import InputError
 from blurguard.files.filetypes import AVI, FLV, M2TS, MPEG_TS
@@ -19,15 +23,11 @@ from blurguard.video.info import VideoInfo
 # Decoding times that begin before the first frame would move all times in these containers: no B-frames there.
 _NO_REORDERING = frozenset({AVI, FLV, MPEG_TS, M2TS})
 # Frame rates of MPEG-1 and MPEG-2 (ISO/IEC 13818-2, table 6-4).
-_MPEG_RATES = tuple(
-    Fraction(*rate)
-    for rate in ((24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (50, 1), (60000, 1001), (60, 1))
-)
+_MPEG_RATES = tuple(map(Fraction, ["24000/1001", "24", "25", "30000/1001", "30", "50", "60000/1001", "60"]))
 _LARGE_PX = 4_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Hdr10Syntax:
+class Hdr10Syntax(NamedTuple):
     """Spelling of HDR10 metadata in an encoder's options.
 
     Attributes:
@@ -70,11 +70,8 @@ class Encoder:
     ignores_side_data: bool = False
 
 
-def _constant_quantizer(q: int, **others: str) -> dict[str, str]:
-    return {"qmin": str(q), "qmax": str(q), **others}
-
-
 _VPX = {"deadline": "realtime", "lag-in-frames": "0", "g": "240"}
+_MPEG = {"qmin": "3", "qmax": "3", "bf": "0"}
 ENCODERS = {
     "h264": Encoder(
         "libx264",
@@ -93,9 +90,7 @@ ENCODERS = {
         ignores_side_data=True,
     ),
     "vp9": Encoder(
-        "libvpx-vp9",
-        _VPX | {"cpu-used": "7", "crf": "36", "b": "0", "row-mt": "1"},
-        ignores_side_data=True,
+        "libvpx-vp9", _VPX | {"cpu-used": "7", "crf": "36", "b": "0", "row-mt": "1"}, ignores_side_data=True
     ),
     "vp8": Encoder("libvpx", _VPX | {"cpu-used": "5", "crf": "20", "b": "40M"}, ignores_side_data=True),
     "av1": Encoder(
@@ -105,12 +100,10 @@ ENCODERS = {
         hdr10=Hdr10Syntax("svtav1-params", "mastering-display", "content-light", integers=False),
         ignores_side_data=True,
     ),
-    "mpeg4": Encoder("mpeg4", _constant_quantizer(3, bf="0", g="240"), fixed_rate=True, supports_interlaced=True),
-    "mpeg2video": Encoder(
-        "mpeg2video", _constant_quantizer(3, bf="0", g="15"), fixed_rate=True, supports_interlaced=True
-    ),
-    "mpeg1video": Encoder("mpeg1video", _constant_quantizer(3, bf="0", g="15"), fixed_rate=True),
-    "mjpeg": Encoder("mjpeg", _constant_quantizer(5, strict="unofficial")),
+    "mpeg4": Encoder("mpeg4", _MPEG | {"g": "240"}, fixed_rate=True, supports_interlaced=True),
+    "mpeg2video": Encoder("mpeg2video", _MPEG | {"g": "15"}, fixed_rate=True, supports_interlaced=True),
+    "mpeg1video": Encoder("mpeg1video", _MPEG | {"g": "15"}, fixed_rate=True),
+    "mjpeg": Encoder("mjpeg", {"qmin": "5", "qmax": "5", "strict": "unofficial"}),
     "prores": Encoder(
         "prores_ks",
         {"vendor": "apl0", "profile": "hq"},
@@ -151,6 +144,44 @@ def encoder_for(info: VideoInfo, threads: int, quick: bool) -> Encoder:
     return replace(encoder, options=_merge(layers))
 
 
+def add_encoder(output: OutputContainer, encoder: Encoder, info: VideoInfo, threads: int) -> VideoStream:
+    """Add a video track to an output container and open its encoder.
+
+    Raises:
+        InputError: the encoder does not support this size or pixel format.
+    """
+    supported = {pixel_format.name for pixel_format in av.Codec(encoder.name, "w").video_formats or []}
+    if info.pixel_format not in supported:
+        raise InputError(
+            f"{info.path}: {info.kind} with {info.pixel_format} pixels cannot be written; convert it to H.264 or HEVC"
+        )
+    try:
+        stream = output.add_stream(encoder.name, rate=info.rate, options=dict(encoder.options))
+        assert isinstance(stream, VideoStream)  # noqa: S101 - for the type checker; every encoder of ours is one
+        context = stream.codec_context
+        context.width, context.height, context.pix_fmt = info.width, info.height, info.pixel_format
+        context.time_base, stream.time_base = encoder_time_base(encoder, info), info.time_base
+        context.color_range, context.color_primaries, context.color_trc, context.colorspace = info.color
+        if info.pixel_aspect:
+            context.sample_aspect_ratio = info.pixel_aspect
+        context.flags |= int(CodecFlags.bitexact)
+        if info.interlaced:
+            context.flags |= int(CodecFlags.interlaced_dct) | int(CodecFlags.interlaced_me)
+            context.field_order = info.field_order
+        if info.codec == "hevc" and info.codec_tag in ("hvc1", "hev1"):
+            context.codec_tag = info.codec_tag
+        if info.display_matrix:
+            stream.set_display_matrix(info.display_matrix)
+        context.thread_count = threads
+        context.open()
+    except (av.FFmpegError, ValueError) as error:
+        raise InputError(
+            f"{info.path}: {info.kind} of {info.width} x {info.height} px cannot be written: {error}; "
+            "convert it to H.264 in MP4 or Matroska"
+        ) from error
+    return stream
+
+
 def missing_encoders() -> list[str]:
     """Return the codecs whose encoder this FFmpeg lacks."""
     return [codec for codec, encoder in ENCODERS.items() if encoder.name not in av.codecs_available]
@@ -178,18 +209,12 @@ def _merge(layers: list[Mapping[str, str]]) -> dict[str, str]:
 
 def _hdr10_options(info: VideoInfo, syntax: Hdr10Syntax) -> dict[str, str]:
     """Return a video's HDR10 metadata as an option, or nothing if it has none."""
-    display, light = info.mastering, info.content_light
-    if display is None:
+    if info.mastering is None:
         return {}
-
-    def chromaticity(value: Fraction) -> str:
-        return str(round(value * 50_000)) if syntax.integers else f"{float(value):.5f}"
-
-    def luminance(value: Fraction) -> str:
-        return str(round(value * 10_000)) if syntax.integers else f"{float(value):.4f}"
-
-    points = (("G", display.green), ("B", display.blue), ("R", display.red), ("WP", display.white))
-    gamut = "".join(f"{name}({chromaticity(x)},{chromaticity(y)})" for name, (x, y) in points)
-    levels = f"L({luminance(display.brightest)},{luminance(display.darkest)})"
-    content = f":{syntax.light}={light[0]},{light[1]}" if light else ""
-    return {syntax.option: f"{syntax.display}={gamut}{levels}{content}"}
+    display = ""
+    for name in ("G", "B", "R", "WP", "L"):
+        unit, digits = (10_000, 4) if name == "L" else (50_000, 5)
+        values = (round(x * unit) if syntax.integers else f"{float(x):.{digits}f}" for x in info.mastering[name])
+        display += "{}({},{})".format(name, *values)
+    light = ":{}={},{}".format(syntax.light, *info.content_light) if info.content_light else ""
+    return {syntax.option: f"{syntax.display}={display}{light}"}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
 from av.sidedata.sidedata import Type as SideData
@@ -14,13 +15,16 @@ from av.stream import Stream
 from av.video.stream import VideoStream
 
 from blurguard.files.filetypes import ContainerFormat
-from blurguard.video.color import ColorSpace, MasteringDisplay, parse_mastering_display, rotation_of
 
 _CODEC_LABELS = {
     "h264": "H.264", "hevc": "HEVC", "av1": "AV1", "vp8": "VP8", "vp9": "VP9", "mpeg4": "MPEG-4", "mjpeg": "MJPEG",
     "mpeg1video": "MPEG-1", "mpeg2video": "MPEG-2", "prores": "ProRes",
 }  # fmt: skip
 _MATRIX_ONE = 1 << 16  # 1.0 in a display matrix
+
+# Color volume of an HDR10 mastering display (SMPTE ST 2086): CIE 1931 (x, y) of the primaries "R", "G" and "B" and of
+# the white point "WP". "L" is (brightest, darkest) in cd/m².
+MasteringDisplay: TypeAlias = Mapping[str, tuple[Fraction, Fraction]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,9 @@ class VideoInfo:
         pixel_aspect: width of a pixel divided by its height. None if the file has none.
         frame_bytes: size of a decoded frame.
         display_matrix: nine integers in FFmpeg's order, or None.
-        mastering: of HDR10.
-        content_light: of HDR10, as (MaxCLL, MaxFALL) in cd/m².
+        color: FFmpeg's codes of range, primaries, transfer and matrix (ITU-T H.273).
+        mastering: of HDR10, or None.
+        content_light: of HDR10, as (MaxCLL, MaxFALL) in cd/m², or None.
         field_order: FFmpeg's number for the first field of interlaced frames.
         time_base: seconds per tick of a pts.
         rate: nominal frames per second.
@@ -59,7 +64,7 @@ class VideoInfo:
     pixel_aspect: Fraction | None
     frame_bytes: int
     display_matrix: tuple[int, ...] | None
-    color: ColorSpace
+    color: tuple[int, int, int, int]
     mastering: MasteringDisplay | None
     content_light: tuple[int, int] | None
     interlaced: bool
@@ -77,9 +82,15 @@ class VideoInfo:
     def rotation(self) -> int:
         """Nearest rotation that turns a frame upright, in degrees counter-clockwise: 0, 90, 180 or 270.
 
-        The display matrix may mirror as well, which does not matter for faces.
+        The display matrix may mirror as well, which does not matter for faces. It puts point (p, q) of a frame at
+        height b p + d q, downwards (ISO/IEC 14496-12, 6.2.2).
         """
-        return rotation_of(self.display_matrix) if self.display_matrix else 0
+        if not self.display_matrix:
+            return 0
+        b, d = self.display_matrix[1], self.display_matrix[4]
+        if abs(d) >= abs(b):
+            return 0 if d >= 0 else 180
+        return 270 if b > 0 else 90
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -94,28 +105,18 @@ def describe_video(
     side_data = _side_data_of(first)
     matrix, light = side_data.get(SideData.DISPLAYMATRIX), side_data.get(SideData.CONTENT_LIGHT_LEVEL)
     return VideoInfo(
-        path=path,
-        container=container,
-        index_first=index_first,
-        stream_index=stream.index,
-        codec=codec_name(stream),
-        codec_tag=_codec_tag(stream),
-        profile=stream.codec_context.profile or "",
-        width=first.width,
-        height=first.height,
-        pixel_format=first.format.name,
+        path=path, container=container, index_first=index_first, stream_index=stream.index,
+        codec=codec_name(stream), codec_tag=_codec_tag(stream), profile=stream.codec_context.profile or "",
+        width=first.width, height=first.height, pixel_format=first.format.name,
         pixel_aspect=stream.sample_aspect_ratio or None,
         frame_bytes=sum(plane.buffer_size for plane in first.planes),
         display_matrix=struct.unpack("=9i", matrix) if matrix else None,
-        color=ColorSpace(first.color_range, first.color_primaries, first.color_trc, first.colorspace),
-        mastering=parse_mastering_display(side_data.get(SideData.MASTERING_DISPLAY_METADATA, b"")),
+        color=(first.color_range, first.color_primaries, first.color_trc, first.colorspace),
+        mastering=_parse_mastering_display(side_data.get(SideData.MASTERING_DISPLAY_METADATA, b"")),
         content_light=struct.unpack_from("=2I", light) if light else None,
-        interlaced=first.interlaced_frame,
-        field_order=stream.codec_context.field_order,
-        time_base=time_base_of(stream),
-        rate=frame_rate_of(stream),
-        frames_expected=_expected_frames(stream),
-    )
+        interlaced=first.interlaced_frame, field_order=stream.codec_context.field_order,
+        time_base=time_base_of(stream), rate=frame_rate_of(stream), frames_expected=_expected_frames(stream),
+    )  # fmt: skip
 
 
 def time_base_of(stream: VideoStream) -> Fraction:
@@ -148,6 +149,18 @@ def _expected_frames(stream: VideoStream) -> int | None:
     tag = stream.metadata.get("NUMBER_OF_FRAMES", "")  # Matroska
     seconds = (stream.duration or 0) * time_base_of(stream) or Fraction(file.duration or 0, av.time_base)
     return stream.frames or (int(tag) if tag.isdecimal() else 0) or round(seconds * frame_rate_of(stream)) or None
+
+
+def _parse_mastering_display(data: bytes) -> MasteringDisplay | None:
+    """Parse FFmpeg's AVMasteringDisplayMetadata: ten rationals, then two flags for primaries and luminance."""
+    if len(data) < 88 or struct.unpack_from("=2i", data, 80) != (1, 1):
+        return None
+    numbers = struct.unpack_from("=20i", data)
+    if not all(numbers[1::2]):
+        return None
+    values = [Fraction(top, bottom) for top, bottom in zip(numbers[::2], numbers[1::2], strict=True)]
+    points = {name: (values[at], values[at + 1]) for name, at in (("R", 0), ("G", 2), ("B", 4), ("WP", 6))}
+    return points | {"L": (values[9], values[8])}
 
 
 def _side_data_of(frame: av.VideoFrame) -> dict[SideData, bytes]:

@@ -93,15 +93,16 @@ class StreamCopier:
         for stream in streams:
             stream.discard = Discard.default if stream.index in self._tracks else Discard.all
         copied = [streams[index] for index in self._tracks]
-        self._packets = iter(self.container.demux(copied)) if copied else iter(())
-        self._advance()
+        self._packets = self._read(copied)
+        self._next = next(self._packets, None)
 
     def _add_track(self, stream: Stream, output: OutputContainer) -> None:
+        context = stream.codec_context
         try:
-            extradata = scrub_extradata(codec_name(stream), _extradata_of(stream))
+            extradata = scrub_extradata(codec_name(stream), context.extradata if context else None)
             track = output.add_stream_from_template(stream)
         except ValueError:  # FFmpeg cannot decode it, or the container does not support it
-            name = stream.codec_context.name if stream.codec_context else "unknown codec"
+            name = context.name if context else "unknown codec"
             self.left_out.append(f"{stream.type} track {stream.index + 1} ({name})")
             return
         track.codec_context.extradata = extradata
@@ -124,34 +125,29 @@ class StreamCopier:
                 return
             packet.stream = self._tracks[packet.stream_index]
             output.mux(packet)
-            self._advance()
+            self._next = next(self._packets, None)
 
     def close(self) -> None:
         """Close the source."""
         self._packets, self._next = iter(()), None
         self.container.close()
 
-    def _advance(self) -> None:
-        """Read one packet ahead. The video's damage log decides on damage."""
-        self._next = None
-        while self._next is None:
-            try:
-                packet = next(self._packets, None)
-            except av.FFmpegError as error:
-                self._video.damage.report(f"its sound or subtitles cannot be read to their end: {error.strerror}")
-                return
-            if packet is None:
-                return
-            if packet.size == 0 and packet.pts is None and packet.dts is None:  # the demuxer's flush packet
-                continue
-            if packet.has_sidedata("encryption_info"):
-                path = self._video.info.path
-                raise InputError(f"{path}: its sound is encrypted; decrypt it first, or give --audio drop")
-            if _is_filler(packet):
-                continue
-            if packet.is_corrupt:
-                self._video.damage.report("its sound or subtitles are damaged or end early")
-            self._next = packet
+    def _read(self, streams: list[Stream]) -> Iterator[av.Packet[Any]]:
+        """Yield the packets of some tracks. Damage goes to the video's log."""
+        path, damage = self._video.info.path, self._video.damage
+        try:
+            for packet in self.container.demux(streams) if streams else ():
+                if packet.size == 0 and packet.pts is None and packet.dts is None:  # the demuxer's flush packet
+                    continue
+                if packet.has_sidedata("encryption_info"):
+                    raise InputError(f"{path}: its sound is encrypted; decrypt it first, or give --audio drop")
+                if _is_filler(packet):
+                    continue
+                if packet.is_corrupt:
+                    damage.report("its sound or subtitles are damaged or end early")
+                yield packet
+        except av.FFmpegError as error:
+            damage.report(f"its sound or subtitles cannot be read to their end: {error.strerror}")
 
 
 def _is_filler(packet: av.Packet[Any]) -> bool:
@@ -177,11 +173,6 @@ def _track_texts(metadata: dict[str, str]) -> dict[str, str]:
     if named.get("handler_name", "").strip().lower() not in _HANDLERS:
         named.pop("handler_name", None)
     return named
-
-
-def _extradata_of(stream: Stream) -> bytes | None:
-    extradata = stream.codec_context.extradata if stream.codec_context else None
-    return bytes(extradata) if extradata else None
 
 
 def scrub_extradata(codec: str, extradata: bytes | None) -> bytes | None:

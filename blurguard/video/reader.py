@@ -151,23 +151,18 @@ class VideoReader:
 
     def _packets(self) -> Generator[VideoPacket, None, None]:
         """Yield the track's packets, with salvage also those that the demuxer found damaged."""
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.FFmpegError as error:
-                self.damage.report(f"cannot be read to its end: {error.strerror}")
-                return
-            self._packets_read += packet.pts is not None
-            if not packet.size:  # AVI's request to repeat a frame, or the demuxer's flush packet
-                continue
-            if packet.has_sidedata("encryption_info"):
-                raise InputError(f"{self._path}: is encrypted; decrypt it first")
-            if packet.is_corrupt:
-                self._report_frame("is damaged or ends early", packet.pts)
-            yield packet
+        try:
+            for packet in self._container.demux(self._stream):
+                self._packets_read += packet.pts is not None
+                if not packet.size:  # AVI's request to repeat a frame, or the demuxer's flush packet
+                    continue
+                if packet.has_sidedata("encryption_info"):
+                    raise InputError(f"{self._path}: is encrypted; decrypt it first")
+                if packet.is_corrupt:
+                    self._report_frame("is damaged or ends early", packet.pts)
+                yield packet
+        except av.FFmpegError as error:
+            self.damage.report(f"cannot be read to its end: {error.strerror}")
 
     def _decode_packet(self, packet: VideoPacket | None) -> Iterator[av.VideoFrame]:
         """Yield the frames of a packet, checked and with a pts. None flushes the decoder."""
@@ -262,13 +257,8 @@ def open_container(path: Path, container_format: ContainerFormat) -> InputContai
     Raises:
         InputError: the demuxer cannot read it.
     """
-    options = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
+    url, options = f"file:{path.absolute()}", {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
     try:
-        return av.open(
-            f"file:{path.absolute()}",
-            format=container_format.demuxer,
-            container_options=options,
-            metadata_errors="replace",
-        )
+        return av.open(url, format=container_format.demuxer, container_options=options, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as {container_format.label}; it is damaged or ends early") from error

@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.codec.context import Flags as CodecFlags
 from av.container import OutputContainer
 from av.container.core import Flags as ContainerFlags
 from av.filter import Graph
 from av.sidedata.sidedata import Type as SideData
 from av.video.frame import PictureType
-from av.video.stream import VideoStream
 
-from blurguard.errors import InputError, OutputError
+from blurguard.errors import OutputError
 from blurguard.files.errors import output_errors
 from blurguard.files.filetypes import M2TS
 from blurguard.video.damage import VideoPacket
-from blurguard.video.encoders import encoder_for, encoder_time_base
+from blurguard.video.encoders import add_encoder, encoder_for, encoder_time_base
 from blurguard.video.info import VideoInfo
 from blurguard.video.passthrough import StreamCopier, allowed_metadata, allowed_texts
 from blurguard.video.reader import VideoReader
@@ -150,7 +148,7 @@ class VideoWriter:
             buffer_size=_BUFFER_BYTES,
         )  # fmt: skip
         output.flags |= _BITEXACT
-        self._stream = self._add_video(output)
+        self._stream = add_encoder(output, self._encoder, info, self._threads)
         source = copier.container.streams[info.stream_index]
         self._stream.disposition = source.disposition
         self._stream.metadata.update(allowed_texts(source.metadata, ("language",)))
@@ -159,45 +157,6 @@ class VideoWriter:
         if keep_metadata:
             output.metadata.update(allowed_metadata(copier.container.metadata))
         return output
-
-    def _add_video(self, output: OutputContainer) -> VideoStream:
-        """Add the encoder's track and open the encoder.
-
-        Raises:
-            InputError: the encoder does not support this size or pixel format.
-        """
-        info, encoder = self._info, self._encoder
-        supported = {pixel_format.name for pixel_format in av.Codec(encoder.name, "w").video_formats or []}
-        if info.pixel_format not in supported:
-            raise InputError(
-                f"{info.path}: {info.kind} with pixels of {info.pixel_format} cannot be written; "
-                "convert it to H.264 or HEVC"
-            )
-        try:
-            stream = output.add_stream(encoder.name, rate=info.rate, options=dict(encoder.options))
-            assert isinstance(stream, VideoStream)  # noqa: S101 - for the type checker; every encoder of ours is one
-            context = stream.codec_context
-            context.width, context.height, context.pix_fmt = info.width, info.height, info.pixel_format
-            context.time_base, stream.time_base = self._encoder_time_base, info.time_base
-            context.color_range, context.color_primaries, context.color_trc, context.colorspace = info.color
-            if info.pixel_aspect:
-                context.sample_aspect_ratio = info.pixel_aspect
-            context.flags |= int(CodecFlags.bitexact)
-            if info.interlaced:
-                context.flags |= int(CodecFlags.interlaced_dct) | int(CodecFlags.interlaced_me)
-                context.field_order = info.field_order
-            if info.codec == "hevc" and info.codec_tag in ("hvc1", "hev1"):
-                context.codec_tag = info.codec_tag
-            if info.display_matrix:
-                stream.set_display_matrix(info.display_matrix)
-            context.thread_count = self._threads
-            context.open()
-        except (av.FFmpegError, ValueError) as error:
-            raise InputError(
-                f"{info.path}: {info.kind} of {info.width} x {info.height} px cannot be written: {error}; "
-                "convert it to H.264 in MP4 or Matroska"
-            ) from error
-        return stream
 
     def _encode_frame(self, frame: av.VideoFrame, duration: int) -> None:
         """Encode a frame that is shown for ``duration`` ticks."""
