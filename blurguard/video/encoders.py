@@ -135,11 +135,11 @@ def encoder_for(info: VideoInfo, threads: int, quick: bool) -> Encoder:
     layers = [
         encoder.options,
         {"x265-params": f"pools={threads or '*'}"} if encoder.name == "libx265" else {},  # it ignores thread_count
-        {"bf": "0"} if info.container in _NO_REORDERING else {},
         encoder.large if info.width * info.height > _LARGE_PX else {},
         encoder.quick if quick else {},
         {"profile": encoder.profiles[info.profile]} if info.profile in encoder.profiles else {},
         _hdr10_options(info, encoder.hdr10) if encoder.hdr10 else {},
+        {"bf": "0"} if info.container in _NO_REORDERING else {},
     ]
     return replace(encoder, options=_merge(layers))
 
