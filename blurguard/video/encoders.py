@@ -1,4 +1,4 @@
-"""Encoders and their settings. To add an encoder or to change a setting, edit the table ``ENCODERS`` and nothing else.
+"""Encoders and their settings. To add an encoder or to change a setting, edit the table ``ENCODERS``.
 
 Quality is constant, not the bit rate. On the project's clips, pixels outside hidden regions keep an SSIM of 0.98 and
 more, at about the size of the source (table in docs/performance.md). Presets are the fastest that reach this.
@@ -6,6 +6,7 @@ more, at about the size of the source (table in docs/performance.md). Presets ar
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -20,6 +21,7 @@ from blurguard.errors import InputError
 from blurguard.files.filetypes import AVI, FLV, M2TS, MPEG_TS
 from blurguard.video.info import VideoInfo
 
+os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 prints its settings to the terminal otherwise
 # Decoding times that begin before the first frame would move all times in these containers: no B-frames there.
 _NO_REORDERING = frozenset({AVI, FLV, MPEG_TS, M2TS})
 # Frame rates of MPEG-1 and MPEG-2 (ISO/IEC 13818-2, table 6-4).
@@ -52,11 +54,11 @@ class Encoder:
         options: for all videos.
         quick: options added when time matters more than size.
         large: options added above ``_LARGE_PX``.
-        profiles: FFmpeg's name of a video's profile -> value of the option ``profile``.
+        profiles: option ``profile`` by FFmpeg's name of the source's profile.
         hdr10: how it takes HDR10 metadata. None if it cannot.
-        fixed_rate: its frames are numbered, not timed.
-        supports_interlaced: it can write frames as two fields.
-        ignores_side_data: of a frame it writes only pixels and captions.
+        fixed_rate: whether it numbers frames at a fixed rate, and takes no times.
+        supports_interlaced: whether it can write frames as two fields.
+        ignores_side_data: whether it writes only pixels and captions of a frame.
     """
 
     name: str

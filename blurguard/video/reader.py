@@ -31,7 +31,7 @@ _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,flv"
 
 
 class VideoReader:
-    """Decoder of one video track. Made by ``open_video``; a context manager that closes the file.
+    """Decoder of one video track, as a context manager. Made by ``open_video``.
 
     Attributes:
         info: properties of the track.

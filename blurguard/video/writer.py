@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +28,6 @@ from blurguard.video.info import VideoInfo
 from blurguard.video.passthrough import StreamCopier, allowed_metadata, allowed_texts
 from blurguard.video.reader import VideoReader
 
-os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 prints its settings to the terminal otherwise
 _BITEXACT = int(ContainerFlags.bitexact.value)  # type: ignore[call-overload]  # no versions, no random numbers
 _BUFFER_BYTES = 1 << 18
 # Side data that a frame may keep: captions, display geometry, and types that our encoders never write. All other
