@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.anonymize.tracked import FaceLog
-from blurguard.anonymize.video import VideoJob, detect_video, upright_size
+from blurguard.anonymize.video import VideoJob, detect_video
 from blurguard.boxes import iou, rescale_boxes
 from blurguard.detection.detector import Detector, load_detector
 from blurguard.redaction.mosaic import Canvas, Mosaic, redact_region
@@ -212,7 +212,7 @@ def _labels(path: Path, truth: dict[str, int], frame: list[dict[str, float]]) ->
 def watch(clip: Path, settings: Settings, stride: int) -> Watched:
     """Look at a clip as the program does, but at every ``detect_every``-th frame only."""
     with open_video(clip, max_pixels=settings.max_pixels) as video:
-        size = upright_size(video)
+        size = video.info.upright_size
     notes, witness = Notes(), Witness(load_detector(settings), size)
     threshold = witness.threshold if settings.min_score is None else settings.min_score
     film = detect_video(clip, VideoJob([witness], threshold, settings, lambda *_: None, stride), notes)

@@ -32,6 +32,7 @@ from blurguard.settings import Audio, Mode, Settings
 from blurguard.tracking.lookahead import FrameDetections, TrackingConfig
 from blurguard.tracking.scene_cuts import SceneCutDetector
 from blurguard.types import Detections, Face
+from blurguard.video.info import VideoInfo
 from blurguard.video.reader import VideoReader, open_video
 from blurguard.video.rgb import RgbConverter
 from blurguard.video.writer import VideoWriter
@@ -102,15 +103,15 @@ def hide_video(source: Path, target: Path, look: VideoJob) -> VideoResult:
     """
     settings, roll = look.settings, FaceLog()
     with _opened(source, look) as video:
-        if not is_supported(video.pixel_format):
-            raise InputError(f"{source}: pixels of {video.pixel_format} are not supported; convert it to yuv420p")
+        if not is_supported(video.info.pixel_format):
+            raise InputError(f"{source}: pixels of {video.info.pixel_format} are not supported; convert it to yuv420p")
         recorder = VideoWriter(video, target, keep_audio=settings.audio is Audio.KEEP, quick=settings.mode is Mode.FAST,
                             keep_metadata=settings.keep_metadata, threads=look.threads)  # fmt: skip
         with recorder, closing(_hidden(video, look, roll, paint=True)) as frames:
             count = 0
             for count, frame in enumerate(frames, start=1):
                 recorder.write(frame)
-                look.progress(count, video.frames_expected)
+                look.progress(count, video.info.frames_expected)
         return _result(video, count, roll, recorder.left_out)
 
 
@@ -125,7 +126,7 @@ def detect_video(source: Path, look: VideoJob, roll: FaceLog | None = None) -> V
         count = 0
         with closing(_hidden(video, look, roll, paint=False)) as frames:
             for count, _ in enumerate(frames, start=1):
-                look.progress(count, video.frames_expected)
+                look.progress(count, video.info.frames_expected)
         return _result(video, count, roll)
 
 
@@ -135,34 +136,32 @@ def _opened(source: Path, look: VideoJob) -> VideoReader:
 
 
 def _result(video: VideoReader, frames: int, roll: FaceLog, left_out: Sequence[str] = ()) -> VideoResult:
-    width, height = upright_size(video)
-    lost = [video.damage] if video.damage else []
+    width, height = video.info.upright_size
+    damage = video.damage.summary()
+    lost = [damage] if damage else []
     if left_out:
         lost.append(f"could not be copied: {', '.join(left_out)}")
-    return VideoResult(video.kind, width, height, frames, roll.faces(), "; ".join(lost))
-
-
-def upright_size(video: VideoReader) -> tuple[int, int]:
-    """Return width and height as shown, px."""
-    return (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
+    return VideoResult(video.info.kind, width, height, frames, roll.faces(), "; ".join(lost))
 
 
 def _hidden(video: VideoReader, look: VideoJob, roll: FaceLog, paint: bool) -> Generator[VideoFrame, None, None]:
     """Yield the frames of a video with their faces hidden, while those to come are read and looked at."""
-    rotation, box_rgb = video.rotation, look.settings.box_rgb
+    rotation, box_rgb = video.info.rotation, look.settings.box_rgb
 
     def planes(frame: VideoFrame) -> list[Plane]:
         return planes_of(frame, rotation, box_rgb)
 
     stop = Event()
     frames = prefetch(video.frames(), _READ_AHEAD, stop)
-    seen = FrameDetector(video, look, stop).detect_all(frames)
-    rules = TrackingConfig(look.min_score, look.settings.hold, _max_frames(video, look.settings.hold))
+    seen = FrameDetector(video.info, look, stop).detect_all(frames)
+    rules = TrackingConfig(look.min_score, look.settings.hold, _max_frames(video.info, look.settings.hold))
     painter = planes if paint else None
-    return prefetch(redact_tracks(seen, painter, upright_size(video), look.settings, rules, roll), _READ_AHEAD, stop)
+    return prefetch(
+        redact_tracks(seen, painter, video.info.upright_size, look.settings, rules, roll), _READ_AHEAD, stop
+    )
 
 
-def _max_frames(video: VideoReader, hold: float) -> int:
+def _max_frames(video: VideoInfo, hold: float) -> int:
     """Return how many frames the window may hold: what its bytes allow, but never less than ``hold`` needs.
 
     Not by the video's rate, which is an average: the part where a face appears may be a slow-motion burst.
@@ -182,9 +181,9 @@ class _DetectedFrame:
 class FrameDetector:
     """Looks at frames in several threads, each with its own detector."""
 
-    def __init__(self, video: VideoReader, look: VideoJob, stop: Event) -> None:
+    def __init__(self, video: VideoInfo, look: VideoJob, stop: Event) -> None:
         self._time_base = video.time_base
-        self._size = upright_size(video)
+        self._size = video.upright_size
         self._weakest = look.min_score * WEAK_SCORE_RATIO
         self._stride = look.detect_every
         longest = FAST_SIDE_PX if look.settings.mode is Mode.FAST else None
