@@ -310,7 +310,7 @@ def test_a_living_daemon_is_alive_until_its_beat_is_stale(tmp_path: Path, start_
     assert (found.alive, found.healthy, found.state, found.age, found.pid) == (True, True, "running", 59, process.pid)
     assert (found.queued, found.working, found.done, found.failed) == (2, 1, 0, 0)
     assert [name for name, _ in found.at_work] == [Path("c.jpg")]
-    assert found.lines()[0] == f"running (process {process.pid}, last heard of 59 s ago)"
+    assert found.lines()[0] == f"running (process {process.pid}, last heartbeat 59 s ago)"
     stale = status(tmp_path, NOW + 61)
     assert (stale.alive, stale.healthy, stale.in_use) == (False, False, True)
     assert stale.lines()[0].startswith("not responding")
@@ -328,7 +328,7 @@ def test_a_killed_daemon_is_dead_however_fresh_its_beat(tmp_path: Path, start_py
     process.wait()
     found = status(tmp_path)
     assert (found.alive, found.in_use, found.healthy, found.state, found.age) == (False, False, False, "running", 0)
-    assert found.lines()[0].startswith("ended without a word while running")
+    assert found.lines()[0].startswith("ended unexpectedly while running")
     assert "interrupted: c.jpg" in found.lines()
 
 
@@ -380,7 +380,7 @@ def test_a_newer_one_with_more_in_it_is_understood(tmp_path: Path) -> None:
 def test_where_there_is_no_record_there_is_no_status(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for outbox in (tmp_path, tmp_path / "absent", tmp_path / "file"):
-        with pytest.raises(InputError, match="no drop folder's outbox: there is no record in it"):
+        with pytest.raises(InputError, match="not the outbox of a drop folder: it has no journal"):
             status(outbox)
         assert not is_in_use(tmp_path)
     assert names(tmp_path) == ["file"]

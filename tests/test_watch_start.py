@@ -56,7 +56,10 @@ def refused(here: Path, *arguments: object, code: int = 3, told: str, env: dict[
         ("in/below out --originals move --move-to in", "in/below: the inbox lies inside the originals"),
         ("in out --originals move --move-to out", "out: the outbox is also the originals"),
         ("in out --originals move --move-to to_in/done", "in/done: the originals folder lies inside the inbox"),
-        ("in out --originals move --move-to bad/done --failed bad", "bad/done: the originals folder lies inside the failed"),
+        (
+            "in out --originals move --move-to bad/done --failed bad",
+            "bad/done: the originals folder lies inside the failed",
+        ),
         ("in out --originals move --move-to bad --failed bad", "bad: the failed folder is also the originals"),
         ("in circle", "circle: cannot be resolved"),
     ],

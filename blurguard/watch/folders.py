@@ -48,18 +48,19 @@ class Folders:
             ConfigError: one is missing, not a folder, not usable, writable by every user, or inside another.
         """
         _check_inbox(self.inbox)
-        given = {"inbox": self.inbox, "outbox": self.outbox, "failed folder": self.failed, "originals folder": self.moved}
-        paths = {role: _resolved(path) for role, path in given.items() if path is not None}
+        originals = {"failed folder": self.failed, "originals folder": self.moved}
+        given = {"inbox": self.inbox, "outbox": self.outbox} | {role: path for role, path in originals.items() if path}
+        paths = {role: _resolved(path) for role, path in given.items()}
         for (role, path), (other_role, other) in itertools.permutations(paths.items(), 2):
             _check_apart(f"{path}: the {role}", path, f"the {other_role} {other}", other)
         for path in paths.values():
             _check_kind(path, allow_shared)
-        taking = [path for path in paths.values() if path not in (paths["inbox"], paths["outbox"])]
-        if (taking or deletes) and not os.access(paths["inbox"], os.W_OK | os.X_OK):
+        destinations = [path for role, path in paths.items() if role in originals]
+        if (destinations or deletes) and not os.access(paths["inbox"], os.W_OK | os.X_OK):
             raise ConfigError(
                 f"{self.inbox}: originals cannot be removed from it; allow writing to it, or leave originals there"
             )
-        for path in taking:
+        for path in destinations:
             _make(path)
         return Folders(paths["inbox"], paths["outbox"], paths.get("failed folder"), paths.get("originals folder"))
 
