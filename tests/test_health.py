@@ -113,8 +113,9 @@ def test_a_change_of_state_is_told_at_once(tmp_path: Path, change: dict[str, Dae
 def test_closing_says_stopped_at_once(tmp_path: Path) -> None:
     daemon = pulse(tmp_path / "health.json", Time(), tmp_path / "a.prom")
     daemon.write(SHORT)
-    daemon.close(SHORT)
-    assert told(tmp_path / "health.json") == replace(SHORT, state=DaemonState.STOPPED, why="")
+    stopped = replace(SHORT, state=DaemonState.STOPPED, why="")
+    daemon.write(stopped)
+    assert told(tmp_path / "health.json") == stopped
     assert values_of((tmp_path / "a.prom").read_text())["blurguard_watch_up"] == 0
 
 
@@ -342,7 +343,7 @@ def test_a_pause_is_alive_but_not_healthy(tmp_path: Path, start_python: Starter)
 def test_another_command_in_the_outbox_is_no_daemon(tmp_path: Path, start_python: Starter, stopped: bool) -> None:
     ready(start_python(hold_journal, tmp_path))
     if stopped:
-        pulse(health_file(tmp_path), Time()).close(CALM)
+        pulse(health_file(tmp_path), Time()).write(replace(CALM, state=DaemonState.STOPPED))
     found = status(tmp_path)
     assert (found.alive, found.in_use) == (False, True)
     assert "another blurguard" in found.lines()[0]

@@ -100,8 +100,8 @@ class Coordinator:
         state_folder = self.outbox / STATE_FOLDER
         self._state_folder, self._state_identity = state_folder, dev_inode(state_folder)
         self._quarantine = Quarantine(paths.folders.failed, self.inbox, state_folder / ERROR_REPORTS_FOLDER)
-        self._ignored: dict[Path, FileStamp] = {}  # neither images nor videos; each version is read once
-        self._warned: set[Path] = set()  # originals that could not be moved or deleted; reported once
+        self._ignored: dict[Path, FileStamp] = {}  # neither images nor videos, with the version that was read
+        self._warned: set[Path] = set()  # originals that could not be moved or deleted, which was reported
         # Stamp and output tree at the start of each job: a reload opens another tree meanwhile.
         self._jobs: dict[Path, tuple[FileStamp | None, OutputTree]] = {}
         self._pending_reports: dict[Path, _PendingReport] = {}
@@ -191,7 +191,7 @@ class Coordinator:
         """Check that the journal still lies in the outbox.
 
         Raises:
-            OutputError: it was removed or replaced; new records would be lost.
+            OutputError: it was removed or replaced. New records would be lost.
         """
         if dev_inode(self._state_folder) != self._state_identity:
             raise OutputError(f"{self.outbox}: its {STATE_FOLDER} was removed or replaced; start again")
@@ -244,7 +244,7 @@ class Coordinator:
             self._journal.forget(self._name(source))
 
     def requeue(self, sources: list[Path]) -> bool:
-        """Record that the jobs of files are postponed; return whether the journal could be written."""
+        """Record that the jobs of files are postponed, and return whether the journal could be written."""
         with contextlib.suppress(StorageError):
             self.queue([source for source in sources if self.stamp_at(source) is not None])
             return True
@@ -327,7 +327,7 @@ class Coordinator:
             self._say(f"an old error report remains: {error}")
 
     def _dispose_original(self, source: Path, stamp: FileStamp, *, just_published: bool = False) -> None:
-        """Move or delete an original that is done, as the policy says; report once if that fails.
+        """Move or delete an original that is done, as the policy says. Report once if that fails.
 
         Nothing happens while a process has it open for writing: closing it causes an event.
 

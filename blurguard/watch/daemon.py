@@ -30,7 +30,7 @@ class WatchTask:
     Attributes:
         folders: checked, see ``Folders.prepared``.
         config: for the start.
-        reload_config: reads the settings again; raises ``ConfigError`` if they are invalid.
+        reload_config: reads the settings again. Raises ``ConfigError`` if they are invalid.
         overwrite: replace files in the outbox that blurguard did not make.
     """
 

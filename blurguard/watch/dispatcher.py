@@ -37,31 +37,28 @@ class Dispatcher:
     """Submits jobs to a pool of workers. A pool with older settings finishes its jobs before it is closed."""
 
     def __init__(self, config: WorkerConfig, recycle: int, on_done: Callable[[], None]) -> None:
-        """Create the pool.
-
-        Args:
-            config: of the workers.
-            recycle: files after which a worker process is replaced.
-            on_done: called when a job ends, in another thread.
-        """
+        """Create the first pool, see ``configure``; ``on_done`` is called in another thread when a job ends."""
         self.jobs: dict[Path, InFlightJob] = {}
         self._on_done = on_done
         self._heartbeats: SimpleQueue[Path] = SimpleQueue()  # sources of videos that made progress
         self._last_check = -math.inf
-        self._retired: list[Pool] = []
-        self._pool, self._workers = self._create_pool(config, recycle), config.workers
+        self._pools: list[Pool] = []  # the current one is the last
+        self.configure(config, recycle)
 
-    def reconfigure(self, config: WorkerConfig, recycle: int) -> None:
-        """Submit jobs to a new pool from now on."""
-        self._retired.append(self._pool)
-        self._pool, self._workers = self._create_pool(config, recycle), config.workers
+    def configure(self, config: WorkerConfig, recycle: int) -> None:
+        """Submit jobs to a new pool from now on.
 
-    def _create_pool(self, config: WorkerConfig, recycle: int) -> Pool:
+        Args:
+            config: of its workers.
+            recycle: files after which a worker process is replaced.
+        """
+
         def progress(source: Path, done: int, total: int | None) -> None:
             self._heartbeats.put(source)
             config.progress(source, done, total)
 
-        return Pool(replace(config, progress=progress), recycle)
+        self._pools.append(Pool(replace(config, progress=progress), recycle))
+        self._workers = config.workers
 
     @property
     def free(self) -> int:
@@ -82,8 +79,8 @@ class Dispatcher:
 
     def submit(self, job: Job) -> None:
         """Submit a job to the current pool."""
-        future = self._pool.submit(job)
-        self.jobs[job.source] = InFlightJob(job, future, self._pool)
+        future = self._pools[-1].submit(job)
+        self.jobs[job.source] = InFlightJob(job, future, self._pools[-1])
         future.add_done_callback(lambda _: self._on_done())
 
     def mark_started(self) -> Iterator[Path]:
@@ -120,14 +117,14 @@ class Dispatcher:
     def close_retired(self) -> None:
         """Close the older pools that have finished their jobs."""
         busy = [entry.pool for entry in self.jobs.values()]
-        for pool in [pool for pool in self._retired if pool not in busy]:
-            self._retired.remove(pool)
+        for pool in [pool for pool in self._pools[:-1] if pool not in busy]:
+            self._pools.remove(pool)
             pool.close()
 
     def close(self) -> None:
-        """Stop all workers; jobs in flight stay in ``jobs``."""
-        for pool in (*self._retired, self._pool):
+        """Stop all workers. Jobs in flight stay in ``jobs``."""
+        for pool in self._pools:
             pool.close()
 
     def _in_current_pool(self) -> list[InFlightJob]:
-        return [entry for entry in self.jobs.values() if entry.pool is self._pool]
+        return [entry for entry in self.jobs.values() if entry.pool is self._pools[-1]]

@@ -26,10 +26,9 @@ from blurguard.watch.settling import FileProbe, SettlingQueue
 
 TURN_SECONDS = 0.5  # longest wait for an event
 SCAN_CHUNK = 500  # files scanned in one turn
-MAX_EVENTS = 20_000  # that may be pending; more are dropped, and the whole inbox is scanned instead
+MAX_EVENTS = 20_000  # that may be pending. More are dropped, and the whole inbox is scanned instead
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 60.0  # after a write error
 HOUSEKEEPING_SECONDS = 1.0  # between two rounds of checks that not every turn needs
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +61,9 @@ class EventLoop:
         health: HealthReporter,
         config: RuntimeConfig,
         reload_config: Callable[[], RuntimeConfig],
-        clock: Clock,
+        clock: Callable[[], float],
     ) -> None:
-        """Prepare everything; the inbox is not read yet.
+        """Prepare everything. The inbox is not read yet.
 
         Args:
             coordinator: decides on files and records their results.
@@ -84,7 +83,7 @@ class EventLoop:
         self._events: SimpleQueue[tuple[ChangeType, Path] | None] = SimpleQueue()
         self._observer = InboxObserver(self._inbox, self._post_event)
         self._scanner, self._next_scan = DirectoryScanner(), -math.inf
-        self._scanning = True  # whether the scanner may have another file now; a new folder waits for the next turn
+        self._scanning = True  # whether the next turn must not wait: more files may be left to scan
         self._unlisted: set[Path] = set()
         self._settling = SettlingQueue(config.settings.settle)
         self._queued_jobs: dict[Path, tuple[Job, FileStamp]] = {}  # with the stamps of their sources
@@ -105,17 +104,17 @@ class EventLoop:
         self._wind_down()
 
     def close(self) -> None:
-        """Stop the observer and all workers; unfinished files are queued for the next start."""
+        """Stop the observer and all workers. Unfinished files are queued for the next start."""
         self._observer.stop()
         self._dispatcher.close()
         self._coordinator.requeue(list(self._dispatcher.jobs))
 
     def wake(self) -> None:
-        """Begin the next turn now; safe in any thread and in signal handlers."""
+        """Begin the next turn now. Safe in any thread and in signal handlers."""
         self._events.put(None)
 
     def _post_event(self, change: ChangeType, path: Path) -> None:
-        """Post an event; called by the observer's thread."""
+        """Post an event. Called by the observer's thread."""
         if self._events.qsize() < MAX_EVENTS:
             self._events.put((change, path))
         else:
@@ -128,7 +127,7 @@ class EventLoop:
             self._console.say(f"{error}; scanning it every {self._config.settings.rescan:g} seconds instead")
 
     def _process_events(self) -> None:
-        """Process pending events; wait briefly if there are none."""
+        """Process pending events. Wait briefly if there are none."""
         now = self._clock()
         timeout = 0.0 if self._scanning else min(TURN_SECONDS, self._settling.seconds_to_wait(now))
         try:
@@ -263,7 +262,7 @@ class EventLoop:
         self._dispatcher.close_retired()
 
     def _postpone(self, path: Path, now: float, reason_to_pause: str = "") -> None:
-        """Let a file settle once more; pause first if there is a reason."""
+        """Let a file settle once more. Pause first if there is a reason."""
         self._settling.release(path)
         self._console.clear_progress(path)
         self._coordinator.requeue([path])
@@ -287,7 +286,7 @@ class EventLoop:
         return low_disk_reason(self._coordinator.outbox, self._config.settings.min_free)
 
     def _reload(self) -> None:
-        """Read the settings again; jobs in flight finish with the old ones."""
+        """Read the settings again. Jobs in flight finish with the old ones."""
         try:
             config = self._reload_config()
             recipe = config.worker_config.factory().recipe
@@ -298,12 +297,12 @@ class EventLoop:
             self._console.say(f"only a restart changes {', '.join(fixed)}")
         self._config = config
         self._settling.settle_after(config.settings.settle)
-        self._dispatcher.reconfigure(config.worker_config, config.settings.recycle)
+        self._dispatcher.configure(config.worker_config, config.settings.recycle)
         self._coordinator.open(recipe)
         self._console.say("the settings have been read again")
 
     def _wind_down(self) -> None:
-        """Cancel the jobs that have not started; give the others the grace period to finish."""
+        """Cancel the jobs that have not started. Give the others the grace period to finish."""
         self._scanning = False
         for source in self._dispatcher.cancel_waiting():
             self._coordinator.requeue([source])

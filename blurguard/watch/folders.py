@@ -140,7 +140,7 @@ def _check_kind(path: Path, allow_shared: bool) -> None:
 
 
 def _make(path: Path) -> None:
-    """Create a missing folder for originals; as these show faces, other users get no access."""
+    """Create a missing folder for originals. As these show faces, other users get no access."""
     with _refusing(path, "cannot be made"):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not os.access(path, os.W_OK | os.X_OK):

@@ -12,13 +12,15 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from blurguard.batch.journal import LOCK_NAME, FileState, JournalStats, read_stats
+from blurguard import __version__
+from blurguard.batch.journal import LOCK_NAME, FileState, read_stats
 from blurguard.errors import InputError, OutputError
 from blurguard.files.atomic import STATE_FOLDER
 
@@ -58,16 +60,16 @@ class Health:
     """
 
     state: DaemonState
-    why: str
-    queued: int
-    working: int
-    done: int
-    failed: int
-    faces: int
-    started: float
-    latest: float
-    pid: int
-    version: str
+    why: str = ""
+    queued: int = 0
+    working: int = 0
+    done: int = 0
+    failed: int = 0
+    faces: int = 0
+    started: float = field(default_factory=time.time)
+    latest: float = 0.0
+    pid: int = field(default_factory=os.getpid)
+    version: str = __version__
 
 
 def health_file(outbox: Path) -> Path:
@@ -76,7 +78,7 @@ def health_file(outbox: Path) -> Path:
 
 
 class HealthWriter:
-    """Writes the health file and the metrics file. A failure to write is not an error."""
+    """Writes the health file and the metrics file. If that fails, ``problem`` says why, and the daemon goes on."""
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class HealthWriter:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Set both files; nothing is written yet.
+        """Set both files. Nothing is written yet.
 
         Args:
             path: of the JSON file.
@@ -106,7 +108,7 @@ class HealthWriter:
         return self._health.problem or (self._metrics.problem if self._metrics else "")
 
     def write(self, health: Health) -> None:
-        """Write both files, unless nothing changed within the last second."""
+        """Write both files, at most once a second unless the state changes."""
         state, at = (health.state, health.why), self._clock()
         if state == self._written_state and at - self._written_at < HEARTBEAT_SECONDS:
             return
@@ -115,11 +117,6 @@ class HealthWriter:
         self._health.update(json.dumps(asdict(health), indent=1) + "\n", now)
         if self._metrics is not None:
             self._metrics.update(prometheus_text(health, now), now)
-
-    def close(self, health: Health) -> None:
-        """Write that the daemon has stopped."""
-        self._written_state = None
-        self.write(replace(health, state=DaemonState.STOPPED, why=""))
 
 
 class _StatusFile:
@@ -302,10 +299,11 @@ def read_status(outbox: Path, health: Path | None, now: float) -> Status:
     minutely = read_stats(outbox, now - MINUTE)
     if hourly is None or minutely is None:
         raise InputError(f"{outbox}: not the outbox of a drop folder: it has no journal; name another folder")
+    counts = Counter(minutely.counts)
     held = is_in_use(outbox)
     content, written_at = _read(health_file(outbox) if health is None else health)
     age = None if content is None else now - written_at
-    # A clock that was set back leaves a heartbeat in the future; the next one of a living daemon corrects it.
+    # A clock that was set back leaves a heartbeat in the future. The next one of a living daemon corrects it.
     fresh = age is not None and abs(age) < STALE_SECONDS
     return Status(
         alive=held and fresh and content is not None and content.state is not DaemonState.STOPPED,
@@ -314,10 +312,10 @@ def read_status(outbox: Path, health: Path | None, now: float) -> Status:
         why=content.why if content else "",
         age=age,
         pid=content.pid if content else 0,
-        queued=_count(minutely, FileState.QUEUED),
-        working=_count(minutely, FileState.WORKING, FileState.PUBLISHING),
-        done=_count(minutely, FileState.DONE),
-        failed=_count(minutely, FileState.FAILED),
+        queued=counts[FileState.QUEUED],
+        working=counts[FileState.WORKING] + counts[FileState.PUBLISHING],
+        done=counts[FileState.DONE],
+        failed=counts[FileState.FAILED],
         last_minute=minutely.done_recently,
         last_hour=hourly.done_recently,
         error=minutely.error,
@@ -327,12 +325,8 @@ def read_status(outbox: Path, health: Path | None, now: float) -> Status:
     )
 
 
-def _count(stats: JournalStats, *states: FileState) -> int:
-    return sum(stats.counts.get(state, 0) for state in states)
-
-
 def _read(path: Path) -> tuple[Health | None, float]:
-    """Return the content of a health file and the time of its last heartbeat; None and 0 if missing or damaged."""
+    """Return the content of a health file and the time of its last heartbeat, None and 0 if it is damaged."""
     try:
         with path.open("rb") as file:
             written_at, data = os.fstat(file.fileno()).st_mtime, file.read()
@@ -342,9 +336,9 @@ def _read(path: Path) -> tuple[Health | None, float]:
         raise InputError(f"{path}: the health file cannot be read: {error.strerror}") from error
     try:
         values = json.loads(data)
-        known = {field.name: values[field.name] for field in fields(Health)}
+        known = {item.name: values[item.name] for item in fields(Health)}
         return Health(**known | {"state": DaemonState(known["state"])}), written_at
-    except (ValueError, KeyError, TypeError):  # after a power cut, for instance; the next heartbeat repairs it
+    except (ValueError, KeyError, TypeError):  # after a power cut, for instance. The next heartbeat repairs it
         return None, 0.0
 
 

@@ -46,7 +46,7 @@ class ChangeType(StrEnum):
     CHANGED = "changed"
     COMPLETE = "complete"  # closed after writing, or renamed into place
     GONE = "gone"
-    FOLDER = "folder"  # a new one; it may have been filled before it was watched
+    FOLDER = "folder"  # a new one. It may have been filled before it was watched
 
 
 OnChange = Callable[[ChangeType, Path], None]
@@ -107,7 +107,7 @@ class DirectoryScanner:
         self._files: Iterator[tuple[Path, FileStamp | None]] = iter(())
 
     def add(self, folder: Path) -> None:
-        """Schedule a folder; one that is scheduled already is scanned once."""
+        """Schedule a folder. One that is scheduled already is scanned once."""
         self._folders[folder] = None
 
     def next(self) -> tuple[Path, FileStamp | None] | None:
@@ -131,7 +131,7 @@ def _names_in(folder: Path) -> list[tuple[str, bool]]:
 
 
 def is_being_written(path: Path) -> bool | None:
-    """Whether a process has a file open for writing; None if the system cannot say.
+    """Whether a process has a file open for writing, None if the system cannot say.
 
     Linux grants a read lease only on a file without writers. The caller must ignore SIGIO: the kernel sends it when
     a writer appears during the lease.
@@ -170,7 +170,7 @@ class InboxObserver:
     _observer: BaseObserver | None = None
 
     def start(self) -> str:
-        """Start; return "" or the reason why there are no events, such as a lack of inotify watches."""
+        """Start, and return "" or the reason why there are no events, such as a lack of inotify watches."""
         self.identity = dev_inode(self.folder)
         observer: BaseObserver | None = None
         try:

@@ -106,7 +106,7 @@ class Quarantine:
             _prune(kept.parent, base)
 
     def put_back(self) -> int:
-        """Move every original that has a report back into the inbox; return their number.
+        """Move every original that has a report back into the inbox, and return their number.
 
         An original stays if its name there is taken by another file, or leads out of the inbox.
 
@@ -140,7 +140,7 @@ class Quarantine:
             return True
 
     def _place_of(self, kept: Path) -> Path | None:
-        """Return the former path of an original in the inbox; None without a valid report."""
+        """Return the former path of an original in the inbox, None without a valid report."""
         reports = filter(None, map(_read_report, _report_paths(kept)))
         name = next(map(_name_in, reports), None)
         if name is None:

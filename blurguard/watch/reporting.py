@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from blurguard import __version__
 from blurguard.types import Outcome, Status
 from blurguard.watch.health import DaemonState, Health, HealthWriter
 
 
 class StatusReporter(Protocol):
-    """Shows progress to the user; implemented by the console."""
+    """Shows progress to the user. Implemented by the console."""
 
     def advance(self, outcome: Outcome) -> None:
         """Report one file that is done or has failed."""
@@ -26,7 +24,7 @@ class StatusReporter(Protocol):
         """Report an event in one line."""
 
     def show_health(self, health: Health) -> None:
-        """Show the daemon's health; called several times a second."""
+        """Show the daemon's health. Called several times a second."""
 
 
 @dataclass(slots=True)
@@ -35,30 +33,24 @@ class HealthReporter:
 
     console: StatusReporter
     writer: HealthWriter
-    done: int = 0
-    failed: int = 0
-    faces: int = 0
-    latest: float = 0.0
-    started: float = field(default_factory=time.time)
+    health: Health = field(default_factory=lambda: Health(DaemonState.STARTING))
     problem: str = ""
 
     def file_done(self, outcome: Outcome) -> None:
         """Count and report a file that is done or has failed."""
         if outcome.status is Status.FAILED:
-            self.failed += 1
+            self.health = replace(self.health, failed=self.health.failed + 1)
         else:
-            self.done, self.faces, self.latest = self.done + 1, self.faces + len(outcome.faces), time.time()
+            faces = self.health.faces + len(outcome.faces)
+            self.health = replace(self.health, done=self.health.done + 1, faces=faces, latest=time.time())
         self.console.advance(outcome)
 
     def heartbeat(self, state: DaemonState, why: str = "", queued: int = 0, working: int = 0) -> None:
         """Report the daemon's health, and a health file that cannot be written."""
-        health = Health(
-            state, why, queued, working, self.done, self.failed, self.faces, self.started, self.latest,
-            os.getpid(), __version__,
-        )  # fmt: skip
-        (self.writer.close if state is DaemonState.STOPPED else self.writer.write)(health)
+        self.health = replace(self.health, state=state, why=why, queued=queued, working=working)
+        self.writer.write(self.health)
         if self.writer.problem != self.problem:
             self.problem = self.writer.problem
-            if self.problem:
+            if self.problem:  # each one is reported once, not with every heartbeat
                 self.console.say(self.problem)
-        self.console.show_health(health)
+        self.console.show_health(self.health)

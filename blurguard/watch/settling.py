@@ -14,7 +14,7 @@ from pathlib import Path
 
 from blurguard.files.stamp import FileStamp
 
-MAX_FILES = 1000  # settling and queued; a later scan of the inbox finds the others
+MAX_FILES = 1000  # settling and queued. A later scan of the inbox finds the others
 # A file that is still open does not settle in the usual time: its upload may stall. After this many settle times it
 # does, because some writers never close. If the file changes afterwards, it is processed again.
 MAX_WAIT_FACTOR = 60
@@ -99,7 +99,7 @@ class SettlingQueue:
         self._next_probe = min(self._next_probe, probe_at)
 
     def remove(self, path: Path) -> bool:
-        """Remove a deleted file; return whether it was settling or queued."""
+        """Remove a deleted file, and return whether it was settling or queued."""
         known = path in self._settling or path in self._queued
         self._settling.pop(path, None)
         self._queued.pop(path, None)
@@ -152,7 +152,7 @@ class SettlingQueue:
         self._next_probe = -math.inf  # it may have settled meanwhile
 
     def seconds_to_wait(self, now: float) -> float:
-        """Return the time until the next probe; infinite if no file settles."""
+        """Return the time until the next probe, infinite if no file settles."""
         return max(0.0, self._next_probe - now)
 
     def _clock_went_back(self, now: float) -> bool:
