@@ -54,6 +54,7 @@ def watch(task: WatchTask, reporter: StatusReporter, clock: Callable[[], float] 
         journal = stack.enter_context(open_journal(folders.outbox))
         writer = HealthWriter(Path(settings.health) if settings.health else health_file(folders.outbox), metrics)
         health = HealthReporter(reporter, writer)
+        # Runs after all other cleanup, while the journal still locks the outbox.
         stack.callback(health.heartbeat, DaemonState.STOPPED)
         health.heartbeat(DaemonState.STARTING)
         folder_task = FolderTask(folders.inbox, folders.outbox, task.config.worker_config, task.overwrite)
@@ -89,7 +90,7 @@ class _SignalHandlers:
         self.loop.wake()
 
     def hang_up(self, *_: object) -> None:
-        if self.on_terminal and not _has_terminal():
+        if self.on_terminal and not _has_terminal():  # sent by the closing terminal, not by the user
             _detach_terminal()
             self.loop.stop_requested = True
         else:

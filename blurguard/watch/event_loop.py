@@ -289,7 +289,7 @@ class EventLoop:
         """Read the settings again. Jobs in flight finish with the old ones."""
         try:
             config = self._reload_config()
-            recipe = config.worker_config.factory().recipe
+            recipe = config.worker_config.factory().recipe  # raises before anything has changed
         except BlurguardError as error:
             self._console.say(f"the settings stay as they were: {error}")
             return
