@@ -20,26 +20,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Anonymizer",
-    "BlurguardError",
-    "ConfigError",
-    "Detections",
-    "Detector",
-    "Face",
-    "Image",
-    "InputError",
-    "Layout",
-    "Mode",
-    "ModelError",
-    "Outcome",
-    "OutputError",
-    "Region",
-    "Settings",
-    "Shape",
-    "Status",
-    "Style",
-    "hide_faces",
-]
+    "Anonymizer", "BlurguardError", "ConfigError", "Detections", "Detector", "Face", "Image", "InputError", "Layout",
+    "Mode", "ModelError", "Outcome", "OutputError", "Region", "Settings", "Shape", "Status", "Style", "hide_faces",
+]  # fmt: skip
 _MODULES = ("errors", "settings", "types", "detection.detector", "anonymize.anonymizer")  # the quickest import first
 
 

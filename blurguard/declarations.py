@@ -165,7 +165,7 @@ class SettingsTable:
         """
         known = {each.name for each in declared(type(self))}
         if unknown := sorted(set(values) - known):
-            raise ConfigError(f"{origin}: unknown setting {', '.join(unknown)}. Known: {', '.join(sorted(known))}")
+            raise ConfigError(f"{origin}: unknown setting {', '.join(unknown)}; choose from {', '.join(sorted(known))}")
         try:
             return replace(self, **dict(values))
         except ConfigError as error:

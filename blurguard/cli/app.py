@@ -1,32 +1,27 @@
-"""The commands: options in, messages and exit codes out. The work is done by the packages below."""
+"""The commands. They translate options into calls of the packages below, and outcomes into messages."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import io
-import itertools
 import json
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blurguard import __version__
-from blurguard.cli.options import RunOptions, options_for
-from blurguard.errors import EXIT_BATCH_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFORESEEN, BlurguardError, ConfigError
-from blurguard.settings import Settings, WatchSettings, read_settings
+from blurguard.cli.command import Run, command, worker_config
+from blurguard.cli.options import RunOptions
+from blurguard.errors import EXIT_BATCH_FAILED, EXIT_OK, EXIT_UNFORESEEN, ConfigError
+from blurguard.settings import Settings, WatchSettings
 
 if TYPE_CHECKING:
-    from blurguard.batch.workers import WorkerConfig
-    from blurguard.cli.console import ConsoleProgress
     from blurguard.types import Outcome
 
 app = typer.Typer(
@@ -38,124 +33,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 all done or skipped, 1 unforeseen, 2 usage, 3 settings, 4 model, 5 input, 6 output, "
     "7 a batch with at least one failure, 130 interrupted.",
 )
-Command = Callable[..., int]
-Given = Mapping[type[Any], Mapping[str, Any]]  # values of the options on the command line, by table
-Tables = tuple[Settings, WatchSettings]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Settings, options and console of a command.
-
-    Attributes:
-        read_settings: reads all sources again.
-    """
-
-    settings: Settings
-    watch_settings: WatchSettings
-    read_settings: Callable[[], Tables]
-    options: RunOptions
-    console: ConsoleProgress
-
-    @property
-    def effective_settings(self) -> Settings:
-        """The settings for reports: with the model's own threshold if none was set."""
-        from blurguard.detection.model_zoo import get_spec
-
-        score = self.settings.min_score or get_spec(self.settings.model).thresholds[self.settings.mode]
-        return replace(self.settings, min_score=score)
-
-    @property
-    def worker_config(self) -> WorkerConfig:
-        """As many worker processes as set, by default one per processor."""
-        return _worker_config(self.settings, self.console)
-
-
-def _worker_config(settings: Settings, console: ConsoleProgress, threads: int = 1) -> WorkerConfig:
-    from blurguard.anonymize.anonymizer import Anonymizer
-    from blurguard.batch.process import cpu_count
-    from blurguard.batch.workers import WorkerConfig
-
-    factory = functools.partial(Anonymizer, settings)
-    return WorkerConfig(factory, settings.jobs or cpu_count(), threads, console.frames)
-
-
-def _command(name: str, *tables: type[Any], without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """Register a command that returns an exit code. If it has tables, it takes a ``Run`` as ``run``.
-
-    Args:
-        name: of the command.
-        tables: declared settings that become options of the command.
-        without: settings that do not.
-    """
-
-    def register(function: Command) -> Command:
-        shared = {table: [each for each in options_for(table) if each.name not in without] for table in tables}
-
-        def command(**values: Any) -> None:
-            given = {
-                table: {each.name: value for each in options if (value := values.pop(each.name)) is not None}
-                for table, options in shared.items()
-            }
-            raise typer.Exit(_exit_code(function, given, values))
-
-        own = [each for each in inspect.signature(function, eval_str=True).parameters.values() if each.name != "run"]
-        keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
-        parameters = [*keyword_only, *itertools.chain(*shared.values())]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {each.name: each.annotation for each in parameters}
-        command.__doc__ = function.__doc__
-        app.command(name)(command)
-        return function
-
-    return register
-
-
-def _exit_code(function: Command, given: Given, arguments: dict[str, Any]) -> int:
-    """Run a command. Every error becomes a message and an exit code."""
-    from blurguard.cli.console import ConsoleProgress
-
-    options = RunOptions(**given.get(RunOptions, {}))
-    piped = "json_file" in arguments or options.report == Path("-")  # standard output is for JSON lines
-    console = ConsoleProgress(quiet=options.quiet, verbose=options.verbose, as_json=options.log_json, to_stderr=piped)
-    try:
-        if given:
-            read = functools.partial(_read_settings, options.config, given)
-            arguments["run"] = Run(*read(), read, options, console)
-        return function(**arguments)
-    except BlurguardError as error:
-        console.fail(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        console.fail("interrupted; finished results are complete, unfinished ones were removed")
-        return EXIT_INTERRUPTED
-    except (typer.Exit, typer.BadParameter, BrokenPipeError):  # typer reports them
-        raise
-    except Exception as error:
-        console.fail(f"unforeseen failure, please report it: {type(error).__name__}: {error}")
-        if options.verbose:
-            console.errors.print_exception()
-        return EXIT_UNFORESEEN
-
-
-def _read_settings(config: Path | None, given: Given) -> Tables:
-    """Return the settings: defaults, then the file, then the environment, then the command line.
-
-    Raises:
-        ConfigError: a bad value in file or environment.
-        typer.BadParameter: a bad value on the command line.
-    """
-    settings, watch_settings = read_settings(config)
-    try:
-        return (
-            settings.with_values(given[Settings], "command line"),
-            watch_settings.with_values(given.get(WatchSettings, {}), "command line"),
-        )
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-@_command("dir", Settings, RunOptions)
+@command(app, "dir", Settings, RunOptions)
 def _dir(
     run: Run,
     photos: Annotated[Path, typer.Argument(help="Folder to search, with its subfolders.")],
@@ -187,7 +67,7 @@ def _dir(
     return EXIT_BATCH_FAILED if code else EXIT_OK
 
 
-@_command("file", Settings, RunOptions)
+@command(app, "file", Settings, RunOptions)
 def _file(
     run: Run,
     files: Annotated[list[Path], typer.Argument(help="One or more pictures or videos.")],
@@ -208,7 +88,7 @@ def _file(
     return EXIT_BATCH_FAILED if code and len(pairs) > 1 else code
 
 
-@_command("detect", Settings, RunOptions)
+@command(app, "detect", Settings, RunOptions)
 def _detect(
     run: Run,
     paths: Annotated[list[Path], typer.Argument(help="Pictures, videos, or folders of them.")],
@@ -245,7 +125,7 @@ def _detect(
     return EXIT_BATCH_FAILED if code and paths != files[:1] else code
 
 
-@_command("watch", WatchSettings, Settings, RunOptions, without=("dry_run", "report"))
+@command(app, "watch", WatchSettings, Settings, RunOptions, without=("dry_run", "report"))
 def _watch(
     run: Run,
     inbox: Annotated[Path, typer.Argument(help="Folder to watch, with its subfolders.")],
@@ -261,7 +141,7 @@ def _watch(
     from blurguard.watch.folders import folders_for
 
     def runtime_config(settings: Settings, watch_settings: WatchSettings) -> RuntimeConfig:
-        return RuntimeConfig(_worker_config(settings, run.console, cpu_count()), watch_settings.complete())
+        return RuntimeConfig(worker_config(settings, run.console, cpu_count()), watch_settings.complete())
 
     configure_process()
     config = runtime_config(run.settings, run.watch_settings)
@@ -273,7 +153,7 @@ def _watch(
     return EXIT_OK
 
 
-@_command("status")
+@command(app, "status")
 def _status(
     outbox: Annotated[Path, typer.Argument(help="Outbox of a drop folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -285,30 +165,38 @@ def _status(
     ] = None,
 ) -> int:
     """Show the state of a drop folder."""
-    from blurguard.cli.console import printable
+    from blurguard.cli.console import plain_console, printable
     from blurguard.watch.health import read_status
 
-    status = read_status(outbox, health, time.time())
+    console, status = plain_console(), read_status(outbox, health, time.time())
     for line in [json.dumps(status.as_json())] if as_json else map(printable, status.lines()):
-        typer.echo(line)
+        console.print(line, markup=False)
     return EXIT_UNFORESEEN if check and not status.healthy else EXIT_OK
 
 
-@_command("models")
+@command(app, "models")
 def _models() -> int:
     """List the detectors for --model."""
+    from blurguard.cli.console import plain_console
     from blurguard.detection import model_zoo
 
+    console = plain_console()
     for index, spec in enumerate(model_zoo.all_specs()):
         thresholds = ", ".join(f"{mode} {score:g}" for mode, score in spec.thresholds.items())
-        typer.echo(f"{spec.name}{'' if index else ' (default)'}")
-        typer.echo(f"  hides from score: {thresholds}\n  license: {spec.licence}\n  source: {spec.source}")
-        typer.echo(f"  trained on: {spec.training_data}\n  SHA-256: {spec.sha256}")
-        typer.echo(f"  file: {model_zoo.models_dir() / spec.file}")
+        lines = (
+            f"{spec.name}{'' if index else ' (default)'}",
+            f"hides from score: {thresholds}",
+            f"license: {spec.licence}",
+            f"source: {spec.source}",
+            f"trained on: {spec.training_data}",
+            f"SHA-256: {spec.sha256}",
+            f"file: {model_zoo.models_dir() / spec.file}",
+        )
+        console.print("\n  ".join(lines), markup=False)
     return EXIT_OK
 
 
-@_command("doctor")
+@command(app, "doctor")
 def _doctor(
     folders: Annotated[
         list[Path] | None, typer.Argument(help="Folders that must be writable.", show_default="current folder")
