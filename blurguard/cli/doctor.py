@@ -29,14 +29,14 @@ class CheckResult:
 
 def run_checks(folders: list[Path]) -> Iterator[CheckResult]:
     """Run all checks and yield their results. ``folders`` must be writable."""
-    yield _check("runtime", lambda: interpreter_class()[1])
+    yield _check("runtime", _runtime)
     yield from _models()
     for kind in FileType:
         if kind.is_still:
-            yield _check(f"codec {kind}", lambda kind=kind: _round_trip(kind))  # type: ignore[misc]
+            yield _check(f"codec {kind}", _round_trip, kind)
     yield _check("video", _video)
     for folder in folders:
-        yield _check(f"folder {folder}", lambda folder=folder: _writable(folder))  # type: ignore[misc]
+        yield _check(f"folder {folder}", _writable, folder)
 
 
 def _models() -> Iterator[CheckResult]:
@@ -46,14 +46,19 @@ def _models() -> Iterator[CheckResult]:
         yield CheckResult("models", str(error), error.exit_code)
         return
     for spec in specs:
-        yield _check(f"model {spec.name}", lambda spec=spec: _runs(spec))  # type: ignore[misc]
+        yield _check(f"model {spec.name}", _runs, spec)
 
 
-def _check(name: str, check: Callable[[], str]) -> CheckResult:
+def _check(name: str, check: Callable[..., str], *arguments: object) -> CheckResult:
     try:
-        return CheckResult(name, check())
+        return CheckResult(name, check(*arguments))
     except BlurguardError as error:
         return CheckResult(name, str(error), error.exit_code)
+
+
+def _runtime() -> str:
+    _, version = interpreter_class()
+    return version
 
 
 def _runs(spec: model_zoo.ModelSpec) -> str:
