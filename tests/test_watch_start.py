@@ -140,7 +140,7 @@ def test_a_folder_of_everybody_above_is_nobodys_concern(tmp_path: Path) -> None:
         ("--dry-run", {}, 2, "No such option"),
         ("--originals burn", {}, 2, "'burn' is not one of"),
         ("--originals move", {}, 3, "originals is move, but move_to names no folder"),
-        ("--move-to done", {}, 3, "set originals to move, or take move_to back"),
+        ("--move-to done", {}, 3, "set originals to move, or remove move_to"),
     ],
 )
 def test_bad_settings_are_refused(here: Path, options: str, env: dict[str, str], code: int, told: str) -> None:
