@@ -24,11 +24,12 @@ from pathlib import Path
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from bench.measure import machine, table
+from bench.measure import machine
 from blurguard import Anonymizer, BlurguardError, Settings
 from blurguard.batch.process import configure_process
 from blurguard.files.filetypes import type_of_file
 from blurguard.images.still import open_image
+from calibration.tables import table
 from tests.faults import KillResult, kill_once, make_films, make_photos
 from tests.samples import ALL, FACE, sample
 from tests.stubs import StubDetector

@@ -72,7 +72,7 @@ def compared(clip: Path, out: Path) -> Likeness:
     Anonymizer(settings).process(clip, target, replace_existing=True)
     hidden = watch(clip, settings, 1).hidden
     with open_video(clip, max_pixels=settings.max_pixels) as video:
-        turns = video.rotation // 90
+        turns = video.info.rotation // 90
     step = max(1, len(hidden) // COMPARED_FRAMES)
     values = []
     for number, (before, after) in enumerate(zip(lumas(clip), lumas(target), strict=True)):

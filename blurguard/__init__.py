@@ -1,7 +1,7 @@
-"""blurguard hides every face in pictures and videos, for good, on this computer.
+"""Hides every face in pictures and videos, irreversibly and offline.
 
 >>> import blurguard
->>> hidden = blurguard.hide_faces(pixels)                       # an RGB array -> an RGB array
+>>> hidden = blurguard.hide_faces(pixels)                       # RGB array -> RGB array
 >>> anonymizer = blurguard.Anonymizer(blurguard.Settings(mode=blurguard.Mode.FAST))
 >>> outcome = anonymizer.process(Path("a.jpg"), Path("a_blurred.jpg"))
 """
@@ -19,54 +19,17 @@ if TYPE_CHECKING:
     from blurguard.types import Detections, Face, Image, Layout, Outcome, Region, Status
 
 __version__ = "0.1.0"
-
-# Loaded on first use: `blurguard --help` shall not wait for OpenCV.
-_HOMES = {
-    "Anonymizer": "anonymize.anonymizer",
-    "BlurguardError": "errors",
-    "ConfigError": "errors",
-    "Detections": "types",
-    "Detector": "detection.detector",
-    "Face": "types",
-    "Image": "types",
-    "InputError": "errors",
-    "Layout": "types",
-    "Mode": "settings",
-    "ModelError": "errors",
-    "Outcome": "types",
-    "OutputError": "errors",
-    "Region": "types",
-    "Settings": "settings",
-    "Shape": "settings",
-    "Status": "types",
-    "Style": "settings",
-    "hide_faces": "anonymize.anonymizer",
-}
 __all__ = [
-    "Anonymizer",
-    "BlurguardError",
-    "ConfigError",
-    "Detections",
-    "Detector",
-    "Face",
-    "Image",
-    "InputError",
-    "Layout",
-    "Mode",
-    "ModelError",
-    "Outcome",
-    "OutputError",
-    "Region",
-    "Settings",
-    "Shape",
-    "Status",
-    "Style",
-    "hide_faces",
-]
+    "Anonymizer", "BlurguardError", "ConfigError", "Detections", "Detector", "Face", "Image", "InputError", "Layout",
+    "Mode", "ModelError", "Outcome", "OutputError", "Region", "Settings", "Shape", "Status", "Style", "hide_faces",
+]  # fmt: skip
+_MODULES = ("errors", "settings", "types", "detection.detector", "anonymize.anonymizer")  # the quickest import first
 
 
 def __getattr__(name: str) -> object:
-    """Import what is asked for from where it lives."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    """Import a public name on first use: ``blurguard --help`` does not wait for OpenCV."""
+    for module in _MODULES if name in __all__ else ():
+        public = vars(import_module(f"{__name__}.{module}"))
+        if name in public:
+            return public[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

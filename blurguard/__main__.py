@@ -1,4 +1,4 @@
-"""``python -m blurguard`` is the command line."""
+"""Command line, as ``python -m blurguard``."""
 
 from blurguard.cli.app import main
 

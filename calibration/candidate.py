@@ -35,9 +35,9 @@ def candidate(data: bytes, file: str = "", name: str = "candidate", **known: str
     """Return what the manifest would say of a .tflite file with boxes in these units.
 
     ``known`` are further fields of `ModelSpec`: thresholds (else those of the default model, since the closer looks
-    and the turned passes go by them too), evidence, source, licence, training_data.
+    and the turned passes go by them too), evidence, source, license, training_data.
     """
-    told: dict[str, object] = dict.fromkeys(("evidence", "source", "licence", "training_data"), "")
+    told: dict[str, object] = dict.fromkeys(("evidence", "source", "license", "training_data"), "")
     told |= {"thresholds": model_zoo.get_spec().thresholds, "crowd_ap": {}, **known}
     return ModelSpec(
         name=name,

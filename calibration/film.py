@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.anonymize.media import FaceLog, MediaJob
-from blurguard.anonymize.video import detect_video, upright_size
+from blurguard.anonymize.video import detect_video
 from blurguard.boxes import iou, rescale_boxes
 from blurguard.detection.detector import Detector, load_detector
 from blurguard.redaction.mosaic import Mosaic, Surface, redact_region
@@ -36,6 +36,7 @@ from blurguard.types import Detections, Region
 from blurguard.video.reader import open_video
 from calibration import CalibrationError
 from calibration.score import BUCKETS, HIDDEN_SHARE, IGNORE, SIZES, Labelled, _ellipse, _outside
+from calibration.tables import table
 
 SAME_IOU = 0.3  # with a true box; hidden ones are larger
 WHITE = 255
@@ -159,32 +160,32 @@ def run(arguments: argparse.Namespace) -> int:
             watched = watch(arguments.clip, chosen, stride)
             rows.append(_row(f"{chosen.mode}, every {_ORDINALS[stride]}", "yes", figures(labels, watched)))
         rows.append(_row(f"{chosen.mode}, every {_ORDINALS[stride]}", "no", figures(labels, unfollowed(watched))))
-    print("\n".join([_HEAD, "|---" * (_HEAD.count("|") - 1) + "|", *rows]))
+    print(table(_HEAD, rows))
     if arguments.check:
         told = [_told(chosen.mode, *check(arguments.clip, chosen, labels)) for chosen in settings]
-        print("\n" + "\n".join([_CHECK_HEAD, "|---" * (_CHECK_HEAD.count("|") - 1) + "|", *told]))
+        print(f"\n{table(_CHECK_HEAD, told)}")
     return 0
 
 
 _ORDINALS = {1: "frame", 2: "second frame", 3: "third frame", 4: "fourth frame"}
 _HEAD = (
-    f"| looks at | follows | {SIZES} | all | bare inside a track | bare between two finds | longest bare, frames | "
-    "never hidden | masked outside faces |"
-)
+    "looks at", "follows", *SIZES, "all", "bare inside a track", "bare between two finds", "longest bare, frames",
+    "never hidden", "masked outside faces",
+)  # fmt: skip
 _CHECK_HEAD = (
-    "| file written | faces in frames | not to be seen in the file | planned hidden, yet seen | longest bare, frames |"
-)
+    "file written", "faces in frames", "not to be seen in the file", "planned hidden, yet seen", "longest bare, frames",
+)  # fmt: skip
 
 
-def _row(name: str, follows: str, got: Figures) -> str:
+def _row(name: str, follows: str, got: Figures) -> list[str]:
     shares = [f"{share:.1f} %" if share is not None else "–" for share in got.by_height]
     tracks = str(got.in_tracks) if follows == "yes" else "–"
     counts = (tracks, str(got.between_finds), str(got.longest_bare), f"{got.never} of {got.faces}")
-    return f"| {' | '.join([name, follows, *shares, f'{got.hidden:.2f} %', *counts, f'{got.outside:.2f} %'])} |"
+    return [name, follows, *shares, f"{got.hidden:.2f} %", *counts, f"{got.outside:.2f} %"]
 
 
-def _told(mode: Mode, total: int, gone: int, broken: int, longest: int) -> str:
-    return f"| {mode} | {total} | {100 * gone / max(total, 1):.2f} % | {broken} | {longest} |"
+def _told(mode: Mode, total: int, gone: int, broken: int, longest: int) -> list[object]:
+    return [mode, total, f"{100 * gone / max(total, 1):.2f} %", broken, longest]
 
 
 def load_labels(path: Path) -> list[Labels]:
@@ -211,7 +212,7 @@ def _labels(path: Path, truth: dict[str, int], frame: list[dict[str, float]]) ->
 def watch(clip: Path, settings: Settings, stride: int) -> Watched:
     """Look at a clip as the program does, but at every ``detect_every``-th frame only."""
     with open_video(clip, max_pixels=settings.max_pixels) as video:
-        size = upright_size(video)
+        size = video.info.upright_size
     notes, witness = Notes(), Witness(load_detector(settings), size)
     threshold = witness.threshold if settings.min_score is None else settings.min_score
     detect_video(clip, MediaJob([witness], threshold, settings, hide=False, detect_every=stride), notes)

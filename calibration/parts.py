@@ -15,6 +15,7 @@ from blurguard.detection.multiscale import ROTATIONS
 from blurguard.settings import Mode, Settings
 from calibration.evaluate import add_choice, chosen_pictures, detect_all, detector_of
 from calibration.score import hidden_at, subset_aps
+from calibration.tables import row, table_head
 from calibration.thresholds import lowest_score
 
 __all__ = ["add_parser", "run"]
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     detector = detector_of(arguments, Mode.ACCURATE)
     print(f"{len(truth)} pictures, one thread; faces of 10 px and more hidden at so many false boxes a picture\n")
     heads = [f"AP, IoU {least:g}" for least in IOUS] + [f"hidden at {budget:g}" for budget in BUDGETS]
-    print(f"| | {' | '.join(heads)} | CPU ms a picture |\n" + "|---" * (2 + len(heads)) + "|")
+    print(table_head(["", *heads, "CPU ms a picture"]))
     for name, closer, turns in PARTS:
         detector.refines, detector.rotations = closer, turns
         found, milliseconds = detect_all(detector, truth)
@@ -52,5 +53,5 @@ def run(arguments: argparse.Namespace) -> int:
         for budget in BUDGETS:
             point = hidden_at(truth, found, lowest_score(truth, found, budget), Settings().margin)
             cells.append(f"{point.from_10_px:.1f} %")
-        print(f"| {name} | {' | '.join(cells)} | {milliseconds:.0f} |")
+        print(row([name, *cells, f"{milliseconds:.0f}"]))
     return 0

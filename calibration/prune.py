@@ -44,6 +44,7 @@ from calibration.evaluate import chosen_pictures
 from calibration.network import Graph, Weights
 from calibration.score import Labelled
 from calibration.sensitivity import quality_of
+from calibration.tables import row, table_head
 
 __all__ = ["RANKS", "add_parser", "measure", "ranking", "run"]
 
@@ -255,10 +256,10 @@ def _widths(graph: Graph, weights: Weights) -> dict[str, int]:
 
 
 def _head(graph: Graph, weights: Weights, side: int) -> str:
-    stages = " | ".join(f"at {stage}" for stage in _widths(graph, weights))
-    work = f"MMAC at {side} px | CPU ms at {side} px | of before"
-    head = f"| left out | channels {stages} | parameters | {work} | held loss | AP easy / medium / hard, fast mode |"
-    return f"{head}\n" + "|---" * head.strip("|").count("|") + "|---|"
+    first, *others = (f"at {stage}" for stage in _widths(graph, weights))
+    work = f"MMAC at {side} px", f"CPU ms at {side} px", "of before", "held loss"
+    heads = ["left out", f"channels {first}", *others, "parameters", *work, "AP easy / medium / hard, fast mode"]
+    return table_head(heads)
 
 
 def _row(arguments: argparse.Namespace, truth: list[Labelled], told: str, data: bytes, whole: bytes) -> str:
@@ -269,12 +270,9 @@ def _row(arguments: argparse.Namespace, truth: list[Labelled], told: str, data: 
     aps = quality_of(train.exported(resizable, weights), truth, Mode.FAST).aps
     interpreters = [flatbuffer.interpreter_at(content, arguments.side, arguments.side) for content in (whole, data)]
     before, after = quickest([interpreter.invoke for interpreter in interpreters], ROUNDS)
-    widths = " | ".join(map(str, _widths(graph, weights).values()))
-    return (
-        f"| {told} | {widths} | {parameters(weights):,} | {flatbuffer.macs(data, arguments.side) / 1e6:.0f} | "
-        f"{after:.1f} | {after / before:.0%} | {_loss(graph, weights, arguments):.3f} | "
-        f"{' / '.join(f'{ap:.1f}' for ap in aps)} |"
-    )
+    work = f"{flatbuffer.macs(data, arguments.side) / 1e6:.0f}", f"{after:.1f}", f"{after / before:.0%}"
+    quality = f"{_loss(graph, weights, arguments):.3f}", " / ".join(f"{ap:.1f}" for ap in aps)
+    return row([told, *_widths(graph, weights).values(), f"{parameters(weights):,}", *work, *quality])
 
 
 def _loss(graph: Graph, weights: Weights, arguments: argparse.Namespace) -> float:

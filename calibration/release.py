@@ -43,7 +43,7 @@ class Facts:
         thresholds: score from which a face is hidden, per mode.
         evidence: where thresholds were chosen, and what was measured.
         source: where the network comes from.
-        licence: of the weights, SPDX.
+        license: of the weights, SPDX.
         training_data: what they were trained on, and on which terms.
     """
 
@@ -56,7 +56,7 @@ class Facts:
     thresholds: dict[Mode, float]
     evidence: str
     source: str
-    licence: str
+    license: str
     training_data: str
 
 
@@ -134,7 +134,7 @@ def _spec(facts: Facts, data: bytes, kind: str) -> ModelSpec:
         thresholds=facts.thresholds,
         evidence=facts.evidence,
         source=facts.source,
-        licence=facts.licence,
+        license=facts.license,
         training_data=facts.training_data,
     )
 

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from calibration import CalibrationError, counted, whole_at, write_whole
 from calibration.crops import Picture, decode, load_pictures, split
+from calibration.tables import table
 
 __all__ = ["Candidate", "Recipe", "add_parser", "candidates", "choose", "load_recipe", "load_set", "run", "targets"]
 
@@ -361,9 +362,9 @@ def _save(path: Path, crops: Pixels) -> None:
 
 def _print(found: Sequence[Candidate], scenes: Sequence[str], chosen: Sequence[Candidate], recipe: Recipe) -> None:
     """Print what was wanted, how many scenes have it, and what was taken."""
-    rows = ["| | | wanted | scenes that have it | taken |", "|---|---|---|---|---|"]
+    rows: list[tuple[object, ...]] = []
     for axis, shares in recipe.strata.items():
         for (name, share), there in zip(shares.items(), _there(found, scenes, axis, [*shares]), strict=True):
             taken = sum(one.strata[axis] == name for one in chosen)
-            rows.append(f"| {axis} | {name} | {share * recipe.count:g} | {there} | {taken} |")
-    print("\n".join([f"{len(chosen)} crops of {recipe.count}\n", *rows]))
+            rows.append((axis, name, f"{share * recipe.count:g}", there, taken))
+    print(f"{len(chosen)} crops of {recipe.count}\n\n{table(('', '', 'wanted', 'scenes that have it', 'taken'), rows)}")

@@ -16,6 +16,7 @@ from blurguard.settings import Mode, Settings
 from calibration.candidate import candidate
 from calibration.evaluate import TABLE_HEAD, detect_all, pixels_of, row_of
 from calibration.score import SIZES, Hidden, Labelled, hidden_at, subset_aps
+from calibration.tables import table
 
 __all__ = ["Noise", "Quality", "comparison", "layer_table", "milliseconds", "noise_of", "noises_by_layer", "quality_of"]
 
@@ -60,19 +61,18 @@ def comparison(networks: Mapping[str, bytes], truth: list[Labelled], mode: str, 
     Faces are hidden from the same score in all rows. How near the maps are to those of the first file is told of the
     middles of the pictures.
     """
-    head, rule = TABLE_HEAD
-    columns = f" ms at {' / '.join(map(str, sides))} px | boxes / scores dB | bytes |"
+    headers = ["network", *TABLE_HEAD[1:], f"ms at {' / '.join(map(str, sides))} px", "boxes / scores dB", "bytes"]
     times = milliseconds(networks, sides)
-    lines = [head.replace("| mode |", "| network |") + columns, rule + "---|---|---|"]
+    rows = []
     middles = _middles(truth)
     expected = _maps(next(iter(networks.values())), middles)
     for name, data in networks.items():
         aps, point, spent = _found(data, truth, mode)
-        row = row_of(name, aps, point, spent)
         noise = _noise(expected, _maps(data, middles))
         took = " / ".join(f"{time:.1f}" for time in times[name])
-        lines.append(f"{row} {took} | {noise.boxes:.1f} / {noise.scores:.1f} | {len(data):,} |")
-    return "\n".join(lines)
+        maps = f"{noise.boxes:.1f} / {noise.scores:.1f}"
+        rows.append([*row_of(name, aps, point, spent), took, maps, f"{len(data):,}"])
+    return table(headers, rows)
 
 
 def quality_of(data: bytes, truth: list[Labelled], mode: str) -> Quality:
@@ -119,15 +119,15 @@ def layer_table(noises: Mapping[str, Noise], described: Mapping[str, str], losse
     ``losses`` holds what some layers lose alone, differences of `Quality`: AP and hidden faces of each size, in points.
     """
     head = ["only this one INT8", "what", "boxes dB", "scores dB", "AP lost easy / medium / hard"]
-    head += [f"{size} lost" for size in SIZES.split(" | ")]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    head += [f"{size} lost" for size in SIZES]
+    rows = []
     for layer, noise in noises.items():
         cells = [layer, described[layer], f"{noise.boxes:.1f}", f"{noise.scores:.1f}"]
         if layer in losses:
             loss = losses[layer]
             cells += [" / ".join(f"{ap:.1f}" for ap in loss.aps), *(f"{lost:.1f}" for lost in loss.by_height)]
-        lines.append(f"| {' | '.join(cells + [''] * (len(head) - len(cells)))} |")
-    return "\n".join(lines)
+        rows.append(cells + [""] * (len(head) - len(cells)))
+    return table(head, rows)
 
 
 def _found(data: bytes, truth: list[Labelled], mode: str) -> tuple[list[float], Hidden, float]:

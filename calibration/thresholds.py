@@ -21,6 +21,7 @@ from blurguard.types import Detections
 from calibration import CalibrationError, write_whole
 from calibration.evaluate import TABLE_HEAD, add_choice, chosen_pictures, detect_all, detector_of, row_of
 from calibration.score import Labelled, false_boxes, hidden_at, subset_aps
+from calibration.tables import table
 
 __all__ = ["add_parser", "lowest_score", "run"]
 
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         aps = subset_aps(truth, found)
         rows.append(row_of(mode, aps, hidden_at(truth, found, scores[str(mode)], Settings().margin), milliseconds))
     print(f"{len(truth)} pictures, at most {arguments.budget:g} false boxes a picture\n")
-    print("\n".join([*TABLE_HEAD, *rows]))
+    print(table(TABLE_HEAD, rows))
     if arguments.out:
         write_whole(arguments.out, f"{json.dumps(scores)}\n".encode())
     return 0

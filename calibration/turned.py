@@ -19,8 +19,10 @@ from blurguard.boxes import iou
 from blurguard.detection.multiscale import ROTATIONS, BlazeFaceDetector
 from blurguard.settings import Mode
 from blurguard.types import Detections
+from calibration import tables
 from calibration.evaluate import add_choice, chosen_pictures, detector_of, pixels_of
 from calibration.score import IGNORE, Labelled, false_boxes
+from calibration.tables import table_head
 
 DEGREES = (0, 45, 90, 135, 180)
 FROM_PX = 20.0  # longer side of a face, px of the picture
@@ -52,13 +54,20 @@ def run(arguments: argparse.Namespace) -> int:
     truth = chosen_pictures(arguments)
     detector = detector_of(arguments, Mode.ACCURATE)
     print(f"{len(truth)} pictures, one thread, score from {detector.threshold:g}, faces of {FROM_PX:g} px and more\n")
-    print("| turned by | turned passes | faces | found | false boxes a picture | CPU ms a picture |")
-    print("|---|---|---|---|---|---|")
+    print(table_head(["turned by", "turned passes", "faces", "found", "false boxes a picture", "CPU ms a picture"]))
     for degrees in arguments.degrees or DEGREES:
         for row in measured(detector, truth, degrees):
             print(
-                f"| {degrees}° | {'with' if row.rescue else 'without'} | {row.faces} | "
-                f"{100 * row.found / max(row.faces, 1):.1f} % | {row.false_per_picture:.2f} | {row.milliseconds:.0f} |"
+                tables.row(
+                    [
+                        f"{degrees}°",
+                        "with" if row.rescue else "without",
+                        row.faces,
+                        f"{100 * row.found / max(row.faces, 1):.1f} %",
+                        f"{row.false_per_picture:.2f}",
+                        f"{row.milliseconds:.0f}",
+                    ]
+                )
             )
     return 0
 

@@ -28,8 +28,7 @@ from blurguard.batch import runner
 from blurguard.detection import blazeface, multiscale
 from blurguard.files import atomic
 from blurguard.files.atomic import StagedFile
-from blurguard.files.filetypes import FileType
-from blurguard.images import chunks, codec, metadata, still
+from blurguard.images import codec, metadata, png, still
 from blurguard.redaction import masks, mosaic, regions
 from blurguard.settings import Settings
 from blurguard.types import Image, Outcome, Region
@@ -122,20 +121,17 @@ def keep_scratch() -> None:
 
 
 def take_a_cut_file_for_a_whole_one() -> None:
-    whole = chunks.check_complete
+    def broken(data: bytes) -> None:
+        pass
 
-    def broken(data: bytes, kind: FileType) -> None:
-        if kind is not FileType.PNG:
-            whole(data, kind)
-
-    replace_in([still], whole, broken)
+    png.PngCodec.check_complete = broken  # type: ignore[method-assign]
 
 
 def copy_exif() -> None:
     whole = codec.PillowCodec.__init__
 
-    def broken(self: codec.PillowCodec, data: bytes, kind: FileType, picture: Any, keep_metadata: bool) -> None:
-        whole(self, data, kind, picture, keep_metadata)
+    def broken(self: codec.PillowCodec, data: bytes, picture: Any, keep_metadata: bool) -> None:
+        whole(self, data, picture, keep_metadata)
         self._exif = picture.getexif().tobytes()
 
     codec.PillowCodec.__init__ = broken  # type: ignore[method-assign]

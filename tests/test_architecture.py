@@ -19,7 +19,7 @@ NETWORK = {
 # Pixels of video frames are hidden in place, so `anonymize` names FFmpeg's frames; all else is done in `video`.
 FFMPEG = ("video.", "anonymize.video", "anonymize.surfaces")
 RUNTIMES = ("ai_edge_litert", "tflite_runtime")
-CATCH_ALL = {"batch.workers", "cli.app"}
+CATCH_ALL = {"batch.workers", "cli.command"}
 MAX_FUNCTION_LINES, MAX_MODULE_LINES, MAX_MODULES = 60, 400, 12
 
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}

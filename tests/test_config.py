@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from blurguard.declarations import declared
 from blurguard.errors import ConfigError
-from blurguard.settings import RANGES, Mode, Settings, Shape, Style, from_environment, from_file
+from blurguard.settings import Mode, Settings, Shape, Style, read_settings
 
+RANGES = {each.name: each.limits for each in declared(Settings) if each.limits}
 BAD: list[tuple[str, Any]] = [
     *((name, value) for name, (low, high) in RANGES.items() for value in (low - 1, high + 1, math.nan, math.inf)),
     *((name, "much") for name in RANGES),
@@ -89,11 +91,8 @@ def settings_file(folder: Path, text: str) -> Path:
 
 def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
     text = 'mode = "fast"\nmin_score = 0.4\nboxes = true\njobs = 3\nmax_pixels = 1_000_000\nmargin = 0\n'
-    settings = from_file(Settings(shape=Shape.BOX), settings_file(tmp_path, text))
-    wanted = Settings(
-        shape=Shape.BOX, mode=Mode.FAST, min_score=0.4, boxes=True, jobs=3, max_pixels=1_000_000, margin=0.0
-    )
-    assert settings == wanted
+    settings, _ = read_settings(settings_file(tmp_path, text), {})
+    assert settings == Settings(mode=Mode.FAST, min_score=0.4, boxes=True, jobs=3, max_pixels=1_000_000, margin=0.0)
 
 
 @pytest.mark.parametrize(
@@ -117,26 +116,27 @@ def test_a_file_changes_what_it_names(tmp_path: Path) -> None:
 def test_a_bad_file_is_an_error_that_names_file_and_key(tmp_path: Path, text: str, named: str) -> None:
     path = settings_file(tmp_path, text)
     with pytest.raises(ConfigError, match=named) as caught:
-        from_file(Settings(), path)
+        read_settings(path, {})
     assert str(path) in str(caught.value)
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
-        from_file(Settings(), tmp_path / "absent.toml")
+        read_settings(tmp_path / "absent.toml", {})
     (tmp_path / "latin.toml").write_bytes(b"model = '\xff'")
     with pytest.raises(ConfigError, match="TOML"):
-        from_file(Settings(), tmp_path / "latin.toml")
+        read_settings(tmp_path / "latin.toml", {})
 
 
 @pytest.mark.parametrize("text", ["1", "true", "YES", "On"])
 def test_switches_of_the_environment_turn_on(text: str) -> None:
-    assert from_environment(Settings(), {"BLURGUARD_KEEP_METADATA": text}).keep_metadata is True
+    assert read_settings(None, {"BLURGUARD_KEEP_METADATA": text})[0].keep_metadata is True
 
 
 @pytest.mark.parametrize("text", ["0", "FALSE", "no", "off"])
-def test_switches_of_the_environment_turn_off(text: str) -> None:
-    assert from_environment(Settings(boxes=True), {"BLURGUARD_BOXES": text}).boxes is False
+def test_switches_of_the_environment_turn_off(text: str, tmp_path: Path) -> None:
+    path = settings_file(tmp_path, "boxes = true")
+    assert read_settings(path, {"BLURGUARD_BOXES": text})[0].boxes is False
 
 
 def test_the_environment_changes_what_it_names() -> None:
@@ -149,7 +149,7 @@ def test_the_environment_changes_what_it_names() -> None:
         "PATH": "/bin",
     }
     wanted = Settings(mode=Mode.FAST, min_score=0.25, jobs=4, box_color="#ffffff")
-    assert from_environment(Settings(), variables) == wanted
+    assert read_settings(None, variables)[0] == wanted
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,13 @@ def test_the_environment_changes_what_it_names() -> None:
 )
 def test_a_bad_variable_is_an_error_that_names_it(variable: str, text: str) -> None:
     with pytest.raises(ConfigError, match=variable.removeprefix("BLURGUARD_").lower()) as caught:
-        from_environment(Settings(), {variable: text})
+        read_settings(None, {variable: text})
     assert "BLURGUARD_" in str(caught.value)
 
 
 def test_the_environment_comes_before_the_file_and_the_file_before_the_default(tmp_path: Path) -> None:
     path = settings_file(tmp_path, 'mode = "fast"\nmargin = 0.5\n')
-    settings = from_environment(from_file(Settings(), path), {"BLURGUARD_MARGIN": "0.7"})
+    settings, _ = read_settings(path, {"BLURGUARD_MARGIN": "0.7"})
     assert settings == Settings(mode=Mode.FAST, margin=0.7)
     asked = settings.with_values({"margin": 0.9}, "command line")
     assert asked == Settings(mode=Mode.FAST, margin=0.9)

@@ -146,7 +146,7 @@ def test_what_changed_while_it_was_worked_on_is_done_again(tmp_path: Path) -> No
         result = at.result(job)
         picture(source, red=10)
         verdict, _ = at.desk.finish(job, result)
-        assert verdict is JobResult.AGAIN and names(at.outbox) == []
+        assert verdict is JobResult.CHANGED and names(at.outbox) == []
         assert not at.knows(source)
         assert at.turn(source) is JobResult.DONE
         assert pixels(tmp_path / "out/a.png")[50, 50, 0] == 10
@@ -159,7 +159,7 @@ def test_what_changed_while_it_failed_is_tried_again(tmp_path: Path) -> None:
         result = at.result(job)
         picture(source)
         assert isinstance(result, Outcome)
-        assert at.desk.finish(job, result)[0] is JobResult.AGAIN
+        assert at.desk.finish(job, result)[0] is JobResult.CHANGED
         assert at.notes() == [] and at.turn(source) is JobResult.DONE
 
 
@@ -244,7 +244,7 @@ def test_a_full_disk_is_no_failure_of_the_file(tmp_path: Path) -> None:
             while file.write(b"x" * 4096):
                 pass
         verdict, outcome = at.desk.finish(job, at.result(job))
-        assert verdict is JobResult.LATER and "full" in outcome.reason
+        assert verdict is JobResult.UNAVAILABLE and "full" in outcome.reason
         assert at.state(source) is not FileState.FAILED and at.notes() == [] and names(at.outbox) == []
         filler.unlink()
         assert at.turn(source) is JobResult.DONE and names(at.outbox) == ["a.png"]
@@ -271,7 +271,7 @@ def test_a_result_that_could_not_get_its_name_is_not_lost_in_a_crash(tmp_path: P
             job = at.started(source)
             result = at.result(job)
             with without_room_for_names(disk):
-                assert at.desk.finish(job, result)[0] is JobResult.LATER
+                assert at.desk.finish(job, result)[0] is JobResult.UNAVAILABLE
             assert source.exists() and names(at.outbox) == []
         with office(tmp_path, policy, outbox=disk / "out") as at:  # killed before the file's next turn
             assert at.turn(source) is JobResult.DONE
@@ -383,7 +383,7 @@ def test_an_original_that_cannot_be_moved_stays_and_is_told_of_once(tmp_path: Pa
         source = picture(tmp_path / "in/sub/a.png")
         obstacle = put(tmp_path / "moved/sub", b"a file where a folder should be")
         assert at.turn(source) is JobResult.DONE
-        assert source.exists() and len(at.said) == 1 and "the result stands, but" in at.said[0]
+        assert source.exists() and len(at.said) == 1 and "the result is published, but" in at.said[0]
         assert at.knows(source), "it is not tried over and over"
         assert at.ruling(source) == Decision() and len(at.said) == 1
         obstacle.unlink()
@@ -601,7 +601,7 @@ def test_a_note_that_cannot_be_written_is_tried_again_and_told_of_once(tmp_path:
         source = put(tmp_path / "in/sub/a.png", picture(tmp_path / "b.png").read_bytes()[:60])
         assert at.turn(source) is JobResult.FAILED and at.knows(source)
         at.desk.write_error_reports()
-        assert source.exists() and len(at.said) == 1 and "no note could be written yet" in at.said[0]
+        assert source.exists() and len(at.said) == 1 and "no error report could be written yet" in at.said[0]
         obstacle.unlink()
         at.desk.write_error_reports()
         assert (folder / "sub/a.png.json").exists() and source.exists() != failed

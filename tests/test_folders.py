@@ -58,9 +58,9 @@ def test_an_outbox_may_be_a_link(tmp_path: Path) -> None:
 
 def test_an_inbox_that_is_missing_or_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    refused(folders(inbox="absent"), r"absent: there is no such inbox; make it first")
-    refused(folders(inbox="file"), r"file: is no folder")
-    refused(folders(inbox="file/below"), r"file/below: is no folder")
+    refused(folders(inbox="absent"), r"absent: the inbox does not exist; create it first")
+    refused(folders(inbox="file"), r"file: is not a folder")
+    refused(folders(inbox="file/below"), r"file/below: is not a folder")
 
 
 def test_an_inbox_that_is_a_link_is_refused(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_names_that_only_begin_alike_are_apart(tmp_path: Path) -> None:
 
 def test_a_circle_of_links_is_refused(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
-    refused(folders("circle"), "circle: cannot be followed")
+    refused(folders("circle"), "circle: cannot be resolved")
 
 
 @pytest.mark.parametrize("name", ["view", "view/below"])
@@ -149,7 +149,7 @@ def test_folders_that_everybody_can_write_to_are_refused_unless_allowed(tmp_path
     given.prepared(allow_shared=False)
     for mode in (0o777, 0o1777, 0o702):
         (tmp_path / name).chmod(mode)
-        refused(given, rf"/{name}: everybody can write to it; run chmod o-w on it, or give --allow-shared")
+        refused(given, rf"/{name}: every user can write to it; run chmod o-w on it, or give --allow-shared")
         given.prepared(allow_shared=True)
 
 
@@ -161,7 +161,7 @@ def test_what_everybody_may_do_above_a_folder_does_not_matter(tmp_path: Path) ->
 @pytest.mark.parametrize("given", [folders("file"), folders("out", "file"), folders("out", None, "file")])
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path, given: Folders) -> None:
     (tmp_path / "file").touch()
-    refused(given, r"/file: is no folder; remove it or name another one")
+    refused(given, r"/file: is not a folder; remove it or name another one")
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_folders_that_originals_cannot_be_moved_between_are_refused(tmp_path: Pa
     (tmp_path / "bad").mkdir(mode=0o500)
     refused(folders("out", "bad"), r"bad: cannot be written to")
     (tmp_path / "in").chmod(0o500)
-    refused(folders("out", "done"), r"in: originals cannot be taken out of it")
+    refused(folders("out", "done"), r"in: originals cannot be removed from it")
     folders().prepared(allow_shared=False)
 
 
@@ -183,7 +183,7 @@ def test_what_lies_on_a_disk_that_cannot_be_written_to(tmp_path: Path) -> None:
         (disk / "in").mkdir()
         (disk / "bad").mkdir()
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        with pytest.raises(ConfigError, match=r"disk/in: originals cannot be taken out of it; allow writing to it"):
+        with pytest.raises(ConfigError, match=r"disk/in: originals cannot be removed from it; allow writing to it"):
             folders("out", "bad", inbox="disk/in").prepared(allow_shared=False)
         with pytest.raises(ConfigError, match=r"disk/bad: cannot be written to"):
             folders("out", "disk/bad").prepared(allow_shared=False)

@@ -113,8 +113,9 @@ def test_a_change_of_state_is_told_at_once(tmp_path: Path, change: dict[str, Dae
 def test_closing_says_stopped_at_once(tmp_path: Path) -> None:
     daemon = pulse(tmp_path / "health.json", Time(), tmp_path / "a.prom")
     daemon.write(SHORT)
-    daemon.close(SHORT)
-    assert told(tmp_path / "health.json") == replace(SHORT, state=DaemonState.STOPPED, why="")
+    stopped = replace(SHORT, state=DaemonState.STOPPED, why="")
+    daemon.write(stopped)
+    assert told(tmp_path / "health.json") == stopped
     assert values_of((tmp_path / "a.prom").read_text())["blurguard_watch_up"] == 0
 
 
@@ -310,7 +311,7 @@ def test_a_living_daemon_is_alive_until_its_beat_is_stale(tmp_path: Path, start_
     assert (found.alive, found.healthy, found.state, found.age, found.pid) == (True, True, "running", 59, process.pid)
     assert (found.queued, found.working, found.done, found.failed) == (2, 1, 0, 0)
     assert [name for name, _ in found.at_work] == [Path("c.jpg")]
-    assert found.lines()[0] == f"running (process {process.pid}, last heard of 59 s ago)"
+    assert found.lines()[0] == f"running (process {process.pid}, last heartbeat 59 s ago)"
     stale = status(tmp_path, NOW + 61)
     assert (stale.alive, stale.healthy, stale.in_use) == (False, False, True)
     assert stale.lines()[0].startswith("not responding")
@@ -328,7 +329,7 @@ def test_a_killed_daemon_is_dead_however_fresh_its_beat(tmp_path: Path, start_py
     process.wait()
     found = status(tmp_path)
     assert (found.alive, found.in_use, found.healthy, found.state, found.age) == (False, False, False, "running", 0)
-    assert found.lines()[0].startswith("ended without a word while running")
+    assert found.lines()[0].startswith("ended unexpectedly while running")
     assert "interrupted: c.jpg" in found.lines()
 
 
@@ -342,7 +343,7 @@ def test_a_pause_is_alive_but_not_healthy(tmp_path: Path, start_python: Starter)
 def test_another_command_in_the_outbox_is_no_daemon(tmp_path: Path, start_python: Starter, stopped: bool) -> None:
     ready(start_python(hold_journal, tmp_path))
     if stopped:
-        pulse(health_file(tmp_path), Time()).close(CALM)
+        pulse(health_file(tmp_path), Time()).write(replace(CALM, state=DaemonState.STOPPED))
     found = status(tmp_path)
     assert (found.alive, found.in_use) == (False, True)
     assert "another blurguard" in found.lines()[0]
@@ -380,7 +381,7 @@ def test_a_newer_one_with_more_in_it_is_understood(tmp_path: Path) -> None:
 def test_where_there_is_no_record_there_is_no_status(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for outbox in (tmp_path, tmp_path / "absent", tmp_path / "file"):
-        with pytest.raises(InputError, match="no drop folder's outbox: there is no record in it"):
+        with pytest.raises(InputError, match="not the outbox of a drop folder: it has no journal"):
             status(outbox)
         assert not is_in_use(tmp_path)
     assert names(tmp_path) == ["file"]

@@ -203,7 +203,7 @@ def test_what_settles_while_worked_on_does_not_hold_up_others(intake: SettlingQu
 
 
 def test_there_is_room_for_so_many_files(disk: Disk) -> None:
-    intake, room = SettlingQueue(SETTLE, most=2), []
+    intake, room = SettlingQueue(SETTLE, max_files=2), []
     intake.update(A, disk.put(A, 1), 10.0, complete=True)
     all_wait(intake, intake.pop_settled(10.0, disk.look))
     room.append(intake.full)
@@ -218,7 +218,7 @@ def test_there_is_room_for_so_many_files(disk: Disk) -> None:
 
 
 def test_that_a_file_found_no_room_is_remembered_until_somebody_has_looked(disk: Disk) -> None:
-    intake = SettlingQueue(SETTLE, most=1)
+    intake = SettlingQueue(SETTLE, max_files=1)
     intake.update(A, disk.put(A, 1), 10.0)
     intake.update(B, disk.put(B, 1), 10.0)
     assert intake.remove(A)
@@ -226,7 +226,7 @@ def test_that_a_file_found_no_room_is_remembered_until_somebody_has_looked(disk:
 
 
 def test_a_full_intake_still_hears_of_the_files_it_has(disk: Disk) -> None:
-    intake = SettlingQueue(SETTLE, most=2)
+    intake = SettlingQueue(SETTLE, max_files=2)
     intake.update(A, disk.put(A, 1), 10.0, complete=True)
     all_wait(intake, intake.pop_settled(10.0, disk.look))
     intake.update(B, disk.put(B, 1), 10.0)

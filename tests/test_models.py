@@ -47,7 +47,7 @@ def test_manifest_and_files_agree() -> None:
     for spec in specs:
         assert hashlib.sha256((ROOT / "models" / spec.file).read_bytes()).hexdigest() == spec.sha256
         assert set(spec.thresholds) == set(Mode) and all(0 < v < 1 for v in spec.thresholds.values())
-        assert spec.licence and spec.source and spec.evidence and spec.training_data
+        assert spec.license and spec.source and spec.evidence and spec.training_data
         assert spec.identity == f"{spec.name}@{spec.sha256}"
 
 

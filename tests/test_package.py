@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blurguard import models
+from blurguard.detection import model_zoo
 from tests.commands import face, put, shows_face
 from tests.conftest import ROOT
 from tests.environments import build, lend_ours, make, pip_install, run
@@ -63,8 +63,8 @@ def test_the_wheel_runs_where_nothing_of_the_checkout_is(wheel: Path, tmp_path: 
     lend_ours(python)
     installed = pip_install(python, wheel, index=False)
     assert installed.returncode == 0, installed.stderr
-    home, folder = models.__name__, models.folder.__name__
-    code = f"import blurguard, {home} as models; print(blurguard.__file__); print(models.{folder}())"
+    home, folder = model_zoo.__name__, model_zoo.models_dir.__name__
+    code = f"import blurguard, {home} as zoo; print(blurguard.__file__); print(zoo.{folder}())"
     places = [Path(line) for line in run(python, "-c", code, cwd=tmp_path).stdout.splitlines()]
     assert all(place.is_relative_to(tmp_path / "venv") for place in places), places
     assert places[1] == places[0].with_name("models")

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from av.stream import Disposition
 from PIL import Image
 
 from blurguard.errors import InputError, OutputError
-from blurguard.video.encoders import ENCODERS
+from blurguard.video.encoders import ENCODERS, encoder_for
 from blurguard.video.passthrough import scrub_extradata
 from blurguard.video.reader import open_video
 from blurguard.video.writer import SideDataFilter, VideoWriter
@@ -182,6 +182,13 @@ def test_no_option_is_a_slip_of_the_pen() -> None:
         context.time_base, context.options = Fraction(1, 25), dict(encoder.options)
         context.open()
         assert context.options == {}, encoder.name
+
+
+@pytest.mark.parametrize("size", [(96, 64), (3840, 2160)])
+def test_no_reordering_in_transport_streams(size: tuple[int, int], tmp_path: Path) -> None:
+    with open_video(made("hevc-ts", tmp_path), max_pixels=MOST_PIXELS) as video:
+        info = replace(video.info, width=size[0], height=size[1])
+    assert encoder_for(info, threads=0, quick=False).options["bf"] == "0"
 
 
 def test_audio_can_be_dropped(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ Array = np.ndarray[Any, Any]
 def read(path: Path, salvage: bool = False, **options: Any) -> tuple[list[Fraction], list[Array], str]:
     """Return times and pictures (first plane) as our reader gives them, and what it says is lost."""
     with open_video(path, max_pixels=MOST_PIXELS, salvage=salvage, **options) as video:
-        frames = [((frame.pts or 0) * video.time_base, pixels(frame)) for frame in video.frames()]
-        return [time for time, _ in frames], [pixels for _, pixels in frames], video.damage
+        frames = [((frame.pts or 0) * video.info.time_base, pixels(frame)) for frame in video.frames()]
+        return [time for time, _ in frames], [pixels for _, pixels in frames], video.damage.summary()
 
 
 def independent(path: Path) -> tuple[list[Fraction], list[Array]]:
@@ -50,16 +50,16 @@ def test_every_frame_comes_at_its_time(name: str, tmp_path: Path) -> None:
 
 def test_what_a_video_tells(tmp_path: Path) -> None:
     with open_video(made("hdr10", tmp_path), max_pixels=MOST_PIXELS) as video:
-        assert (video.kind, video.codec, video.codec_tag) == ("MP4 HEVC", "hevc", "hvc1")
-        assert (video.width, video.height, video.pixel_format) == (96, 64, "yuv420p10le")
-        assert (video.time_base, video.rate) == (Fraction(1, 12_800), Fraction(25))
-        assert video.frames_expected == 12
-        assert video.seconds_expected == pytest.approx(0.48)
-        assert video.color == (1, 9, 16, 9)
-        assert video.mastering is not None
-        assert (video.mastering.white[0], video.mastering.brightest) == (Fraction(15_635, 50_000), Fraction(1000))
-        assert video.content_light == (1000, 400)
-        assert video.frame_bytes >= 96 * 64 * 3
+        info = video.info
+        assert (info.kind, info.codec, info.codec_tag) == ("MP4 HEVC", "hevc", "hvc1")
+        assert (info.width, info.height, info.pixel_format) == (96, 64, "yuv420p10le")
+        assert (info.time_base, info.rate) == (Fraction(1, 12_800), Fraction(25))
+        assert info.frames_expected == 12
+        assert info.color == (1, 9, 16, 9)
+        assert info.mastering is not None
+        assert (info.mastering["WP"][0], info.mastering["L"][0]) == (Fraction(15_635, 50_000), Fraction(1000))
+        assert info.content_light == (1000, 400)
+        assert info.frame_bytes >= 96 * 64 * 3
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_what_a_video_tells(tmp_path: Path) -> None:
 )
 def test_rotation_turns_upright(name: str, degrees: int, tmp_path: Path) -> None:
     with open_video(made(name, tmp_path), max_pixels=MOST_PIXELS) as video:
-        assert video.rotation == degrees
+        assert video.info.rotation == degrees
 
 
 def test_rotation_is_that_of_other_players(test_data: Path) -> None:
@@ -83,7 +83,7 @@ def test_rotation_is_that_of_other_players(test_data: Path) -> None:
     with av.open(str(path)) as file:
         known = next(file.decode(video=0)).rotation
     with open_video(path, max_pixels=MOST_PIXELS) as video:
-        assert video.rotation == known % 360
+        assert video.info.rotation == known % 360
 
 
 def test_a_trimmed_video_has_only_what_is_left(tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_a_frame_that_is_missing_from_interlaced_video_is_noticed(tmp_path: Path
         frames = video.frames()
         for _ in range(3):
             assert next(frames).interlaced_frame
-        video._pending_pts.add(100 * STEP)  # a packet whose frame the decoder keeps to itself
+        video._pending.pts.add(100 * STEP)  # a packet whose frame the decoder keeps to itself
         with pytest.raises(InputError, match="1 frames could not be decoded"):
             list(frames)
 
@@ -463,4 +463,4 @@ def test_a_frame_that_is_missing_from_interlaced_video_is_noticed(tmp_path: Path
 def test_second_fields_are_not_missing(tmp_path: Path) -> None:
     with open_video(made("interlaced", tmp_path), max_pixels=MOST_PIXELS, threads=1) as video:
         for frame in video.frames():
-            video._pending_pts.add((frame.pts or 0) + STEP // 2)
+            video._pending.pts.add((frame.pts or 0) + STEP // 2)

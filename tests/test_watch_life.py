@@ -248,7 +248,7 @@ def test_what_only_a_new_start_changes_is_told(tmp_path: Path) -> None:
     quick = FIRST.replace("3600", "0.2")
     with configured(tmp_path, quick) as drop:
         more = f'originals = "move"\nmove_to = "{tmp_path / "moved"}"\nfailed = "{tmp_path / "failed"}"\n'
-        reload(drop, tmp_path, quick + more, "only a new start changes originals, move_to, failed")
+        reload(drop, tmp_path, quick + more, "only a restart changes originals, move_to, failed")
         put(drop.inbox / "a.jpg", face())
         put(drop.inbox / "bad.jpg", b"no picture")
         drop.until(lambda: is_done(drop, "a.jpg") and len(drop.lines("file")) == 2)
@@ -488,7 +488,7 @@ def test_status_tells_how_it_is(tmp_path: Path) -> None:
         drop.settle()
         drop.busy()
         text = blurguard("status", drop.outbox, "--check").stdout.splitlines()
-        assert text[0].startswith(f"running (process {drop.process.pid}, last heard of ")
+        assert text[0].startswith(f"running (process {drop.process.pid}, last heartbeat ")
         assert any(line.startswith("working on a.png, for ") for line in text)
         assert any(line.startswith("last error, ") and "bad.png" in line for line in text)
         told = json.loads(blurguard("status", drop.outbox, "--json", "--check").stdout)
@@ -497,7 +497,7 @@ def test_status_tells_how_it_is(tmp_path: Path) -> None:
         assert "a.png" in [entry["name"] for entry in told["at_work"]]
         drop.kill()
         ended = blurguard("status", drop.outbox, "--check", code=1).stdout.splitlines()
-        assert ended[0].startswith("ended without a word while running") and "interrupted: a.png" in ended
+        assert ended[0].startswith("ended unexpectedly while running") and "interrupted: a.png" in ended
         drop.gate.touch()
         drop.start()
         drop.settle()

@@ -28,8 +28,9 @@ from blurguard.settings import Originals, WatchSettings
 from blurguard.types import Outcome
 from blurguard.watch.coordinator import Decision, JobResult
 from blurguard.watch.event_loop import EventLoop, RuntimeConfig
-from blurguard.watch.health import DaemonState
+from blurguard.watch.health import DaemonState, Health, HealthWriter, health_file
 from blurguard.watch.inbox import ChangeType
+from blurguard.watch.reporting import HealthReporter
 from tests.children import look_at_exchanged, run_interrupted
 from tests.commands import face, names, put, snapshot
 from tests.conftest import Starter
@@ -54,13 +55,13 @@ class Told:
     """Hears what a loop tells."""
 
     said: list[str]
-    outcomes: list[tuple[Outcome, bool]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     state: DaemonState = DaemonState.STARTING
     why: str = ""
     working: int = 0
 
-    def file_done(self, outcome: Outcome, done: bool) -> None:
-        self.outcomes.append((outcome, done))
+    def advance(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
 
     def clear_progress(self, source: Path) -> None:
         pass
@@ -68,8 +69,8 @@ class Told:
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def heartbeat(self, state: DaemonState, why: str, queued: int, working: int) -> None:
-        self.state, self.why, self.working = state, why, working
+    def show_health(self, health: Health) -> None:
+        self.state, self.why, self.working = health.state, health.why, health.working
 
 
 @dataclass
@@ -94,7 +95,8 @@ class Shift:
 
     def until_begun(self, source: Path) -> None:
         """Wait until a worker has a file in its hands."""
-        self.until(lambda: source in self.loop._in_flight and self.loop._in_flight[source].last_heartbeat is not None)
+        jobs = self.loop._dispatcher.jobs
+        self.until(lambda: source in jobs and jobs[source].last_heartbeat is not None)
 
     def drop(self, source: Path) -> Path:
         """Tell of a file, so that it settles."""
@@ -107,7 +109,8 @@ def shift(at: Office, factory: Factory, **settings: Any) -> Iterator[Shift]:
     chosen = WatchSettings().with_values({"settle": SETTLE, "rescan": 3600, "min_free": 0} | settings, "test")
     orders, told = RuntimeConfig(WorkerConfig(factory), chosen), Told(at.said)
     played: list[Shift] = []
-    loop = EventLoop(at.desk, told, orders, lambda: orders, lambda: played[0].now)
+    health = HealthReporter(told, HealthWriter(health_file(at.outbox)))
+    loop = EventLoop(at.desk, health, orders, lambda: orders, lambda: played[0].now)
     played.append(Shift(at, loop, told))
     try:
         yield played[0]
@@ -149,7 +152,7 @@ def test_links_that_appear_at_any_time_lead_nowhere(tmp_path: Path, policy: Orig
             now.drop(source)
         now.turn(SETTLE)
         now.until_begun(worked_on)
-        assert len(now.loop._in_flight) == 2 and now.loop._settling.queued == 1
+        assert len(now.loop._dispatcher.jobs) == 2 and now.loop._settling.queued == 1
         now.drop(sources[3])
         assert now.loop._settling.settling == 1
         for number, source in enumerate(sources):
@@ -159,7 +162,7 @@ def test_links_that_appear_at_any_time_lead_nowhere(tmp_path: Path, policy: Orig
         now.turn(SETTLE)
         calm = now.drop(picture(tmp_path / "in/calm.png"))
         now.turn(SETTLE)
-        now.until(lambda: at.state(calm) is FileState.DONE and not now.loop._in_flight)
+        now.until(lambda: at.state(calm) is FileState.DONE and not now.loop._dispatcher.jobs)
         assert snapshot(tmp_path / "outside") == before
         assert names(at.outbox) == ["calm.png"]
         assert names(tmp_path / "failed") == []
@@ -179,7 +182,7 @@ def test_what_a_link_brings_and_takes_away_again_is_done_again(tmp_path: Path, p
         assert snapshot(outside) == before
         source.parent.unlink()
         picture(source, red=10)
-        assert at.desk.finish(job, work)[0] is JobResult.AGAIN and names(at.outbox) == []
+        assert at.desk.finish(job, work)[0] is JobResult.CHANGED and names(at.outbox) == []
         assert source.exists() and at.turn(source) is JobResult.DONE
 
 
@@ -302,7 +305,7 @@ def test_what_did_not_get_its_name_is_done_at_the_next_start(
                 job = at.started(source)
                 work = at.result(job)
                 struck(monkeypatch, "chmod", strike)
-                assert at.desk.finish(job, work)[0] is JobResult.LATER
+                assert at.desk.finish(job, work)[0] is JobResult.UNAVAILABLE
     assert source.exists() and names(tmp_path / "out") == []
     with office(tmp_path, policy) as at:
         assert at.state(source) is FileState.QUEUED and not at.knows(source)
@@ -416,7 +419,7 @@ def test_a_machine_that_sleeps_costs_no_file_and_a_worker_that_is_silent_its_own
         for _ in range(steps):
             now.turn(40 / steps)  # at once, or one second after the other
         gate.touch()
-        now.until(lambda: not now.loop._in_flight)
+        now.until(lambda: not now.loop._dispatcher.jobs)
         assert at.state(source) is (FileState.DONE if steps == 1 else FileState.FAILED)
 
 
@@ -447,7 +450,7 @@ def test_what_nobody_had_begun_is_not_begun_once_it_is_to_stop(tmp_path: Path) -
         now.drop(second)
         now.turn(SETTLE)
         now.until_begun(first)
-        assert len(now.loop._in_flight) == 2 and at.state(second) is FileState.QUEUED and now.told.working == 1
+        assert len(now.loop._dispatcher.jobs) == 2 and at.state(second) is FileState.QUEUED and now.told.working == 1
         gate.touch()
         now.loop._wind_down()
         assert (at.state(first), at.state(second)) == (FileState.DONE, FileState.QUEUED)
@@ -462,11 +465,11 @@ def test_workers_that_cannot_start_are_waited_for_longer_each_time(tmp_path: Pat
         now.until(lambda: now.told.why)
         for _ in range(100):
             now.turn(0.001)
-        assert now.told.state == "paused" and len(at.said) == 1 and "nothing is lost" in at.said[0]
+        assert now.told.state == "paused" and len(at.said) == 1 and "no file is lost" in at.said[0]
         assert (
             at.state(source) in (FileState.QUEUED, FileState.WORKING)
             and not now.told.outcomes
-            and not now.loop._in_flight
+            and not now.loop._dispatcher.jobs
         )
         now.turn(SETTLE)
         now.until(lambda: len(at.said) == 2)

@@ -52,18 +52,21 @@ def refused(here: Path, *arguments: object, code: int = 3, told: str, env: dict[
         ("in out --failed out", "out: the outbox is also the failed folder"),
         ("in out --failed out/failed", "out/failed: the failed folder lies inside the outbox"),
         ("in other/out --failed to_other", "other/out: the outbox lies inside the failed folder"),
-        ("in out --originals move --move-to in/done", "in/done: the originals lies inside the inbox"),
+        ("in out --originals move --move-to in/done", "in/done: the originals folder lies inside the inbox"),
         ("in/below out --originals move --move-to in", "in/below: the inbox lies inside the originals"),
         ("in out --originals move --move-to out", "out: the outbox is also the originals"),
-        ("in out --originals move --move-to to_in/done", "in/done: the originals lies inside the inbox"),
-        ("in out --originals move --move-to bad/done --failed bad", "bad/done: the originals lies inside the failed"),
+        ("in out --originals move --move-to to_in/done", "in/done: the originals folder lies inside the inbox"),
+        (
+            "in out --originals move --move-to bad/done --failed bad",
+            "bad/done: the originals folder lies inside the failed",
+        ),
         ("in out --originals move --move-to bad --failed bad", "bad: the failed folder is also the originals"),
-        ("in circle", "circle: cannot be followed to a folder"),
+        ("in circle", "circle: cannot be resolved"),
     ],
 )
 def test_folders_that_are_not_apart_are_refused(here: Path, arguments: str, told: str) -> None:
     said = refused(here, *arguments.split(), told=told)
-    assert "choose a" in said or "name another one" in said
+    assert "choose a" in said or "name another" in said
 
 
 def test_a_mount_of_the_inbox_under_another_name_is_no_way_round(here: Path) -> None:
@@ -81,9 +84,9 @@ def test_a_mount_of_the_inbox_under_another_name_is_no_way_round(here: Path) -> 
 @pytest.mark.parametrize(
     ("inbox", "told"),
     [
-        ("to_in", "to_in: is a link, which could be turned elsewhere; name the folder it points to"),
-        ("missing", "missing: there is no such inbox; make it first"),
-        ("in/below/a.jpg", "a.jpg: is no folder; name the folder that originals land in"),
+        ("to_in", "to_in: is a link, which may be redirected; name the folder it points to"),
+        ("missing", "missing: the inbox does not exist; create it first"),
+        ("in/below/a.jpg", "a.jpg: is not a folder; name the folder for new originals"),
     ],
 )
 def test_an_inbox_that_is_none_is_refused(here: Path, inbox: str, told: str) -> None:
@@ -92,7 +95,7 @@ def test_an_inbox_that_is_none_is_refused(here: Path, inbox: str, told: str) -> 
 
 def test_an_outbox_that_is_a_file_is_refused(here: Path) -> None:
     put(here / "file", b"")
-    refused(here, "in", "file", told="file: is no folder; remove it or name another one")
+    refused(here, "in", "file", told="file: is not a folder; remove it or name another one")
 
 
 @pytest.mark.parametrize("role", ["in", "out", "failed", "done"])
@@ -100,7 +103,7 @@ def test_a_folder_that_everybody_can_write_to_is_refused(here: Path, role: str) 
     (here / role).mkdir(exist_ok=True)
     (here / role).chmod(0o1777)
     options = ("--failed", "failed", "--originals", "move", "--move-to", "done")
-    refused(here, "in", "out", *options, told=f"{role}: everybody can write to it; run chmod o-w on it")
+    refused(here, "in", "out", *options, told=f"{role}: every user can write to it; run chmod o-w on it")
 
 
 def test_folders_of_everybody_are_used_when_that_is_allowed(tmp_path: Path) -> None:
@@ -137,7 +140,7 @@ def test_a_folder_of_everybody_above_is_nobodys_concern(tmp_path: Path) -> None:
         ("--dry-run", {}, 2, "No such option"),
         ("--originals burn", {}, 2, "'burn' is not one of"),
         ("--originals move", {}, 3, "originals is move, but move_to names no folder"),
-        ("--move-to done", {}, 3, "set originals to move, or take move_to back"),
+        ("--move-to done", {}, 3, "set originals to move, or remove move_to"),
     ],
 )
 def test_bad_settings_are_refused(here: Path, options: str, env: dict[str, str], code: int, told: str) -> None:

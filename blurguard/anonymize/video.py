@@ -31,6 +31,7 @@ from blurguard.settings import Audio, Mode
 from blurguard.tracking.lookahead import FrameDetections
 from blurguard.tracking.scene_cuts import SceneCutDetector
 from blurguard.types import Detections
+from blurguard.video.info import VideoInfo
 from blurguard.video.reader import VideoReader, open_video
 from blurguard.video.rgb import RgbConverter
 from blurguard.video.writer import VideoWriter
@@ -62,18 +63,14 @@ def hide_video(source: Path, target: Path, job: MediaJob, log: FaceLog) -> None:
     """
     settings = job.settings
     with _open(source, job) as video:
-        if not is_supported(video.pixel_format):
-            raise InputError(f"{source}: pixels of {video.pixel_format} are not supported; convert it to yuv420p")
+        pixel_format = video.info.pixel_format
+        if not is_supported(pixel_format):
+            raise InputError(f"{source}: pixels of {pixel_format} are not supported; convert it to yuv420p")
         writer = VideoWriter(video, target, keep_audio=settings.audio is Audio.KEEP, quick=settings.mode is Mode.FAST,
                              keep_metadata=settings.keep_metadata, threads=job.threads)  # fmt: skip
         with writer:
             count = _process(video, job, log, writer.write)
         log.info = _info_of(video, count, writer.left_out)
-
-
-def upright_size(video: VideoReader) -> tuple[int, int]:
-    """Return width and height as displayed, px."""
-    return (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
 
 
 def _open(source: Path, job: MediaJob) -> VideoReader:
@@ -82,10 +79,9 @@ def _open(source: Path, job: MediaJob) -> VideoReader:
 
 
 def _info_of(video: VideoReader, frames: int, left_out: Sequence[str] = ()) -> MediaInfo:
-    losses = [video.damage] if video.damage else []
-    if left_out:
-        losses.append(f"could not be copied: {', '.join(left_out)}")
-    return MediaInfo(video.kind, *upright_size(video), frames, "; ".join(losses))
+    not_copied = f"could not be copied: {', '.join(left_out)}" if left_out else ""
+    damage = "; ".join(filter(None, (video.damage.summary(), not_copied)))
+    return MediaInfo(video.info.kind, *video.info.upright_size, frames, damage)
 
 
 def _process(video: VideoReader, job: MediaJob, log: FaceLog, write: Callable[[VideoFrame], None]) -> int:
@@ -94,24 +90,24 @@ def _process(video: VideoReader, job: MediaJob, log: FaceLog, write: Callable[[V
     with closing(_process_frames(video, job, log)) as frames:
         for count, frame in enumerate(frames, start=1):
             write(frame)
-            job.progress(count, video.frames_expected)
+            job.progress(count, video.info.frames_expected)
     return count
 
 
 def _process_frames(video: VideoReader, job: MediaJob, log: FaceLog) -> Generator[VideoFrame, None, None]:
     """Yield every frame, with its faces hidden if the job says so. Other threads are ahead with the next frames."""
-    rotation, box_rgb = video.rotation, job.settings.box_rgb
+    rotation, box_rgb = video.info.rotation, job.settings.box_rgb
 
     def surfaces(frame: VideoFrame) -> list[Surface]:
         return surfaces_of(frame, rotation, box_rgb)
 
     stop = Event()
-    detected = _FrameDetector(video, job, stop).detect_all(prefetch(video.frames(), _READ_AHEAD, stop))
-    max_frames = _max_frames(video, job.settings.hold)
-    return prefetch(redact_tracks(detected, surfaces, upright_size(video), job, max_frames, log), _READ_AHEAD, stop)
+    detected = _FrameDetector(video.info, job, stop).detect_all(prefetch(video.frames(), _READ_AHEAD, stop))
+    max_frames = _max_frames(video.info, job.settings.hold)
+    return prefetch(redact_tracks(detected, surfaces, video.info.upright_size, job, max_frames, log), _READ_AHEAD, stop)
 
 
-def _max_frames(video: VideoReader, hold: float) -> int:
+def _max_frames(video: VideoInfo, hold: float) -> int:
     """Return the largest window, frames: as many as its bytes allow, but never fewer than ``hold`` needs.
 
     The video's rate is only an average, and a face may appear in a slow-motion part. So it does not count.
@@ -130,9 +126,9 @@ class _DetectedFrame(NamedTuple):
 class _FrameDetector:
     """Detects faces in several frames at a time: one thread per detector."""
 
-    def __init__(self, video: VideoReader, job: MediaJob, stop: Event) -> None:
+    def __init__(self, video: VideoInfo, job: MediaJob, stop: Event) -> None:
         self._time_base = video.time_base
-        self._size_wh = upright_size(video)
+        self._size_wh = video.upright_size
         self._job = job
         self._stop = stop
         longest = FAST_SIDE_PX if job.settings.mode is Mode.FAST else None

@@ -1,4 +1,4 @@
-"""The command line."""
+"""Command line."""
 
 from blurguard.cli.app import main
 

@@ -1,4 +1,4 @@
-"""What a person sees: a bar on a terminal, plain lines elsewhere, JSON lines if asked, a closing table."""
+"""Console output: progress bars on a terminal, plain lines elsewhere, or JSON lines."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from blurguard.errors import EXIT_OK
 from blurguard.types import Outcome, Status
 from blurguard.watch.health import DaemonState, Health
 
-_JSON_EVERY_SECONDS = 5.0  # of each video
+_JSON_SECONDS = 5.0  # between two "frames" events of a video
 _STYLES = {Status.DONE: "green", Status.SKIPPED: "dim", Status.FAILED: "bold red"}
 
 
 def printable(path: Path | str) -> str:
-    """Return a name that is safe to print: bytes that are no text and control characters are escaped."""
+    """Return a name that is safe to print: invalid UTF-8 and control characters are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class _InterruptSafeStream:
-    """A standard stream to which writing is no error when its terminal has been closed: SIGHUP decides what happens."""
+class _TerminalStream:
+    """A standard stream that ignores writes to a closed terminal. The process decides on SIGHUP itself."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -69,29 +70,13 @@ def _closed_terminal_ignored() -> Iterator[None]:
 
 
 def plain_console(to_stderr: bool = False) -> Console:
-    """Return a console that prints names as they are: no emoji, nothing highlighted, no line cut."""
-    stream = cast(IO[str], _InterruptSafeStream(sys.stderr if to_stderr else sys.stdout))
+    """Return a console that prints names unchanged: no emoji codes, no highlighting, no wrapping."""
+    stream = cast(IO[str], _TerminalStream(sys.stderr if to_stderr else sys.stdout))
     return Console(file=stream, highlight=False, soft_wrap=True, emoji=False)
 
 
-class Tally:
-    """Counts outcomes; also the exit code's source."""
-
-    def __init__(self) -> None:
-        self.by_status: Counter[Status] = Counter()
-        self.faces = 0
-        self.exit_codes: list[int] = []
-
-    def add(self, outcome: Outcome) -> None:
-        """Count one file."""
-        self.by_status[outcome.status] += 1
-        self.faces += len(outcome.faces)
-        if outcome.status is Status.FAILED:
-            self.exit_codes.append(outcome.exit_code)
-
-
 class _Rate(ProgressColumn):
-    """Files or frames per second, or seconds for each where that is the handier number."""
+    """Files or frames per second, or seconds per file or frame if that is above 1."""
 
     def render(self, task: Task) -> Text:
         speed, unit = task.finished_speed or task.speed, task.fields["unit"]
@@ -101,152 +86,160 @@ class _Rate(ProgressColumn):
         return Text(text, style="progress.data.speed")
 
 
-class _ProgressWithHeadline(Progress):
-    """Bars under a line of text."""
+class _HeadedProgress(Progress):
+    """Progress bars below a headline."""
 
     headline = Text()
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Yield the line, then the bars."""
+        """Yield the headline, then the bars."""
         yield self.headline
         yield from super().get_renderables()
 
 
 class ConsoleProgress:
-    """Tells a person how a batch goes.
+    """Reports a batch or a drop folder to the user, and counts outcomes.
 
-    Lines go to standard output, failures to standard error, also when ``quiet``. On a terminal there is a bar
-    instead of lines, unless ``verbose``. ``as_json`` replaces all of it by JSON lines on standard error.
+    Lines go to standard output. Failures go to standard error, also if ``quiet``. On a terminal, progress bars
+    replace the lines, unless ``verbose``. With ``as_json``, JSON lines on standard error replace all of it.
+
+    Attributes:
+        exit_code: of the first failure, 0 without one.
     """
 
     def __init__(self, *, quiet: bool, verbose: bool, as_json: bool, to_stderr: bool = False) -> None:
         self.out = plain_console(to_stderr)
         self.errors = plain_console(to_stderr=True)
-        self.tally = Tally()
+        self.exit_code = EXIT_OK
+        self._status_counts: Counter[Status] = Counter()
+        self._faces = 0
         self._quiet = quiet
         self._as_json = as_json
-        self._bar: _ProgressWithHeadline | None = None
+        self._bars: _HeadedProgress | None = None
         self._batch: TaskID | None = None
         self._headline = self._state = ""
         self._videos: dict[Path, TaskID] = {}
         self._last_json: dict[Path, float] = {}
         self._lines = not quiet and not as_json and (verbose or not self.errors.is_terminal)
 
-    def start(self, total: int) -> None:
-        """Show the bar where there is a terminal."""
-        if self._show_bar() and self._bar is not None:
-            self._batch = self._bar.add_task("hiding faces", total=total, unit="file")
+    @contextlib.contextmanager
+    def batch(self, total: int) -> Iterator[None]:
+        """Show the progress of a batch of ``total`` files."""
+        with self._show_bars():
+            if self._bars is not None:
+                self._batch = self._bars.add_task("hiding faces", total=total, unit="file")
+            yield
 
     @contextlib.contextmanager
-    def live(self, what: str) -> Iterator[None]:
-        """Show how a drop folder is doing for as long as this lasts: a line per file, and how things stand."""
-        self._headline, self._lines = what, not self._quiet and not self._as_json
-        if not self._show_bar():
-            self.say(what)
-        try:
+    def live(self, headline: str) -> Iterator[None]:
+        """Show a drop folder: one line per file, and its state below a headline."""
+        self._headline, self._lines = headline, not self._quiet and not self._as_json
+        with self._show_bars():
+            if self._bars is None:
+                self.say(headline)
             yield
+
+    @contextlib.contextmanager
+    def _show_bars(self) -> Iterator[None]:
+        if self._quiet or self._as_json or not self.errors.is_terminal:
+            yield
+            return
+        name = TextColumn("{task.description}", markup=False)
+        columns = name, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+        self._bars = _HeadedProgress(*columns, console=self.errors, transient=True)
+        try:
+            with self._bars:
+                yield
         finally:
-            self.finish()
+            self._bars = None
 
     def show_health(self, health: Health) -> None:
-        """Tell how a drop folder is doing."""
+        """Show the state of the drop folder. Called several times a second."""
         state = f"{health.state}: {health.why}" if health.why else str(health.state)
-        if self._bar is not None:
+        if self._bars is not None:
             since = max(health.latest - health.started, 1.0)
             counts = f"{health.queued} waiting, {health.working} working, {health.done} done, {health.failed} failed"
             text = f"{self._headline} ({state}): {counts}, {health.done / since:.1f} files/s"
-            self._bar.headline = Text(
-                printable(text), style="bold red" if health.state is DaemonState.PAUSED else "bold"
-            )
-        if state != self._state:
-            self._state = state
-            if self._as_json:
-                self._json("state", state=health.state, why=health.why)
-
-    def _show_bar(self) -> bool:
-        """Show bars where there is a terminal; tells whether there is one."""
-        if self._quiet or self._as_json or not self.errors.is_terminal:
-            return False
-        what = TextColumn("{task.description}", markup=False)
-        columns = what, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-        self._bar = _ProgressWithHeadline(*columns, console=self.errors, transient=True)
-        self._bar.start()
-        return True
+            style = "bold red" if health.state is DaemonState.PAUSED else "bold"
+            self._bars.headline = Text(printable(text), style=style)
+        if self._as_json and state != self._state:
+            self._json("state", state=health.state, why=health.why)
+        self._state = state
 
     def frames(self, source: Path, done: int, total: int | None) -> None:
-        """Tell how far a video is; may be called from any thread."""
-        if self._as_json and monotonic() - self._last_json.get(source, 0.0) >= _JSON_EVERY_SECONDS:
+        """Show the progress of a video. May be called from any thread."""
+        if self._as_json and monotonic() - self._last_json.get(source, 0.0) >= _JSON_SECONDS:
             self._last_json[source] = monotonic()
             self._json("frames", source=str(source), done=done, total=total)
-        if self._bar is None:
+        bars = self._bars
+        if bars is None:
             return
         if source not in self._videos:
-            self._videos[source] = self._bar.add_task(printable(source.name), total=total, unit="frame")
-        self._bar.update(self._videos[source], completed=done, total=total)
+            self._videos[source] = bars.add_task(printable(source.name), total=total, unit="frame")
+        bars.update(self._videos[source], completed=done, total=total)
 
     def advance(self, outcome: Outcome) -> None:
-        """Tell of one file."""
-        self.tally.add(outcome)
+        """Count and report one file."""
+        self._status_counts[outcome.status] += 1
+        self._faces += len(outcome.faces)
+        self.exit_code = self.exit_code or outcome.exit_code
         if self._as_json:
             self._json("file", source=str(outcome.source), status=outcome.status, faces=len(outcome.faces),
                        seconds=round(outcome.seconds, 3), reason=outcome.reason)  # fmt: skip
         elif outcome.status is Status.FAILED:
             self.errors.print(Text(f"failed   {printable(outcome.reason)}", style=_STYLES[outcome.status]))
         elif self._lines:
-            self._above.print(_line(outcome))
-        if self._bar is not None and self._batch is not None:
-            self._bar.advance(self._batch)
+            self._above_bars.print(_line(outcome))
+        if self._bars is not None and self._batch is not None:
+            self._bars.advance(self._batch)
         self.clear_progress(outcome.source)
 
     def clear_progress(self, source: Path) -> None:
-        """Tell nothing more of how far a video is."""
+        """Remove the progress of a video."""
         self._last_json.pop(source, None)
-        film = self._videos.pop(source, None)
-        if self._bar is not None and film is not None:
-            self._bar.remove_task(film)
-
-    def finish(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        video = self._videos.pop(source, None)
+        if self._bars is not None and video is not None:
+            self._bars.remove_task(video)
 
     def say(self, text: str) -> None:
         """Print one line, unless quiet."""
         if self._as_json:
             self._json("note", text=text)
         elif not self._quiet:
-            self._above.print(Text(printable(text)))
+            self._above_bars.print(Text(printable(text)))
 
     def fail(self, text: str) -> None:
-        """Print an error that is of no single file."""
+        """Print an error that does not belong to a single file."""
         if self._as_json:
             self._json("error", text=text)
         else:
             self.errors.print(Text(f"error: {printable(text)}", style="bold red"))
 
-    def close(self, seconds: float, left_alone: Counter[str]) -> None:
-        """Print the closing table; ``seconds`` is the wall time of all of it."""
-        counts = {status.value: self.tally.by_status[status] for status in Status}
+    def show_totals(self, seconds: float, left_alone: Counter[str]) -> None:
+        """Print the totals of a batch.
+
+        Args:
+            seconds: wall time of the batch.
+            left_alone: files that were not processed, by reason.
+        """
+        counts = {status.value: self._status_counts[status] for status in Status} | {"faces": self._faces}
         if self._as_json:
-            self._json("end", **counts, faces=self.tally.faces, seconds=round(seconds, 3), left_alone=dict(left_alone))
-            return
-        if self._quiet:
-            return
-        table = Table(*counts, "faces", "seconds")
-        table.add_row(*(str(count) for count in counts.values()), str(self.tally.faces), f"{seconds:.1f}")
-        self.out.print(table)
-        if left_alone:
-            told = ", ".join(f"{count} {reason}" for reason, count in sorted(left_alone.items()))
-            self.out.print(Text(f"left alone: {told}"))
+            self._json("end", **counts, seconds=round(seconds, 3), left_alone=dict(left_alone))
+        elif not self._quiet:
+            table = Table(*counts, "seconds")
+            table.add_row(*map(str, counts.values()), f"{seconds:.1f}")
+            self.out.print(table)
+            if left_alone:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_alone.items()))
+                self.out.print(Text(f"left alone: {reasons}"))
 
     @property
-    def _above(self) -> Console:
-        """Where lines go: on a terminal with bars, above them."""
-        return self.errors if self._bar is not None and self.out.is_terminal else self.out
+    def _above_bars(self) -> Console:
+        """The console for lines. If bars are shown on the same terminal, lines go above them."""
+        return self.errors if self._bars is not None and self.out.is_terminal else self.out
 
     def _json(self, event: str, **values: object) -> None:
-        # Not through the console: an interruption while that prints leaves it collecting lines for ever.
+        # Not through the console: after an interrupted print it would only collect lines and write none.
         self.errors.file.write(json.dumps({"event": event, **values}) + "\n")
         self.errors.file.flush()
 

@@ -1,4 +1,4 @@
-"""Does everything that blurguard needs work here: runtime, models, codecs, folders."""
+"""Self-check of the runtime, the models, the codecs and folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from blurguard.video.encoders import ENCODERS, missing_encoders
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One check: what, how it went, and the exit code of its failure, 0 when it is well."""
+    """Result of one check. ``exit_code`` is that of its failure, 0 if it passed."""
 
     name: str
     detail: str
@@ -28,32 +28,37 @@ class CheckResult:
 
 
 def run_checks(folders: list[Path]) -> Iterator[CheckResult]:
-    """Yield the findings one by one; ``folders`` are checked for being writable."""
-    yield _finding("runtime", lambda: interpreter_class()[1])
+    """Run all checks and yield their results. ``folders`` must be writable."""
+    yield _check("runtime", _runtime)
     yield from _models()
     for kind in FileType:
         if kind.is_still:
-            yield _finding(f"codec {kind}", lambda kind=kind: _round_trip(kind))  # type: ignore[misc]
-    yield _finding("video", _video)
+            yield _check(f"codec {kind}", _round_trip, kind)
+    yield _check("video", _video)
     for folder in folders:
-        yield _finding(f"folder {folder}", lambda folder=folder: _writable(folder))  # type: ignore[misc]
+        yield _check(f"folder {folder}", _writable, folder)
 
 
 def _models() -> Iterator[CheckResult]:
     try:
-        known = model_zoo.all_specs()
+        specs = model_zoo.all_specs()
     except ModelError as error:
         yield CheckResult("models", str(error), error.exit_code)
         return
-    for spec in known:
-        yield _finding(f"model {spec.name}", lambda spec=spec: _runs(spec))  # type: ignore[misc]
+    for spec in specs:
+        yield _check(f"model {spec.name}", _runs, spec)
 
 
-def _finding(name: str, check: Callable[[], str]) -> CheckResult:
+def _check(name: str, check: Callable[..., str], *arguments: object) -> CheckResult:
     try:
-        return CheckResult(name, check())
+        return CheckResult(name, check(*arguments))
     except BlurguardError as error:
         return CheckResult(name, str(error), error.exit_code)
+
+
+def _runtime() -> str:
+    _, version = interpreter_class()
+    return version
 
 
 def _runs(spec: model_zoo.ModelSpec) -> str:
@@ -63,7 +68,7 @@ def _runs(spec: model_zoo.ModelSpec) -> str:
 
 
 def _round_trip(kind: FileType) -> str:
-    """Encode a small picture and decode it again."""
+    """Encode and decode a small picture."""
     pixels = np.full((16, 16, 3), 128, np.uint8)
     data = blank_image_file(kind).encode([Page(Image(pixels, Layout.RGB))])
     (page,) = open_image(data, kind, "test picture", 256).pages()
@@ -71,7 +76,7 @@ def _round_trip(kind: FileType) -> str:
 
 
 def _video() -> str:
-    """Name the encoders; one that this FFmpeg was built without is a failure."""
+    """Return the names of the encoders. One that FFmpeg lacks is a failure."""
     missing = missing_encoders()
     if missing:
         raise OutputError(f"this FFmpeg cannot write {', '.join(missing)}; install PyAV's own wheel (pip install av)")

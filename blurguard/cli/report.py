@@ -1,4 +1,4 @@
-"""Outcomes as JSON lines: for machines, one line per file, written as each file ends."""
+"""Machine-readable reports: one JSON line per file, written when the file is done."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blurguard.types import Outcome
 
 
 def outcome_json(outcome: Outcome, settings: Settings) -> dict[str, Any]:
-    """Return an outcome as JSON types, with all that is needed to tell how it came about."""
+    """Return an outcome as JSON types, with the model and settings that led to it."""
     record = {
         "source": str(outcome.source),
         "target": None if outcome.target is None else str(outcome.target),
@@ -37,7 +37,7 @@ def outcome_json(outcome: Outcome, settings: Settings) -> dict[str, Any]:
 
 
 def detection_json(outcome: Outcome) -> dict[str, Any]:
-    """Return what was found in a file, for ``blurguard detect``; a file that failed says why."""
+    """Return the faces of a file for ``blurguard detect``, with the reason if it failed."""
     record = {
         "source": str(outcome.source),
         "width": outcome.width,
@@ -52,13 +52,13 @@ def _second_pass(outcome: Outcome) -> dict[str, str]:
 
 
 class JsonLines:
-    """A file of JSON lines that can be followed while it grows; ``-`` is standard output, None is nowhere."""
+    """A file of JSON lines, flushed after each. ``-`` is standard output, None discards the lines."""
 
     def __init__(self, path: Path | None) -> None:
         """Open the file.
 
         Raises:
-            OutputError: it cannot be written, or holds something that is not a report.
+            OutputError: it cannot be written, or exists and is not a report.
         """
         self._path = path if path and path != Path("-") else Path("standard output")
         self._file: IO[str] | None = None
@@ -70,10 +70,10 @@ class JsonLines:
                 self._file = path.open("w", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add one line; names that are no valid text are escaped.
+        """Add one line. Names that are not valid text are escaped.
 
         Raises:
-            OutputError: the disk is full, or nobody reads standard output any more.
+            OutputError: the disk is full, or the reader of standard output is gone.
         """
         if self._file is None:
             return
@@ -82,25 +82,25 @@ class JsonLines:
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
         except OutputError:
-            if self._file is sys.stdout:  # or Python would try once more at its end, and complain
+            if self._file is sys.stdout:  # otherwise Python retries at exit, and prints a traceback
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
             raise
 
     def __enter__(self) -> JsonLines:
-        """Be the context."""
+        """Return the file."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file, but not standard output."""
+        """Close the file, unless it is standard output."""
         if self._file is not None and self._file is not sys.stdout:
             with output_errors(self._path):
                 self._file.close()
 
 
 def _refuse_other_files(path: Path) -> None:
-    """``--report holiday.jpg`` is a slip that must not cost the picture."""
+    """Refuse to replace other files: ``--report holiday.jpg`` must not delete a picture."""
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
             if file.read(9) != b'{"source"':

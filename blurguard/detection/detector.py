@@ -1,4 +1,4 @@
-"""The detector protocol, and the factory that loads the detector for given settings."""
+"""The detector protocol, and the function that loads the detector for given settings."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from blurguard.types import Detections
 
 
 class Detector(Protocol):
-    """The seam between pictures and networks; tests and other detectors stand in here."""
+    """Interface between images and networks. Tests and other detectors implement it too."""
 
     @property
     def identity(self) -> str:
-        """What looked: it stands in reports, and decides whether a result is up to date."""
+        """Name and version for reports. Results of another detector are out of date."""
 
     @property
     def threshold(self) -> float:
-        """Score from which a face is hidden when the user sets none."""
+        """Default score threshold."""
 
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
-        """Return the faces in an upright (H, W, 3) uint8 RGB picture that score at least ``min_score``.
+        """Return the faces in an upright (H, W, 3) uint8 RGB image that score at least ``min_score``.
 
-        A detector that looks a second time at what `exposure.exposure_defect` tells something of says so in their ``exposure_defect``.
+        A detector that adds a second pass for an exposure defect names the defect in `Detections.flaw`.
         """
 
 
 def load_detector(settings: Settings, threads: int = 1) -> BlazeFaceDetector:
-    """Return the detector that the settings ask for.
+    """Return the detector that the settings select.
 
     Raises:
-        ModelError: no such model, file damaged, or no runtime.
+        ModelError: unknown model, damaged file, or runtime not installed.
     """
     spec = model_zoo.get_spec(settings.model)
     return BlazeFaceDetector(Network(spec, model_zoo.load_weights(spec), threads), settings.mode)

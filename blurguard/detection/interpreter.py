@@ -1,19 +1,21 @@
-"""Running a network at any size: the only importer of LiteRT, or of tflite-runtime where that is installed.
+"""Runs a network at any input size. The only importer of LiteRT, or else of tflite-runtime.
 
-An interpreter has a fixed input size and is costly to build, so those in use are kept, least recently used
-going first, as long as they hold no more than ``CACHE_PX`` input pixels together. Interpreters are not
-thread-safe: one ``Network`` per worker.
+An interpreter has a fixed input size and is costly to build. A cache keeps interpreters of up to ``CACHE_PX`` input
+px together, and drops the least recently used first. Interpreters are not thread-safe: one ``Network`` per worker.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,37 +24,37 @@ from numpy.typing import NDArray
 from blurguard.detection.model_zoo import ModelSpec
 from blurguard.errors import ModelError
 
-# An INT8 network takes about 100 bytes per input px, a float one 170 (measured): this bounds them to some 100 and
-# 170 MB. Building an interpreter takes about as long as running it once.
+# An INT8 network takes about 100 bytes per input px, a float one 170 (measured): the bound is some 100 and 170 MB.
+# Building an interpreter takes about as long as running it once.
 CACHE_PX = 1_000_000
 _RUNTIMES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.interpreter", "tflite-runtime"))
 
 
 def interpreter_class() -> tuple[Any, str]:
-    """Return the ``Interpreter`` class and which package, of which version, it is of.
+    """Return the ``Interpreter`` class, and the name and version of its package.
 
     Raises:
-        ModelError: when neither package is installed.
+        ModelError: neither package is installed.
     """
     for module, package in _RUNTIMES:
         try:
-            found = __import__(module, fromlist=["Interpreter"]).Interpreter
+            interpreter = import_module(module).Interpreter
         except ImportError:
             continue
         with contextlib.suppress(PackageNotFoundError):
-            return found, f"{package} {version(package)}"
-        return found, package
+            return interpreter, f"{package} {version(package)}"
+        return interpreter, package
     raise ModelError("no TensorFlow Lite runtime is installed; run: pip install ai-edge-litert")
 
 
 class Network:
-    """One set of weights that runs at any size which is a multiple of ``spec.size_multiple``."""
+    """A set of weights that runs at any multiple of ``spec.size_multiple`` px."""
 
     def __init__(self, spec: ModelSpec, data: bytes, threads: int = 1) -> None:
-        """Take the model's bytes, whose hash has been checked; builds nothing yet.
+        """Take the bytes of the model, whose hash has been checked. Builds no interpreter yet.
 
         Raises:
-            ModelError: when no runtime is installed.
+            ModelError: no runtime is installed.
         """
         self.spec = spec
         self._data = data
@@ -61,7 +63,7 @@ class Network:
         self._interpreters: OrderedDict[tuple[int, int], Any] = OrderedDict()
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the raw maps for one RGB picture.
+        """Return the raw output maps for one RGB image.
 
         Args:
             canvas: (h, w, 3) uint8; h and w multiples of ``spec.size_multiple``.
@@ -70,34 +72,30 @@ class Network:
             boxes (h / stride, w / stride, 4) in input px, and logits (h / stride, w / stride).
 
         Raises:
-            ModelError: when the runtime fails.
+            ModelError: the runtime fails.
         """
-        size = canvas.shape[:2]
+        height, width = canvas.shape[:2]
         try:
-            interpreter = self._interpreter(size[0], size[1])
+            interpreter = self._interpreter(height, width)
             self._feed(interpreter, canvas)
             interpreter.invoke()
             boxes, logits = (_output(interpreter, name) for name in (self.spec.boxes, self.spec.scores))
         except (RuntimeError, ValueError) as error:
-            raise ModelError(
-                f"model {self.spec.name}: the runtime failed at {size[1]}x{size[0]} px: {error}"
-            ) from error
+            raise ModelError(f"model {self.spec.name}: the runtime failed at {width}x{height} px: {error}") from error
         return boxes[..., :4], logits[..., 0]
 
     def _interpreter(self, height: int, width: int) -> Any:
-        """Return the interpreter for that size, building it if there is none."""
+        """Return the cached interpreter for that size, or build it."""
         key = (height, width)
         if key not in self._interpreters:
-            used = sum(h * w for h, w in self._interpreters)
-            while self._interpreters and used + height * width > CACHE_PX:
-                (h, w), _ = self._interpreters.popitem(last=False)
-                used -= h * w
+            while self._interpreters and sum(map(math.prod, (*self._interpreters, key))) > CACHE_PX:
+                self._interpreters.popitem(last=False)
             self._interpreters[key] = self._build(height, width)
         self._interpreters.move_to_end(key)
         return self._interpreters[key]
 
     def _build(self, height: int, width: int) -> Any:
-        """Build an interpreter; where the file holds sizes, they are set to this one first."""
+        """Build an interpreter after setting the sizes that the file itself holds."""
         data = bytearray(self._data)
         for offset, divisor in self.spec.size_constants:
             struct.pack_into("<2i", data, offset, height // divisor, width // divisor)
@@ -108,7 +106,7 @@ class Network:
         return interpreter
 
     def _feed(self, interpreter: Any, canvas: NDArray[np.uint8]) -> None:
-        """Write the picture into the input tensor, as the numbers that the network expects."""
+        """Write the image into the input tensor in the value range of the network."""
         view = interpreter.tensor(interpreter.get_input_details()[0]["index"])()[0]
         if view.dtype == np.uint8:
             view[...] = canvas
@@ -118,7 +116,7 @@ class Network:
 
 
 def _output(interpreter: Any, name: str) -> NDArray[np.float32]:
-    """Return the output of that name as float32, without its batch axis."""
+    """Return the named output as float32, without its batch axis."""
     (details,) = (d for d in interpreter.get_output_details() if d["name"] == name)
     raw = interpreter.get_tensor(details["index"])[0]
     if raw.dtype == np.float32:
@@ -133,10 +131,10 @@ _built = threading.Event()
 
 @contextlib.contextmanager
 def _quiet_stderr_once() -> Iterator[None]:
-    """Keep what the runtime says at its first interpreter ("Created ... delegate") off the user's terminal.
+    """Hide the message that the runtime prints at its first interpreter ("Created ... delegate").
 
-    It says so once in a process, from C++, so only turning the descriptor away helps. That concerns all
-    threads: it is done once, by one of them.
+    C++ prints it once per process, so the file descriptor must be redirected. That affects all threads: only the
+    first one does it, once.
     """
     if _built.is_set():
         yield
@@ -148,17 +146,16 @@ def _quiet_stderr_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _discard_stderr() -> Iterator[None]:
-    """Turn standard error to nowhere."""
+    """Redirect standard error to the null device."""
     try:
-        kept = os.dup(2)
+        stderr = os.dup(2)
     except OSError:  # no stderr at all, as in some daemons
         yield
         return
-    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, 2)
+        with Path(os.devnull).open("wb") as null:
+            os.dup2(null.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
+        os.dup2(stderr, 2)
+        os.close(stderr)

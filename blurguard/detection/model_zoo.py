@@ -1,7 +1,7 @@
-"""Which weights there are, and that they are the ones that were measured.
+"""The released models: their manifest, and the check that the weights are the measured ones.
 
-``models/manifest.toml`` describes every model; adding one is data, not code. The installed package carries
-the folder inside itself; a checkout has it beside the package.
+``models/manifest.toml`` describes every model, so adding one is data, not code. The installed package contains that
+folder. A checkout has it beside the package.
 """
 
 from __future__ import annotations
@@ -24,33 +24,32 @@ class ModelSpec:
     """One entry of the manifest.
 
     Attributes:
-        name: what ``--model`` takes.
+        name: value of ``--model``.
         file: beside the manifest.
         sha256: of the file, hex.
         size: of the file, bytes.
-        layers: how many convolutions have weights of which type: int8, float32.
+        layers: number of convolutions by the type of their weights: int8, float32.
         stride: px of the input per output cell.
-        input: name of the one input tensor, (1, h, w, 3).
-        boxes: name of the output (1, h / stride, w / stride, >= 4): x y of the centre from the cell's, width, height.
+        input: name of the only input tensor, (1, h, w, 3).
+        boxes: name of the output (1, h / stride, w / stride, >= 4): x y of the center from the cell's, width, height.
         scores: name of the output (1, h / stride, w / stride, 1): logits.
-        input_scale: with ``input_offset``, maps uint8 RGB to what a float input expects: x * scale + offset.
+        input_scale: of uint8 RGB for a float input: x * scale + offset.
         input_offset: see ``input_scale``.
         size_multiple: h and w are multiples of this, px.
-        size_constants: (byte offset in the file, divisor): where two int32, h and w divided by it, stand.
+        size_constants: (byte offset, divisor) of two int32 in the file: h and w, each over the divisor.
         offset_unit: of raw x and y, input px.
         size_unit: of raw width and height, input px.
         log_sizes: whether raw width and height are natural logarithms (of sizes in that unit).
         box_scale: factors on raw width and height that make a tight face box.
-        box_shift: added to the centre, as shares of the tight width and height.
-        fine_logit_shift: added to the logits where the picture is looked at at nearly its own size or enlarged;
-            there weights that were not trained for small faces see them in noise.
-        thresholds: score from which a face is hidden, per mode.
-        crowd_ap: AP, percent, per mode, of the faces of ``examples/photos/crowd.jpg``: tells whether a build runs as
-            the released one did.
-        evidence: where the thresholds and the corrections were measured.
-        source: where the weights come from.
-        licence: of the weights, SPDX.
-        training_data: what they were trained on.
+        box_shift: added to the center, as shares of the tight width and height.
+        fine_logit_shift: added to the logits at about full size and enlarged, where weights that were not trained
+            for small faces detect them in noise.
+        thresholds: default score threshold, per mode.
+        crowd_ap: AP on ``examples/photos/crowd.jpg``, percent, per mode. Shows whether a build runs as released.
+        evidence: source of the thresholds and the corrections.
+        source: origin of the weights.
+        license: of the weights, SPDX.
+        training_data: of the weights.
     """
 
     name: str
@@ -76,20 +75,20 @@ class ModelSpec:
     crowd_ap: dict[Mode, float]
     evidence: str
     source: str
-    licence: str
+    license: str
     training_data: str
 
     @property
     def identity(self) -> str:
-        """Name and content of the weights, as reports and the journal tell them."""
+        """Name and SHA-256 of the weights, for reports and the journal."""
         return f"{self.name}@{self.sha256}"
 
 
 def models_dir() -> Path:
-    """Return the folder of the manifest: in the installed package, else in the checkout.
+    """Return the folder of the manifest, in the installed package or in the checkout.
 
     Raises:
-        ModelError: when there is none.
+        ModelError: neither has one.
     """
     for candidate in (_PACKAGE / "models", _PACKAGE.parent / "models"):
         if (candidate / MANIFEST).is_file():
@@ -101,7 +100,7 @@ def all_specs(models: Path | None = None) -> list[ModelSpec]:
     """Return every model of the manifest, the default first.
 
     Raises:
-        ModelError: when the manifest cannot be read.
+        ModelError: the manifest is missing or invalid.
     """
     path = (models or models_dir()) / MANIFEST
     try:
@@ -117,20 +116,20 @@ def get_spec(name: str = "", models: Path | None = None) -> ModelSpec:
     """Return the model of that name, or the default one for ``""``.
 
     Raises:
-        ModelError: when there is none of that name.
+        ModelError: unknown name.
     """
-    known = all_specs(models)
-    for spec in known:
+    specs = all_specs(models)
+    for spec in specs:
         if name in ("", spec.name):
             return spec
-    raise ModelError(f"no model named {name!r}; there are: {', '.join(spec.name for spec in known)}")
+    raise ModelError(f"no model named {name!r}; there are: {', '.join(spec.name for spec in specs)}")
 
 
 def load_weights(spec: ModelSpec, models: Path | None = None) -> bytes:
-    """Return the bytes of a model's file after checking their hash.
+    """Return the bytes of a model file after checking their hash.
 
     Raises:
-        ModelError: missing, or not the file that the manifest tells of.
+        ModelError: the file is missing, or not the one in the manifest.
     """
     path = (models or models_dir()) / spec.file
     try:

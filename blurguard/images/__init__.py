@@ -1,1 +1,7 @@
-"""Still images: every format is read and written in its own kind, depth and compression."""
+"""Still and animated pictures, each read and written in its own format, depth and compression.
+
+To add a format:
+1. Add a member with its suffixes and signature to `files.filetypes.FileType`.
+2. Write its codec, a subclass of `codec.PillowCodec` or another class with the methods of `codec.Codec`.
+3. Add a row for the two to `still.CODECS`.
+"""

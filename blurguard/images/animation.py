@@ -1,42 +1,31 @@
-"""Animated GIF, PNG and WebP, frame for frame.
+"""Animations: the base of their codecs, the changed parts of frames, and GIF.
 
-Pillow's writers join equal neighbours and choose disposal for themselves; here what was eight frames stays
-eight frames. Pillow encodes each frame as a still picture, and the parts are put into the animation's
-container. A frame that differs from the last one only in part is stored as that part.
+Pillow's writers join equal neighbors and choose the disposal themselves. Here eight frames stay eight frames:
+Pillow encodes each frame as a still picture, and its parts are put into the container of the animation. A frame
+that differs from the one before only in part is stored as that part.
 """
 
 from __future__ import annotations
 
-import io
+import itertools
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
-from PIL import Image as Pillow
 
-from blurguard.errors import InputError
-from blurguard.files.filetypes import FileType
-from blurguard.images.chunks import (
-    gif_blocks,
-    gif_has_transparency,
-    png_chunk,
-    png_chunks,
-    riff_chunks,
-    webp_is_lossless,
-)
-from blurguard.images.codec import QUALITY, Page, PillowCodec
+from blurguard.images.codec import Page, PillowCodec, encode
 from blurguard.images.convert import apply_orientation, from_pillow, to_pillow, with_palette
 from blurguard.types import Image, Palette
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SubFrame:
-    """The part of a frame that is new: its pixels, where they go, and for how long the frame stands."""
+    """The changed part of a frame: its pixels, its place in px, and the duration of the frame."""
 
     image: Image
     x: int
@@ -44,71 +33,17 @@ class SubFrame:
     duration_ms: float
 
 
-Timed = Iterable[tuple[Image, float]]
+def sub_frames(pages: Iterable[Page], grid: int = 1, crop_alpha: bool = True) -> Iterator[SubFrame]:
+    """Crop every frame but the first to its changed part.
 
-
-def encode_gif(frames: Timed, loop: int | None) -> bytes:
-    """Return a GIF of frames and their durations in ms; ``loop`` 0 is for ever, None plays once."""
-    out, size = [], (0, 0)
-    transparent = False
-    for index, cel in enumerate(_sub_frames(frames, grid=1, whole=lambda image: image.layout.has_alpha)):
-        if not index:
-            size = cel.image.width, cel.image.height
-            transparent = cel.image.layout.has_alpha
-        out.append(_gif_frame(cel, disposal=2 if transparent else 1))
-    head = struct.pack("<6s2H3B", b"GIF89a", *size, 0x70, 0, 0)
-    again = b"" if loop is None else struct.pack("<3s11s2BHB", b"!\xff\x0b", b"NETSCAPE2.0", 3, 1, loop, 0)
-    return b"".join([head, again, *out, b";"])
-
-
-def encode_apng(frames: Timed, loop: int, **options: Any) -> bytes:
-    """Return an animated PNG; ``loop`` 0 is for ever, ``options`` are Pillow's for each still."""
-    out: list[bytes] = []
-    head: dict[bytes, bytes] = {}
-    sequence, count = 0, 0
-    for count, cel in enumerate(_sub_frames(frames, grid=1), start=1):
-        still = _encode_still(to_pillow(cel.image), "PNG", **options)
-        chunks = [(part.type, still[part.start : part.stop]) for part in png_chunks(still)]
-        if not head:
-            head = {name: body for name, body in chunks if name not in (b"IDAT", b"IEND")}
-        out.append(png_chunk(b"fcTL", struct.pack(">I", sequence) + _frame_control(cel)))
-        sequence += 1
-        for body in (body for name, body in chunks if name == b"IDAT"):
-            if count == 1:
-                out.append(png_chunk(b"IDAT", body))
-            else:
-                out.append(png_chunk(b"fdAT", struct.pack(">I", sequence) + body))
-                sequence += 1
-    control = png_chunk(b"acTL", struct.pack(">2I", count, loop))
-    first = [png_chunk(name, body) for name, body in head.items()]
-    return b"".join([b"\x89PNG\r\n\x1a\n", first[0], control, *first[1:], *out, png_chunk(b"IEND", b"")])
-
-
-def encode_webp(frames: Timed, loop: int, icc: bytes | None, exif: bytes, **options: Any) -> bytes:
-    """Return an animated WebP; ``loop`` 0 is for ever, ``options`` are Pillow's for each still."""
-    out, size, alpha = [], (0, 0), False
-    for index, cel in enumerate(_sub_frames(frames, grid=2)):
-        if not index:
-            size, alpha = (cel.image.width, cel.image.height), cel.image.layout.has_alpha
-        still = _encode_still(to_pillow(cel.image), "WEBP", **options)
-        kept = [part for part in riff_chunks(still) if part.type in (b"ALPH", b"VP8 ", b"VP8L")]
-        body = b"".join(_riff_chunk(part.type, still[part.start : part.stop]) for part in kept)
-        place = _u24(cel.x // 2, cel.y // 2, cel.image.width - 1, cel.image.height - 1, round(cel.duration_ms))
-        out.append(_riff_chunk(b"ANMF", place + b"\x02" + body))  # 2: replace, do not blend
-    flags = 0x02 | (0x20 if icc else 0) | (0x10 if alpha else 0) | (0x08 if exif else 0)
-    head = _riff_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + _u24(size[0] - 1, size[1] - 1))
-    profile = _riff_chunk(b"ICCP", icc) if icc else b""
-    tags = _riff_chunk(b"EXIF", exif.removeprefix(b"Exif\0\0")) if exif else b""
-    anim = _riff_chunk(b"ANIM", struct.pack("<IH", 0, loop))
-    body = b"".join([b"WEBP", head, profile, anim, *out, tags])
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def _sub_frames(frames: Timed, grid: int, whole: Callable[[Image], bool] = lambda _: False) -> Iterator[SubFrame]:
-    """Cut every frame but the first to what has changed; offsets are multiples of ``grid``."""
+    Args:
+        pages: whole frames, all of one size.
+        grid: offsets are multiples of it, px.
+        crop_alpha: whether frames with alpha are cropped too.
+    """
     last: Image | None = None
-    for image, duration in frames:
-        if last is None or whole(image):
+    for image, duration_ms in ((page.image, page.duration_ms) for page in pages):
+        if last is None or (image.layout.has_alpha and not crop_alpha):
             x0, y0, x1, y1 = 0, 0, image.width, image.height
         else:
             x0, y0, x1, y1 = _changed_box(last.pixels, image.pixels)
@@ -116,12 +51,12 @@ def _sub_frames(frames: Timed, grid: int, whole: Callable[[Image], bool] = lambd
         palette = image.palette
         if palette is not None:
             palette = Palette(palette.colors, palette.indices[y0:y1, x0:x1])
-        yield SubFrame(Image(image.pixels[y0:y1, x0:x1], image.layout, palette), x0, y0, duration)
+        yield SubFrame(Image(image.pixels[y0:y1, x0:x1], image.layout, palette), x0, y0, duration_ms)
         last = image
 
 
 def _changed_box(before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int, int, int]:
-    """Return the box of what differs, x0 y0 x1 y1; one pixel where nothing does."""
+    """Return x0 y0 x1 y1 of the pixels that differ, in px, or the first pixel if none does."""
     differs = (before != after).any(axis=2)
     rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
     if not len(rows):
@@ -129,120 +64,156 @@ def _changed_box(before: NDArray[Any], after: NDArray[Any]) -> tuple[int, int, i
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _gif_frame(cel: SubFrame, disposal: int) -> bytes:
-    """One graphic control extension and image with its own colour table."""
-    picture = _gif_picture(cel.image)
-    still = _encode_still(picture, "GIF", optimize=False, interlace=0)
-    transparency, table, pixels = None, still[13 : 13 + (3 << (still[10] & 7) + 1)], b""
-    size_bits = still[10] & 7
-    for part in gif_blocks(still):
-        if part.type == b"!" and still[part.start] == 0xF9 and still[part.start + 2] & 1:
-            transparency = still[part.start + 5]
-        elif part.type == b",":
-            if flags := still[part.start + 8] & 0x80:
-                size_bits = still[part.start + 8] & 7
-                table = still[part.start + 9 : part.start + 9 + (3 << size_bits + 1)]
-            pixels = still[part.start + 9 + (len(table) if flags else 0) : part.stop]
+class AnimationCodec(PillowCodec):
+    """Base of GIF, animated PNG and animated WebP. Frames are read whole, in RGB or RGBA."""
+
+    is_animation = True
+
+    def __init__(self, data: bytes, picture: Any, keep_metadata: bool) -> None:
+        super().__init__(data, picture, keep_metadata)
+        # An animated PNG may have a picture for programs without animation. It may show other faces: it is left out.
+        self._first = int(bool(picture.info.get("default_image")))
+        self.page_count = int(picture.n_frames) - self._first
+        self._loop = picture.info.get("loop")  # 0 repeats without end, None plays once
+
+    def read(self) -> Iterator[Page]:
+        """Decode one frame after the other."""
+        has_alpha = self._has_alpha()
+        for index in range(self._first, self._first + self.page_count):
+            self._picture.seek(index)
+            self._picture.load()
+            alpha = has_alpha or "transparency" in self._picture.info or self._picture.mode == "RGBA"
+            picture = self._picture.convert("RGBA" if alpha else "RGB")
+            picture = picture if picture.size == self._size else picture.crop((0, 0, *self._size))
+            yield Page(apply_orientation(from_pillow(picture), self._orientation), self._duration_ms)
+
+    def _has_alpha(self) -> bool:
+        """Whether all frames are read with alpha."""
+        return self._picture.mode in ("LA", "PA", "RGBA", "P")
+
+
+class GifCodec(AnimationCodec):
+    """GIF, still or animated."""
+
+    pillow_name = "GIF"
+
+    def __init__(self, data: bytes, picture: Any, keep_metadata: bool) -> None:
+        super().__init__(data, picture, keep_metadata)
+        # Pillow enlarges the canvas for a frame that extends beyond it.
+        self.largest_wh = max([self._size, *_frame_extents(data)], key=math.prod)
+
+    @staticmethod
+    def check_complete(data: bytes) -> None:
+        """Raise ``ValueError`` if the trailer is missing: decoders accept a GIF without its last frames."""
+        list(gif_blocks(data))
+
+    def read(self) -> Iterator[Page]:
+        """Decode one frame after the other, each with its own palette. All clear pixels have one color."""
+        for page in super().read():
+            image = page.image
+            if image.layout.has_alpha:
+                image.pixels[image.pixels[:, :, -1] == 0] = 0
+            yield Page(with_palette(image), page.duration_ms)
+
+    def write(self, pages: Iterable[Page]) -> bytes:
+        """Return a GIF with these frames. Frames with alpha are stored whole, and cleared before the next one."""
+        frames = sub_frames(pages, crop_alpha=False)
+        first = next(frames)
+        disposal = 2 if first.image.layout.has_alpha else 1
+        head = struct.pack("<6s2H3B", b"GIF89a", first.image.width, first.image.height, 0x70, 0, 0)  # no global colors
+        if self._loop is not None:
+            head += struct.pack("<3s11s2BHB", b"!\xff\x0b", b"NETSCAPE2.0", 3, 1, self._loop, 0)
+        return b"".join([head, *(_gif_frame(frame, disposal) for frame in itertools.chain([first], frames)), b";"])
+
+    def _has_alpha(self) -> bool:
+        """Whether any frame has a transparent color. Then all frames are read with alpha."""
+        return any(_clear_index(block, body) is not None for block, body in gif_blocks(self._data))
+
+
+def gif_blocks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield introducer and body of the blocks of a GIF, up to its trailer (GIF89a, 15 to 27).
+
+    Introducers are ``b"!"`` of extensions and ``b","`` of images.
+
+    Raises:
+        ValueError: the trailer is missing, or bytes are not a block.
+    """
+    at = 13 + _color_table_bytes(_byte(data, 10))
+    while (introducer := _byte(data, at)) != ord(";"):
+        if introducer == ord("!"):
+            stop = _sub_blocks_stop(data, at + 2)
+        elif introducer == ord(","):
+            stop = _sub_blocks_stop(data, at + 11 + _color_table_bytes(_byte(data, at + 9)))
+        else:
+            raise ValueError(f"no GIF block at byte {at}")
+        yield data[at : at + 1], data[at + 1 : stop]
+        at = stop
+
+
+def _clear_index(block: bytes, body: bytes) -> int | None:
+    """Return the index of the clear color that a graphic control extension declares, if it is one and does."""
+    declared = block == b"!" and body[0] == 0xF9 and len(body) > 5 and body[2] & 1
+    return body[5] if declared else None
+
+
+def _byte(data: bytes, at: int) -> int:
+    if at >= len(data):
+        raise ValueError(f"truncated at byte {len(data)}")
+    return data[at]
+
+
+def _color_table_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _sub_blocks_stop(data: bytes, at: int) -> int:
+    while size := _byte(data, at):
+        at += 1 + size
+    return at + 1
+
+
+def _frame_extents(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the right and bottom edge of each frame, px."""
+    for block, body in gif_blocks(data):
+        if block == b",":
+            x, y, width, height = struct.unpack_from("<4H", body)
+            yield x + width, y + height
+
+
+def _gif_frame(frame: SubFrame, disposal: int) -> bytes:
+    """Return the graphic control extension and the image of a frame, with its own color table."""
+    still = encode(_gif_picture(frame.image), "GIF", optimize=False, interlace=0)
+    size_bits, clear, pixels = still[10] & 7, None, b""
+    table = still[13 : 13 + (3 << size_bits + 1)]
+    for block, body in gif_blocks(still):
+        if block == b",":
+            table_stop = 9 + _color_table_bytes(body[8])
+            if table_stop > 9:
+                size_bits, table = body[8] & 7, body[9:table_stop]
+            pixels = body[table_stop:]
+        elif (index := _clear_index(block, body)) is not None:
+            clear = index
     control = struct.pack(
-        "<4BHBB", 0x21, 0xF9, 4, disposal << 2 | (transparency is not None), round(cel.duration_ms / 10),
-        transparency or 0, 0,
+        "<4BHBB", 0x21, 0xF9, 4, disposal << 2 | (clear is not None), round(frame.duration_ms / 10), clear or 0, 0
     )  # fmt: skip
-    place = struct.pack("<B4HB", 0x2C, cel.x, cel.y, cel.image.width, cel.image.height, 0x80 | size_bits)
+    size = frame.image.width, frame.image.height
+    place = struct.pack("<B4HB", 0x2C, frame.x, frame.y, *size, 0x80 | size_bits)
     return control + place + table + pixels
 
 
-def _gif_picture(image: Image) -> Pillow.Image:
-    """Return the frame in at most 256 colours: its own where it has no more. GIF knows one clear colour."""
+def _gif_picture(image: Image) -> PIL.Image.Image:
+    """Return a frame in at most 256 colors: its own if there are no more. GIF has one clear color."""
     if image.palette is None:
         image = with_palette(image)
     if image.palette is not None:
         picture = to_pillow(image)
         clear = picture.info.pop("transparency", b"").find(0)
     else:
-        picture = to_pillow(image).convert("RGB").quantize(255, Pillow.Quantize.MEDIANCUT, dither=Pillow.Dither.NONE)
+        rgb = to_pillow(image).convert("RGB")
+        picture = rgb.quantize(255, PIL.Image.Quantize.MEDIANCUT, dither=PIL.Image.Dither.NONE)
         clear = 255 if image.layout.has_alpha else -1
         if clear >= 0:
             picture.putdata(np.where(image.pixels[:, :, 3] == 0, clear, np.array(picture)).ravel().tolist())
     if clear >= 0:
         picture.info["transparency"] = clear
     return picture
-
-
-def _frame_control(cel: SubFrame) -> bytes:
-    """The body of fcTL after its sequence number: place, delay as a fraction of seconds, replace, do not blend."""
-    delay = Fraction(cel.duration_ms / 1000).limit_denominator(1000)
-    if delay.numerator > 0xFFFF:
-        delay = Fraction(round(delay))
-    size = cel.image.width, cel.image.height
-    return struct.pack(">4I2H2B", *size, cel.x, cel.y, min(delay.numerator, 0xFFFF), delay.denominator, 0, 0)
-
-
-def _riff_chunk(name: bytes, body: bytes) -> bytes:
-    return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
-
-
-def _u24(*values: int) -> bytes:
-    return b"".join(value.to_bytes(3, "little") for value in values)
-
-
-def _encode_still(picture: Pillow.Image, name: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, name, **options)
-    return buffer.getvalue()
-
-
-class AnimationCodec(PillowCodec):
-    """GIF, still or animated; animated PNG and WebP."""
-
-    def __init__(self, data: bytes, kind: FileType, picture: Any, keep_metadata: bool) -> None:
-        super().__init__(data, kind, picture, keep_metadata)
-        if kind is FileType.PNG and data[24] == 16:
-            raise InputError("an animation of 16 bits per channel is not supported; convert it to 8")
-        # An animated PNG may carry a picture for programs that know no animation. It may show anybody: it goes.
-        self._first = int(bool(picture.info.get("default_image")))
-        self.count = int(picture.n_frames) - self._first
-        self._loop = picture.info.get("loop")
-        if kind is FileType.GIF:  # Pillow enlarges the canvas for a frame that leaves it
-            self.largest_wh = max([self.size, *_gif_extents(data)], key=math.prod)
-
-    def read(self) -> Iterator[Page]:
-        alpha = self._kind is not FileType.GIF and self._picture.mode in ("LA", "PA", "RGBA", "P")
-        for index in range(self._first, self._first + self.count):
-            self._picture.seek(index)
-            self._picture.load()
-            duration = float(self._picture.info.get("duration") or 0)
-            transparent = alpha or "transparency" in self._picture.info or self._picture.mode == "RGBA"
-            picture = self._picture.convert("RGBA" if transparent or self._any_alpha else "RGB")
-            picture = picture if picture.size == self.size else picture.crop((0, 0, *self.size))
-            image = apply_orientation(from_pillow(picture), self._orientation)
-            yield Page(_indexed(image) if self._kind is FileType.GIF else image, duration)
-
-    @property
-    def _any_alpha(self) -> bool:
-        """One frame with transparency makes all of them transparent: they are of one kind."""
-        return bool(self._kind is FileType.GIF and gif_has_transparency(self._data))
-
-    def write(self, pages: Iterable[Page]) -> bytes:
-        frames = ((page.image, page.duration_ms) for page in pages)
-        if self._kind is FileType.GIF:
-            return encode_gif(frames, self._loop)
-        if self._kind is FileType.PNG:
-            return encode_apng(frames, self._loop or 0, **self._metadata_options())
-        lossless = webp_is_lossless(self._data)
-        options = {"lossless": lossless, "quality": 80 if lossless else QUALITY, "exact": True}
-        return encode_webp(frames, self._loop or 0, self._icc, self._exif, **options)
-
-
-def _indexed(image: Image) -> Image:
-    """Return a GIF's frame with its palette; clear pixels are of one colour, which is none."""
-    if image.layout.has_alpha:
-        image.pixels[image.pixels[:, :, -1] == 0] = 0
-    return with_palette(image)
-
-
-def _gif_extents(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield how far right and down each frame reaches, px."""
-    for part in gif_blocks(data):
-        if part.type == b",":
-            x, y, width, height = struct.unpack_from("<4H", data, part.start)
-            yield x + width, y + height

@@ -1,4 +1,7 @@
-"""Between ``Image`` and Pillow's pictures: every kind keeps its kind."""
+"""Converts between `Image`, Pillow's pictures and OpenCV's BGR arrays. Channels, depth and palettes are kept.
+
+BGR exists only here and in the arguments of OpenCV's decoders and encoders.
+"""
 
 from __future__ import annotations
 
@@ -6,84 +9,78 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
-from PIL import Image as Pillow
 
 from blurguard.errors import InputError
 from blurguard.types import Image, Layout, Palette, Pixels
 
 _LAYOUTS = {"L": Layout.GREY, "LA": Layout.GREY_ALPHA, "RGB": Layout.RGB, "RGBA": Layout.RGBA, "CMYK": Layout.CMYK}
 _MODES = {layout: mode for mode, layout in _LAYOUTS.items()}
-# Kinds that only differ in how they are stored from one that we have.
-_SAME_AS = {"La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "PA": "RGBA", "YCbCr": "RGB"}
-_DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
-_CHUNK = 4096
+# Modes that differ only in storage from a supported one.
+_EQUIVALENT_MODES = {"La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "PA": "RGBA", "YCbCr": "RGB"}
+_GRAY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_BATCH = 4096  # colors compared with a palette at once
 
 
-def from_pillow(picture: Pillow.Image) -> Image:
-    """Return a loaded Pillow picture as it is stored; orientation is not applied.
+def from_pillow(picture: PIL.Image.Image) -> Image:
+    """Return a loaded Pillow picture as it is stored, without applying its orientation.
 
     Raises:
-        InputError: for kinds that no file of ours keeps (32-bit, Lab).
+        InputError: a mode that no supported format keeps (32-bit, Lab).
     """
     if picture.mode in ("1", "P"):
         return _from_indices(picture)
-    if picture.mode in _DEEP_GREY:
-        grey = np.array(picture).astype(np.uint16)
-        return Image(grey[:, :, None], Layout.GREY)
-    if picture.mode in _SAME_AS:
-        picture = picture.convert(_SAME_AS[picture.mode])
+    if picture.mode in _GRAY_16_BIT_MODES:
+        gray = np.array(picture).astype(np.uint16)
+        return Image(gray[:, :, None], Layout.GREY)
+    if picture.mode in _EQUIVALENT_MODES:
+        picture = picture.convert(_EQUIVALENT_MODES[picture.mode])
     if picture.mode not in _LAYOUTS:
         raise InputError(f"pixels of kind {picture.mode} are not supported; convert it to 8 or 16 bits per channel")
     layout = _LAYOUTS[picture.mode]
     return Image(np.array(picture).reshape(picture.height, picture.width, layout.channels), layout)
 
 
-def to_pillow(image: Image) -> Pillow.Image:
-    """Return the picture for Pillow to encode: indices where the file had indices."""
+def to_pillow(image: Image) -> PIL.Image.Image:
+    """Return the picture for Pillow to encode, with palette indices if the image has a palette."""
     if image.palette is not None:
-        return _to_indices(image)
+        return _to_indices(image, image.palette)
     size = image.width, image.height
     pixels = np.ascontiguousarray(image.pixels)
     if pixels.dtype == np.uint16:
         if image.layout is not Layout.GREY:
             raise ValueError(f"Pillow has no 16-bit {image.layout}")
-        return Pillow.frombuffer("I;16", size, pixels.tobytes(), "raw", "I;16", 0, 1)
+        return PIL.Image.frombuffer("I;16", size, pixels.tobytes(), "raw", "I;16", 0, 1)
     mode = _MODES[image.layout]
-    return Pillow.frombuffer(mode, size, pixels, "raw", mode, 0, 1)
+    return PIL.Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1)
 
 
-def with_palette(image: Image) -> Image:
-    """Return an 8-bit image with the palette of its own colours, or as it is when there are over 256."""
-    packed = _packed(image.pixels)
-    values, indices = np.unique(packed, return_inverse=True)
-    if len(values) > 256:
-        return image
-    colors = values.view(np.uint8).reshape(-1, 4)[:, : image.layout.channels]
-    return Image(image.pixels, image.layout, Palette(colors.copy(), indices.reshape(packed.shape).astype(np.uint8)))
+def from_bgr(bgr: NDArray[Any] | None) -> Image:
+    """Return a 16-bit picture that OpenCV has decoded.
 
+    Args:
+        bgr: (H, W, 3 or 4) uint16, or None if OpenCV could not decode it.
 
-def remap_palette(image: Image, palette: Palette) -> NDArray[np.uint8]:
-    """Return the (H, W) indices of an image whose pixels have changed: the nearest colour where they have.
-
-    Where a pixel is still the colour that its index says, the index stays, even when two are of one colour.
-    What is clear stays clear, but degrees of opacity do not hold a pixel to the colour that had them.
+    Raises:
+        ValueError: damaged, or of another kind.
     """
-    indices = palette.indices.copy()
-    changed = (image.pixels != palette.colors[palette.indices]).any(axis=2)
-    values, where = np.unique(_packed(image.pixels[changed][None]), return_inverse=True)
-    wanted = _comparable(values.view(np.uint8).reshape(-1, 4)[:, : image.layout.channels], image.layout)
-    offered = _comparable(palette.colors, image.layout)
-    nearest = np.empty(len(wanted), np.uint8)
-    for start in range(0, len(wanted), _CHUNK):
-        apart = wanted[start : start + _CHUNK, None] - offered[None]
-        nearest[start : start + _CHUNK] = (apart**2).sum(axis=2).argmin(axis=1)
-    indices[changed] = nearest[where.reshape(-1)]
-    return indices
+    if bgr is None:
+        raise ValueError("damaged data")
+    channels = bgr.shape[2] if bgr.ndim == 3 else 1
+    if bgr.dtype != np.uint16 or channels not in (3, 4):
+        raise ValueError(f"{bgr.dtype} pixels of {channels} channels are not supported")
+    code, layout = (cv2.COLOR_BGR2RGB, Layout.RGB) if channels == 3 else (cv2.COLOR_BGRA2RGBA, Layout.RGBA)
+    return Image(np.asarray(cv2.cvtColor(bgr, code), np.uint16), layout)
+
+
+def to_bgr(image: Image) -> NDArray[Any]:
+    """Return the pixels of an RGB or RGBA image in OpenCV's order, (H, W, 3 or 4)."""
+    return cv2.cvtColor(image.pixels, cv2.COLOR_RGBA2BGRA if image.layout.has_alpha else cv2.COLOR_RGB2BGR)
 
 
 def apply_orientation(image: Image, orientation: int) -> Image:
-    """Return the image as it is to be looked at; ``orientation`` is EXIF's, 1 to 8, others change nothing."""
+    """Return the image upright. ``orientation`` is an EXIF value from 1 to 8, others change nothing."""
     palette = image.palette
     if palette is not None:
         palette = Palette(palette.colors, _transpose(palette.indices, orientation))
@@ -99,8 +96,37 @@ def _transpose(pixels: Any, orientation: int) -> Any:
     return pixels if flip is None else cv2.flip(pixels, flip)
 
 
-def _from_indices(picture: Pillow.Image) -> Image:
-    """Mode 1 and P: pixels in colour, and the palette that gives them back."""
+def with_palette(image: Image) -> Image:
+    """Return an 8-bit image with a palette of its own colors, or the same image if they are more than 256."""
+    packed = _packed(image.pixels)
+    values, indices = np.unique(packed, return_inverse=True)
+    if len(values) > 256:
+        return image
+    colors = _unpacked(values, image.layout).copy()
+    return Image(image.pixels, image.layout, Palette(colors, indices.reshape(packed.shape).astype(np.uint8)))
+
+
+def remap_palette(image: Image, palette: Palette) -> NDArray[np.uint8]:
+    """Return the (H, W) palette indices of an image whose pixels have changed: the nearest color for those.
+
+    An unchanged pixel keeps its index, even if two indices have the same color. Clear pixels stay clear, but a
+    pixel may get a color of another opacity.
+    """
+    indices = palette.indices.copy()
+    changed = (image.pixels != palette.colors[palette.indices]).any(axis=2)
+    values, inverse = np.unique(_packed(image.pixels[changed][None]), return_inverse=True)
+    wanted = _as_numbers(_unpacked(values, image.layout), image.layout)
+    offered = _as_numbers(palette.colors, image.layout)
+    nearest = np.empty(len(wanted), np.uint8)
+    for start in range(0, len(wanted), _BATCH):
+        distance = wanted[start : start + _BATCH, None] - offered[None]
+        nearest[start : start + _BATCH] = (distance**2).sum(axis=2).argmin(axis=1)
+    indices[changed] = nearest[inverse.reshape(-1)]
+    return indices
+
+
+def _from_indices(picture: PIL.Image.Image) -> Image:
+    """Return a picture of mode 1 or P with its palette."""
     if picture.mode == "1":
         indices = np.array(picture).astype(np.uint8)
         colors = np.array([[0], [255]], np.uint8)
@@ -121,13 +147,11 @@ def _from_indices(picture: Pillow.Image) -> Image:
     return Image(colors[indices], Layout.RGBA, Palette(colors, indices))
 
 
-def _to_indices(image: Image) -> Pillow.Image:
-    palette = image.palette
-    assert palette is not None  # noqa: S101 - the one caller has asked
+def _to_indices(image: Image, palette: Palette) -> PIL.Image.Image:
     indices = remap_palette(image, palette)
     if image.layout is Layout.GREY and palette.colors.tolist() == [[0], [255]]:  # black and white
-        return Pillow.fromarray(indices * np.uint8(255)).convert("1", dither=Pillow.Dither.NONE)
-    picture = Pillow.fromarray(indices)
+        return PIL.Image.fromarray(indices * np.uint8(255)).convert("1", dither=PIL.Image.Dither.NONE)
+    picture = PIL.Image.fromarray(indices)
     colors = palette.colors if image.layout.colors == 3 else np.repeat(palette.colors[:, :1], 3, axis=1)
     picture.putpalette(np.ascontiguousarray(colors[:, :3]).tobytes(), "RGB")
     if image.layout.has_alpha:
@@ -135,8 +159,8 @@ def _to_indices(image: Image) -> Pillow.Image:
     return picture
 
 
-def _comparable(colors: NDArray[np.uint8], layout: Layout) -> NDArray[np.int32]:
-    """(N, C) colours -> the same as numbers; alpha becomes "clear or not", which outweighs every colour."""
+def _as_numbers(colors: NDArray[np.uint8], layout: Layout) -> NDArray[np.int32]:
+    """(N, C) colors -> numbers to compare. Alpha counts as clear or not, and outweighs every color."""
     numbers = colors.astype(np.int32)
     if layout.has_alpha:
         numbers[:, -1] = (numbers[:, -1] > 0) * 1024
@@ -144,21 +168,12 @@ def _comparable(colors: NDArray[np.uint8], layout: Layout) -> NDArray[np.int32]:
 
 
 def _packed(pixels: Pixels) -> NDArray[np.uint32]:
-    """(H, W, C <= 4) uint8 -> (H, W) uint32, one number per colour."""
+    """(H, W, C <= 4) uint8 -> (H, W) uint32, one number for each color."""
     padded = np.zeros((*pixels.shape[:2], 4), np.uint8)
     padded[:, :, : pixels.shape[2]] = pixels
     return padded.view(np.uint32)[:, :, 0]
 
 
-BGR_TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
-RGB_TO_BGR = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
-_BGR_LAYOUTS = {3: Layout.RGB, 4: Layout.RGBA}
-
-
-def from_bgr(bgr: NDArray[Any] | None) -> Image:
-    if bgr is None:
-        raise ValueError("damaged data")
-    channels = bgr.shape[2] if bgr.ndim == 3 else 1
-    if bgr.dtype != np.uint16 or channels not in BGR_TO_RGB:
-        raise ValueError(f"{bgr.dtype} pixels of {channels} channels are not supported")
-    return Image(np.asarray(cv2.cvtColor(bgr, BGR_TO_RGB[channels]), np.uint16), _BGR_LAYOUTS[channels])
+def _unpacked(values: NDArray[np.uint32], layout: Layout) -> NDArray[np.uint8]:
+    """(N) uint32 -> (N, C) uint8, the reverse of `_packed`."""
+    return values.view(np.uint8).reshape(-1, 4)[:, : layout.channels]

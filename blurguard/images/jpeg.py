@@ -1,6 +1,7 @@
-"""Encoding JPEG with libjpeg-turbo itself where the source's tables are the usual ones.
+"""JPEG, with the quantization tables and subsampling of its source.
 
-Pillow writes any tables, but copies the picture first; simplejpeg takes a quality only, and half the time.
+Pillow writes any tables, but copies the picture first. simplejpeg (libjpeg-turbo) takes half the time, but only a
+quality. It is used if the tables of the source are the standard ones at some quality.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import simplejpeg
-from PIL import Image as Pillow
 from PIL import JpegImagePlugin
 
 from blurguard.images.codec import Page, PillowCodec
@@ -20,27 +21,72 @@ from blurguard.images.convert import apply_orientation
 from blurguard.types import Image, Layout
 
 Tables = dict[int, list[int]]
-_SUBSAMPLING = {0: "444", 1: "422", 2: "420"}  # Pillow's numbers
-_DENSITY = 13  # byte of the JFIF header (ITU-T T.871, 10.1) where unit, x and y begin
+_SUBSAMPLING = {0: "444", 1: "422", 2: "420"}  # keys are Pillow's numbers
+_DENSITY = 13  # offset of unit, x and y in the JFIF header (ITU-T T.871, 10.1)
 
 
-def encode_standard_tables(
+class JpegCodec(PillowCodec):
+    """JPEG. simplejpeg's strict mode reports truncated data."""
+
+    pillow_name = "JPEG"
+
+    def read(self) -> Iterator[Page]:
+        """Decode the picture, the first one of an MPO."""
+        layout = {"L": Layout.GREY, "RGB": Layout.RGB}.get(self._picture.mode)
+        if layout is None:
+            yield from super().read()
+            return
+        try:
+            pixels = simplejpeg.decode_jpeg(self._data, "GRAY" if layout is Layout.GREY else "RGB", strict=True)
+        except ValueError as error:
+            if "extraneous bytes" not in str(error):
+                raise
+            # Some cameras write filler between the segments, and every decoder skips it. Pillow finds real damage.
+            yield from super().read()
+            return
+        yield Page(apply_orientation(Image(pixels, layout), self._orientation), options=self._page_options())
+
+    def write(self, pages: Iterable[Page]) -> bytes:
+        """Return a JPEG with the tables, subsampling and scan order in the page's options."""
+        (page,) = pages
+        options = page.options
+        special = self._icc or self._exif or options.get("progressive") or options.get("keep_rgb")
+        tables = options.get("qtables")
+        if tables and not special and page.image.layout in (Layout.GREY, Layout.RGB):
+            data = _encode_standard_tables(page.image, tables, options["subsampling"], self._dpi)
+            if data is not None:
+                return data
+        return super().write([page])
+
+    def _page_options(self) -> dict[str, Any]:
+        subsampling = JpegImagePlugin.get_sampling(self._picture)
+        options = {
+            "qtables": self._picture.quantization,
+            "subsampling": max(subsampling, 0),  # -1 stands for any that Pillow cannot write: 4:4:4 then
+            "progressive": bool(self._picture.info.get("progressive")),
+        }
+        if self._picture.mode == "RGB" and self._picture.info.get("adobe_transform") == 0:
+            options["keep_rgb"] = True
+        return options
+
+
+def _encode_standard_tables(
     image: Image, tables: Tables, subsampling: int, dpi: tuple[float, float] | None
 ) -> bytes | None:
-    """Return a baseline JPEG with these quantisation tables, or None when they are of no quality from 1 to 100.
+    """Return a baseline JPEG, or None if the quantization tables are not the standard ones at any quality.
 
     Args:
-        image: 8 bits, grey or RGB.
-        tables: as Pillow tells them.
+        image: 8 bits, gray or RGB.
+        tables: as Pillow reports them.
         subsampling: 0 for 4:4:4, 1 for 4:2:2, 2 for 4:2:0.
-        dpi: resolution to note.
+        dpi: resolution for the header.
     """
-    quality = _quality_by_tables(image.layout is Layout.GREY).get(_key(tables))
+    gray = image.layout is Layout.GREY
+    quality = _quality_by_tables(gray).get(_key(tables))
     if quality is None:
         return None
-    space = "GRAY" if image.layout is Layout.GREY else "RGB"
     pixels = np.ascontiguousarray(image.pixels)
-    chroma = "Gray" if image.layout is Layout.GREY else _SUBSAMPLING[subsampling]
+    space, chroma = ("GRAY", "Gray") if gray else ("RGB", _SUBSAMPLING[subsampling])
     data: bytes = simplejpeg.encode_jpeg(pixels, quality, space, chroma, fastdct=False)
     if dpi is None:
         return data
@@ -53,54 +99,13 @@ def _key(tables: Tables) -> tuple[tuple[int, ...], ...]:
 
 
 @functools.cache
-def _quality_by_tables(grey: bool) -> dict[tuple[tuple[int, ...], ...], int]:
-    """Return the quality for the tables of each: what the encoder itself writes into a tiny picture."""
-    pixels = np.zeros((8, 8, 1 if grey else 3), np.uint8)
-    found = {}
+def _quality_by_tables(gray: bool) -> dict[tuple[tuple[int, ...], ...], int]:
+    """Map the standard tables to their quality, 1 to 100: the encoder itself writes them into tiny pictures."""
+    pixels = np.zeros((8, 8, 1 if gray else 3), np.uint8)
+    space, chroma = ("GRAY", "Gray") if gray else ("RGB", "444")
+    quality_by_tables = {}
     for quality in range(1, 101):
-        data = simplejpeg.encode_jpeg(pixels, quality, "GRAY" if grey else "RGB", "Gray" if grey else "444")
-        with Pillow.open(io.BytesIO(data), formats=["JPEG"]) as picture:
-            found[_key(picture.quantization)] = quality  # type: ignore[attr-defined]
-    return found
-
-
-class JpegCodec(PillowCodec):
-    """JPEG keeps its quantisation tables and subsampling; libjpeg-turbo tells truncated data from whole."""
-
-    def read(self) -> Iterator[Page]:
-        layout = {"L": Layout.GREY, "RGB": Layout.RGB}.get(self._picture.mode)
-        if layout is None:
-            yield from super().read()
-            return
-        space = "GRAY" if layout is Layout.GREY else "RGB"
-        try:
-            pixels = simplejpeg.decode_jpeg(self._data, space, strict=True)
-        except ValueError as error:
-            if "extraneous bytes" not in str(error):
-                raise
-            # Some cameras write filler between the segments; every decoder skips it. Pillow finds real damage.
-            yield from super().read()
-            return
-        yield Page(apply_orientation(Image(pixels, layout), self._orientation), options=self._options(self._picture))
-
-    def write(self, pages: Iterable[Page]) -> bytes:
-        (page,) = pages
-        options = page.options
-        special = self._icc or self._exif or options.get("progressive") or options.get("keep_rgb")
-        tables = options.get("qtables")
-        if tables and not special and page.image.layout in (Layout.GREY, Layout.RGB):
-            usual = encode_standard_tables(page.image, tables, options["subsampling"], self._dpi)
-            if usual is not None:
-                return usual
-        return super().write([page])
-
-    def _options(self, picture: Any) -> dict[str, Any]:
-        subsampling = JpegImagePlugin.get_sampling(picture)
-        options = {
-            "qtables": picture.quantization,
-            "subsampling": max(subsampling, 0),  # -1 is one that Pillow cannot write: then none
-            "progressive": bool(picture.info.get("progressive")),
-        }
-        if picture.mode == "RGB" and picture.info.get("adobe_transform") == 0:
-            options["keep_rgb"] = True
-        return options
+        data = simplejpeg.encode_jpeg(pixels, quality, space, chroma)
+        with PIL.Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
+            quality_by_tables[_key(picture.quantization)] = quality  # type: ignore[attr-defined]
+    return quality_by_tables

@@ -1,56 +1,93 @@
-"""JPEG 2000."""
+"""JPEG 2000: files of boxes (JP2) and bare codestreams (ISO/IEC 15444-1)."""
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from blurguard.errors import InputError
-from blurguard.images.chunks import Chunk, isobmff_boxes
+from blurguard.files.isobmff import Box, make_box, picture_boxes
+from blurguard.images.codec import Page, PillowCodec
+from blurguard.images.metadata import allowed_profile
+from blurguard.types import Image
+
+_CODESTREAM = b"\xff\x4f"  # the first marker of one
 
 
-def jpeg2000_options(data: bytes) -> dict[str, Any]:
-    """Return what the codestream's SIZ and COD markers tell (ISO/IEC 15444-1, A.5.1 and A.6.1).
+class Jpeg2000Codec(PillowCodec):
+    """JPEG 2000. Pillow reads palettes but writes none, and neither reads nor writes color profiles."""
+
+    pillow_name = "JPEG2000"
+
+    def __init__(self, data: bytes, picture: Any, keep_metadata: bool) -> None:
+        super().__init__(data, picture, keep_metadata)
+        self._icc = allowed_profile(_color_profile(data))
+
+    @staticmethod
+    def check_complete(data: bytes) -> None:
+        """Raise ``ValueError`` if the codestream has no end marker (A.4.4): decoders accept it, only less sharp."""
+        start, stop = _codestream_span(data)
+        if b"\xff\xd9" not in data[max(start, stop - 64) : stop]:
+            raise ValueError("truncated: no end of codestream")
+
+    def read(self) -> Iterator[Page]:
+        """Decode the picture. A palette is replaced by its colors."""
+        for page in super().read():
+            yield replace(page, image=Image(page.image.pixels, page.image.layout))
+
+    def write(self, pages: Iterable[Page]) -> bytes:
+        """Return a JPEG 2000 file with the color profile. A bare codestream has no place for one."""
+        data = super().write(pages)
+        header, parts = _header_boxes(data)
+        if self._icc is None or header is None:
+            return data
+        others = [make_box(part.type, data[part.payload : part.stop]) for part in parts if part.type != b"colr"]
+        payload = b"".join([*others, make_box(b"colr", b"\2\0\0" + self._icc)])
+        return data[: header.start] + make_box(b"jp2h", payload) + data[header.stop :]
+
+    def _page_options(self) -> dict[str, Any]:
+        """Return the wavelet that the codestream's COD marker declares (A.6.1).
+
+        Raises:
+            InputError: the SIZ marker (A.5.1) declares color of more than 8 bits, which Pillow would cut.
+        """
+        data = self._data
+        start, _ = _codestream_span(data)
+        components = int.from_bytes(data[start + 40 : start + 42], "big")
+        depth = (data[start + 42] & 0x7F) + 1
+        if depth > 8 and (components > 1 or depth != 16):
+            raise InputError(f"JPEG 2000 with {depth} bits per channel is not supported; convert it to 16-bit TIFF")
+        is_reversible = data[data.find(b"\xff\x52", start) + 13] == 1
+        lossy = {"irreversible": True, "quality_mode": "dB", "quality_layers": [50]}
+        return ({"irreversible": False} if is_reversible else lossy) | {"no_jp2": start == 0}
+
+
+def _codestream_span(data: bytes) -> tuple[int, int]:
+    """Return the offsets of the first codestream in a file.
 
     Raises:
-        InputError: colour of more than 8 bits per channel, which Pillow would cut.
+        ValueError: there is none.
     """
-    no_box = data.startswith(b"\xff\x4f")
-    stream = 0 if no_box else next(part.start for part in isobmff_boxes(data) if part.type == b"jp2c")
-    components = int.from_bytes(data[stream + 40 : stream + 42], "big")
-    depth = (data[stream + 42] & 0x7F) + 1
-    if depth > 8 and (components > 1 or depth != 16):
-        raise InputError(f"JPEG 2000 with {depth} bits per channel is not supported; convert it to 16-bit TIFF")
-    cod = data.find(b"\xff\x52", stream)
-    reversible = data[cod + 13] == 1
-    lossy = {"irreversible": True, "quality_mode": "dB", "quality_layers": [50]}
-    return ({"irreversible": False} if reversible else lossy) | {"no_jp2": no_box}
+    if data.startswith(_CODESTREAM):
+        return 0, len(data)
+    codestreams = [box for box in picture_boxes(data) if box.type == b"jp2c"]
+    if not codestreams:
+        raise ValueError("truncated: no codestream")
+    return codestreams[0].payload, codestreams[0].stop
 
 
-def jp2_profile(data: bytes) -> bytes | None:
-    """Return the colour profile of a JPEG 2000 file (ISO/IEC 15444-1, I.5.3.3)."""
-    for part in _jp2_header(data)[1]:
-        if part.type == b"colr" and data[part.start] in (2, 3):
-            return data[part.start + 3 : part.stop]
+def _color_profile(data: bytes) -> bytes | None:
+    """Return the ICC profile in the header of a file (I.5.3.3)."""
+    for part in _header_boxes(data)[1]:
+        if part.type == b"colr" and data[part.payload] in (2, 3):
+            return data[part.payload + 3 : part.stop]
     return None
 
 
-def with_jp2_profile(data: bytes, icc: bytes) -> bytes:
-    """Return the JPEG 2000 file with this colour profile; a bare codestream has no place for one."""
-    header, parts = _jp2_header(data)
-    if header is None:
-        return data
-    kept = [_box(part.type, data[part.start : part.stop]) for part in parts if part.type != b"colr"]
-    body = b"".join([*kept, _box(b"colr", b"\2\0\0" + icc)])
-    return data[: header.start - 8] + _box(b"jp2h", body) + data[header.stop :]
-
-
-def _jp2_header(data: bytes) -> tuple[Chunk | None, list[Chunk]]:
-    if data.startswith(b"\xff\x4f"):
+def _header_boxes(data: bytes) -> tuple[Box | None, list[Box]]:
+    """Return the header box of a file and the boxes in it. A bare codestream has none."""
+    if data.startswith(_CODESTREAM):
         return None, []
-    header = next(part for part in isobmff_boxes(data) if part.type == b"jp2h")
-    return header, list(isobmff_boxes(data, header.start, header.stop))
-
-
-def _box(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body) + 8) + name + body
+    header = next((box for box in picture_boxes(data) if box.type == b"jp2h"), None)
+    return header, list(picture_boxes(data, header.payload, header.stop)) if header else []

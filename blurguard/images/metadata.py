@@ -1,7 +1,7 @@
-"""The few things about a picture that may travel with it; everything else stays behind.
+"""Allow-list of metadata that may be kept: some EXIF tags, color profile and resolution.
 
-An allow-list, because the things that show a face (thumbnails, previews, appended videos, maker notes) or a
-place (GPS, serial numbers, names) have too many hiding places for a block-list.
+A block-list would not do. Faces (thumbnails, previews, appended videos, maker notes), places and persons (GPS,
+serial numbers, names) can be stored in too many ways.
 """
 
 from __future__ import annotations
@@ -11,62 +11,53 @@ import re
 from numbers import Real
 from typing import Any
 
+import PIL.Image
 from PIL import ExifTags
-from PIL import Image as Pillow
 
-ORIENTATION = ExifTags.Base.Orientation
-_MAX_TEXT = 128
+_MAX_TEXT = 128  # characters
 _MAX_NUMBERS = 4
-_MAX_PROFILE_BYTES = 8 << 20  # bytes; printing profiles reach some 3 MB
+_MAX_PROFILE_BYTES = 8 << 20  # profiles of printers reach some 3 MB
 
 _B = ExifTags.Base
-# What --keep-metadata keeps: when, with which camera and lens, how exposed.
-KEPT_BASE = frozenset({_B.Make, _B.Model, _B.DateTime})
-KEPT_EXIF = frozenset(
+# With --keep-metadata: time, camera, lens and exposure. Only names may hold words. Times hold digits, others numbers.
+_NAMES = frozenset({_B.Make, _B.Model, _B.LensMake, _B.LensModel})
+_EXIF_TIMES = frozenset(
     {
         _B.DateTimeOriginal, _B.DateTimeDigitized, _B.OffsetTime, _B.OffsetTimeOriginal, _B.OffsetTimeDigitized,
         _B.SubsecTime, _B.SubsecTimeOriginal, _B.SubsecTimeDigitized,
-        _B.ExposureTime, _B.FNumber, _B.ExposureProgram, _B.ISOSpeedRatings, _B.SensitivityType,
-        _B.ShutterSpeedValue, _B.ApertureValue, _B.BrightnessValue, _B.ExposureBiasValue, _B.MaxApertureValue,
-        _B.MeteringMode, _B.LightSource, _B.Flash, _B.FocalLength, _B.FocalLengthIn35mmFilm, _B.WhiteBalance,
-        _B.ExposureMode, _B.DigitalZoomRatio, _B.SceneCaptureType,
-        _B.LensSpecification, _B.LensMake, _B.LensModel,
     }
 )  # fmt: skip
-# Only these may hold words; the times hold figures and the rest numbers.
-_NAMES = frozenset({_B.Make, _B.Model, _B.LensMake, _B.LensModel})
-_TIMES = frozenset(
-    {
-        _B.DateTime, _B.DateTimeOriginal, _B.DateTimeDigitized, _B.OffsetTime, _B.OffsetTimeOriginal,
-        _B.OffsetTimeDigitized, _B.SubsecTime, _B.SubsecTimeOriginal, _B.SubsecTimeDigitized,
-    }
-)  # fmt: skip
+KEPT_BASE = frozenset({_B.Make, _B.Model, _B.DateTime})
+KEPT_EXIF = _EXIF_TIMES | {
+    _B.ExposureTime, _B.FNumber, _B.ExposureProgram, _B.ISOSpeedRatings, _B.SensitivityType,
+    _B.ShutterSpeedValue, _B.ApertureValue, _B.BrightnessValue, _B.ExposureBiasValue, _B.MaxApertureValue,
+    _B.MeteringMode, _B.LightSource, _B.Flash, _B.FocalLength, _B.FocalLengthIn35mmFilm, _B.WhiteBalance,
+    _B.ExposureMode, _B.DigitalZoomRatio, _B.SceneCaptureType,
+    _B.LensSpecification, _B.LensMake, _B.LensModel,
+}  # fmt: skip
 _TIME = re.compile(r"[0-9:.+\- ]{1,32}", re.ASCII)
 
 
-def allowed_exif(exif: Pillow.Exif) -> bytes:
-    """Return an EXIF block with the kept tags of ``exif`` and nothing else; ``b""`` when none is there."""
-    kept = Pillow.Exif()
+def allowed_exif(exif: PIL.Image.Exif) -> bytes:
+    """Return an EXIF block with only the allowed tags of ``exif``, ``b""`` if it has none of them."""
+    allowed = PIL.Image.Exif()
     for tag in KEPT_BASE & set(exif):
         if _is_harmless(tag, exif[tag]):
-            kept[tag] = exif[tag]
+            allowed[tag] = exif[tag]
     camera = exif.get_ifd(ExifTags.IFD.Exif)
-    details: dict[int, Any] = {
-        int(tag): camera[tag] for tag in KEPT_EXIF & set(camera) if _is_harmless(tag, camera[tag])
-    }
-    if details:
-        kept[ExifTags.IFD.Exif] = details
-    return kept.tobytes() if len(kept) else b""
+    if details := {int(tag): camera[tag] for tag in KEPT_EXIF & set(camera) if _is_harmless(tag, camera[tag])}:
+        allowed[ExifTags.IFD.Exif] = details
+    return allowed.tobytes() if len(allowed) else b""
 
 
-def orientation_of(exif: Pillow.Exif) -> int:
-    """Return the EXIF orientation, 1 to 8; 1, as viewers take it, for anything else that stands there."""
-    value = exif.get(ORIENTATION)
+def orientation_of(exif: PIL.Image.Exif) -> int:
+    """Return the EXIF orientation, 1 to 8. Any other value counts as 1, as in viewers."""
+    value = exif.get(_B.Orientation)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def allowed_profile(profile: Any) -> bytes | None:
-    """Return an ICC colour profile cut to its declared length, or None when it is not one (ICC.1:2022, 7.2)."""
+    """Return an ICC color profile cut to its declared length, or None if it is not one (ICC.1:2022, 7.2)."""
     if not isinstance(profile, bytes) or len(profile) < 132 or profile[36:40] != b"acsp":
         return None
     size = int.from_bytes(profile[:4], "big")
@@ -74,7 +65,7 @@ def allowed_profile(profile: Any) -> bytes | None:
 
 
 def allowed_resolution(dpi: Any) -> tuple[float, float] | None:
-    """Return x and y in dots per inch when they are plausible numbers."""
+    """Return x and y in dots per inch, or None if they are not plausible numbers."""
     try:
         x, y = float(dpi[0]), float(dpi[1])
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
@@ -83,10 +74,10 @@ def allowed_resolution(dpi: Any) -> tuple[float, float] | None:
 
 
 def _is_harmless(tag: int, value: Any) -> bool:
-    """Names, times and a few numbers, each where it belongs: nothing that could hold a picture or a letter."""
+    """Whether a value has the form of its tag: a short name, a time, or a few numbers."""
     if tag in _NAMES:
         return isinstance(value, str) and len(value) <= _MAX_TEXT and value.isprintable()
-    if tag in _TIMES:
+    if tag == _B.DateTime or tag in _EXIF_TIMES:
         return isinstance(value, str) and _TIME.fullmatch(value) is not None
     numbers = value if isinstance(value, tuple) else (value,)
     return len(numbers) <= _MAX_NUMBERS and all(map(_is_number, numbers))

@@ -1,81 +1,134 @@
-"""What Pillow would cut: colour of more than 8 bits, the alpha of BMP, the colour profile of JPEG 2000.
-
-OpenCV decodes PNG and TIFF; it writes PNG with its colour profile, tifffile writes TIFF. pillow-heif does both
-for HEIC. The only BGR in the project is here.
-"""
+"""PNG, still and animated (APNG). OpenCV decodes and encodes 16-bit color, which Pillow would cut to 8 bits."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import cv2
 import numpy as np
 
 from blurguard.errors import InputError
-from blurguard.files.filetypes import FileType
-from blurguard.images.chunks import png_chunk, png_chunks
-from blurguard.images.codec import Page, PillowCodec
-from blurguard.images.convert import RGB_TO_BGR, apply_orientation, from_bgr
-from blurguard.types import Image
+from blurguard.images.animation import AnimationCodec, SubFrame, sub_frames
+from blurguard.images.codec import Page, PillowCodec, encode
+from blurguard.images.convert import apply_orientation, from_bgr, to_bgr, to_pillow
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_IHDR_STOP = 33  # signature and the first chunk, which is always IHDR
 
 
-def read_png(data: bytes) -> Image:
-    """Return a 16-bit RGB or RGBA PNG.
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield type and body of the chunks of a PNG up to IEND (PNG 3rd edition, 5.3).
 
     Raises:
-        ValueError: damaged, or of another kind.
+        ValueError: truncated inside a chunk.
     """
-    return from_bgr(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
+    at, name = len(_SIGNATURE), b""
+    while at < len(data) and name != b"IEND":
+        name, stop = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if stop + 4 > len(data) or len(name) < 4:
+            raise ValueError(f"truncated at byte {len(data)}")
+        yield name, data[at + 8 : stop]
+        at = stop + 4
 
 
-def write_png(image: Image, icc: bytes | None, dpi: tuple[float, float] | None, exif: bytes) -> bytes:
-    """Return a 16-bit PNG."""
-    bgr = cv2.cvtColor(image.pixels, RGB_TO_BGR[image.layout.channels])
-    good, data = cv2.imencode(".png", bgr)
-    if not good:
-        raise ValueError("OpenCV could not encode it")
-    chunks = []
-    if icc:
-        chunks.append(png_chunk(b"iCCP", b"icc\0\0" + zlib.compress(icc)))
-    if dpi:
-        per_meter = [round(v / 0.0254) for v in dpi]
-        chunks.append(png_chunk(b"pHYs", struct.pack(">2IB", *per_meter, 1)))
-    if exif:
-        chunks.append(png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
-    encoded = bytes(data)
-    end_of_ihdr = next(png_chunks(encoded)).stop + 4
-    return encoded[:end_of_ihdr] + b"".join(chunks) + encoded[end_of_ihdr:]
+def _make_chunk(name: bytes, body: bytes) -> bytes:
+    """Return a chunk with its length and checksum."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+class AnimatedPngCodec(AnimationCodec):
+    """Animated PNG of 8 bits per channel."""
+
+    pillow_name = "PNG"
+
+    def __init__(self, data: bytes, picture: Any, keep_metadata: bool) -> None:
+        super().__init__(data, picture, keep_metadata)
+        if data[24] == 16:
+            raise InputError("an animation of 16 bits per channel is not supported; convert it to 8")
+
+    def write(self, pages: Iterable[Page]) -> bytes:
+        """Return an animated PNG: Pillow encodes each frame, and their chunks are numbered and joined."""
+        out: list[bytes] = []
+        head: list[bytes] = []
+        sequence, count = 0, 0  # fcTL and fdAT chunks share one sequence of numbers
+        for count, frame in enumerate(sub_frames(pages), start=1):
+            chunks = list(png_chunks(encode(to_pillow(frame.image), "PNG", **self._metadata_options())))
+            head = head or [_make_chunk(name, body) for name, body in chunks if name not in (b"IDAT", b"IEND")]
+            out.append(_make_chunk(b"fcTL", struct.pack(">I", sequence) + _frame_control(frame)))
+            sequence += 1
+            for body in (body for name, body in chunks if name == b"IDAT"):
+                if count == 1:
+                    out.append(_make_chunk(b"IDAT", body))
+                else:
+                    out.append(_make_chunk(b"fdAT", struct.pack(">I", sequence) + body))
+                    sequence += 1
+        control = _make_chunk(b"acTL", struct.pack(">2I", count, self._loop or 0))
+        return b"".join([_SIGNATURE, head[0], control, *head[1:], *out, _make_chunk(b"IEND", b"")])
+
+
+def _frame_control(frame: SubFrame) -> bytes:
+    """Return the body of fcTL after its sequence number: place, delay in seconds as a fraction, replace, no blend."""
+    delay = Fraction(frame.duration_ms / 1000).limit_denominator(1000)
+    if delay.numerator > 0xFFFF:
+        delay = Fraction(round(delay))
+    size = frame.image.width, frame.image.height
+    return struct.pack(">4I2H2B", *size, frame.x, frame.y, min(delay.numerator, 0xFFFF), delay.denominator, 0, 0)
 
 
 class PngCodec(PillowCodec):
-    """PNG: what Pillow would cut to 8 bits goes another way; a colour that stands for transparency is kept."""
+    """PNG of one picture. A color that stands for transparency is kept."""
 
-    def __init__(self, data: bytes, kind: FileType, picture: Any, keep_metadata: bool) -> None:
-        super().__init__(data, kind, picture, keep_metadata)
+    pillow_name = "PNG"
+    animated_codec = AnimatedPngCodec
+
+    def __init__(self, data: bytes, picture: Any, keep_metadata: bool) -> None:
+        super().__init__(data, picture, keep_metadata)
         depth, color_type = data[24], data[25]
         if depth == 16 and color_type == 4:
-            raise InputError("16-bit grey with alpha is not supported; convert it to 16-bit RGBA")
-        self._deep = depth == 16 and color_type in (2, 6)
-        if self._deep and any(part.type == b"tRNS" for part in png_chunks(data)):
-            raise InputError("16-bit colour with a transparent colour is not supported; convert it to 16-bit RGBA")
+            raise InputError("16-bit gray with alpha is not supported; convert it to 16-bit RGBA")
+        self._is_16_bit_color = depth == 16 and color_type in (2, 6)
+        if self._is_16_bit_color and any(name == b"tRNS" for name, _ in png_chunks(data)):
+            raise InputError("16-bit color with a transparent color is not supported; convert it to 16-bit RGBA")
+
+    @staticmethod
+    def check_complete(data: bytes) -> None:
+        """Raise ``ValueError`` if there is no IEND chunk: Pillow reads an animation without its last frames."""
+        if b"IEND" not in {name for name, _ in png_chunks(data)}:
+            raise ValueError("truncated: no IEND chunk")
 
     def read(self) -> Iterator[Page]:
-        if self._deep:
-            self._picture.load()  # OpenCV does not mind damaged checksums; Pillow does
-            yield Page(apply_orientation(read_png(self._data), self._orientation))
-        else:
+        """Decode the picture."""
+        if not self._is_16_bit_color:
             yield from super().read()
+            return
+        self._picture.load()  # Pillow reports damaged checksums, OpenCV does not
+        bgr = cv2.imdecode(np.frombuffer(self._data, np.uint8), cv2.IMREAD_UNCHANGED)
+        yield Page(apply_orientation(from_bgr(bgr), self._orientation))
 
     def write(self, pages: Iterable[Page]) -> bytes:
-        if not self._deep:
+        """Return a PNG. OpenCV writes no metadata, so chunks for it are added."""
+        if not self._is_16_bit_color:
             return super().write(pages)
         (page,) = pages
-        return write_png(page.image, self._icc, self._dpi, self._exif)
+        encoded, buffer = cv2.imencode(".png", to_bgr(page.image))
+        if not encoded:
+            raise ValueError("OpenCV could not encode it")
+        data = bytes(buffer)
+        return data[:_IHDR_STOP] + b"".join(self._metadata_chunks()) + data[_IHDR_STOP:]
 
-    def _options(self, picture: Any) -> dict[str, Any]:
-        transparency = picture.info.get("transparency")
-        keyed = picture.mode in ("1", "L", "RGB", "I;16") and transparency is not None
-        return {"transparency": transparency} if keyed else {}
+    def _metadata_chunks(self) -> Iterator[bytes]:
+        if self._icc:
+            yield _make_chunk(b"iCCP", b"icc\0\0" + zlib.compress(self._icc))
+        if self._dpi:
+            yield _make_chunk(b"pHYs", struct.pack(">2IB", *(round(v / 0.0254) for v in self._dpi), 1))
+        if self._exif:
+            yield _make_chunk(b"eXIf", self._exif.removeprefix(b"Exif\0\0"))
+
+    def _page_options(self) -> dict[str, Any]:
+        transparency = self._picture.info.get("transparency")
+        has_key = self._picture.mode in ("1", "L", "RGB", "I;16") and transparency is not None
+        return {"transparency": transparency} if has_key else {}

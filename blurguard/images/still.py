@@ -1,39 +1,52 @@
-"""Reading and writing still pictures: the door to every format.
+"""Opens picture files of any supported format: `open_image`, `ImageFile` and the table of codecs.
 
-``open_image`` looks at the header only and refuses what is too large; ``Still.pages`` decodes one page at a
-time; ``Still.encode`` takes them back, hidden, and returns the bytes of a new file.
+``open_image`` reads the header only, and refuses pictures that are too large. ``ImageFile.pages`` then decodes one
+page at a time. ``ImageFile.encode`` takes pages and returns the bytes of a new file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
+import PIL.Image
 
 from blurguard.errors import InputError
 from blurguard.files.filetypes import FileType
-from blurguard.images.animation import AnimationCodec
-from blurguard.images.chunks import check_complete
-from blurguard.images.codec import PILLOW_NAMES, QUALITY, Codec, Page, PillowCodec
-from blurguard.images.heif import HeicCodec, write_heic
+from blurguard.images.animation import GifCodec
+from blurguard.images.codec import BmpCodec, Codec, Page
+from blurguard.images.heif import AvifCodec, HeicCodec
 from blurguard.images.jpeg import JpegCodec
+from blurguard.images.jpeg2000 import Jpeg2000Codec
 from blurguard.images.png import PngCodec
 from blurguard.images.tiff import TiffCodec
-from blurguard.types import Image, Layout
+from blurguard.images.webp import WebpCodec
 
 __all__ = ["ImageFile", "Page", "blank_image_file", "open_image"]
 
-# What decoders raise on damaged files, as seen in fuzzing; anything else is our mistake, and surfaces as such.
+CODECS: dict[FileType, type[Codec]] = {
+    FileType.JPEG: JpegCodec,
+    FileType.PNG: PngCodec,
+    FileType.WEBP: WebpCodec,
+    FileType.TIFF: TiffCodec,
+    FileType.BMP: BmpCodec,
+    FileType.GIF: GifCodec,
+    FileType.HEIC: HeicCodec,
+    FileType.AVIF: AvifCodec,
+    FileType.JPEG2000: Jpeg2000Codec,
+}
+_UNSUPPORTED_REASONS = {
+    FileType.VIDEO: "is a video, not a picture",
+    FileType.RAW: "is a camera raw file; develop it to JPEG or TIFF first",
+    FileType.UNKNOWN: "is neither a picture nor a video that blurguard supports, despite its name",
+}
+# Errors of decoders on damaged files, as seen in fuzzing. Any other error is a bug here, and is not caught.
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, RuntimeError,
-    AttributeError, struct.error, MemoryError, Pillow.DecompressionBombError,
+    AttributeError, struct.error, MemoryError, PIL.Image.DecompressionBombError,
 )  # fmt: skip
 
 
@@ -42,10 +55,10 @@ class ImageFile:
     """An opened picture file.
 
     Attributes:
-        kind: its format.
-        width: of the first page as displayed, px.
-        height: of the first page as displayed, px.
-        count: pages or frames.
+        file_type: its format.
+        width: of the first page upright, px.
+        height: of the first page upright, px.
+        page_count: pages or frames.
     """
 
     file_type: FileType
@@ -58,13 +71,13 @@ class ImageFile:
     @property
     def is_animated(self) -> bool:
         """Whether its pages are the frames of one scene, shown one after the other."""
-        return self.page_count > 1 and self.file_type in (FileType.GIF, FileType.PNG, FileType.WEBP, FileType.AVIF)
+        return self.page_count > 1 and self._codec.is_animation
 
     def pages(self) -> Iterator[Page]:
         """Decode one page after the other.
 
         Raises:
-            InputError: truncated, corrupt, or of a kind that cannot be kept.
+            InputError: truncated, corrupt, or of a kind that could not be written again.
         """
         pages = self._codec.read()
         while True:
@@ -75,78 +88,53 @@ class ImageFile:
             yield page
 
     def encode(self, pages: Iterable[Page]) -> bytes:
-        """Return a file of this kind with these pages."""
+        """Return a file of this format with these pages."""
         return self._codec.write(pages)
 
 
-def open_image(data: bytes, kind: FileType, name: str, max_pixels: int, keep_metadata: bool = False) -> ImageFile:
-    """Open a picture from the bytes of its file; decodes nothing yet.
+def open_image(data: bytes, file_type: FileType, name: str, max_pixels: int, keep_metadata: bool = False) -> ImageFile:
+    """Open a picture from the bytes of its file, without decoding pixels.
 
     Args:
         data: the file's content.
-        kind: what it is, by content.
+        file_type: its format by content.
         name: of the file, for messages.
-        max_pixels: a page of more px is refused.
-        keep_metadata: whether capture time, camera, lens and exposure are to be kept.
+        max_pixels: limit for the pixels of a page.
+        keep_metadata: whether to keep capture time, camera, lens and exposure.
 
     Raises:
         InputError: damaged, of an unsupported kind, or too large.
     """
-    if not kind.is_still:
-        raise InputError(f"{name}: {_UNSUPPORTED_REASONS[kind]}")
-    with _decoder_errors(name, kind):
-        check_complete(data, kind)
-        source = open_codec(data, kind, keep_metadata)
-        width, height = source.largest_wh
+    if file_type not in CODECS:
+        raise InputError(f"{name}: {_UNSUPPORTED_REASONS[file_type]}")
+    with _decoder_errors(name, file_type):
+        codec = CODECS[file_type].open(data, keep_metadata)
+        width, height = codec.largest_wh
         if width * height > max_pixels:
             raise InputError(
                 f"{name}: {width} x {height} is more than {max_pixels / 1e6:g} megapixels; "
                 "if you trust this file, raise --max-pixels"
             )
-        return ImageFile(kind, *source.upright_wh, source.page_count, source, name)
+        return ImageFile(file_type, *codec.upright_wh, codec.page_count, codec, name)
 
 
-def blank_image_file(kind: FileType) -> ImageFile:
-    """Return a still of this kind without pages, to encode pages that come from nowhere."""
-    buffer = io.BytesIO()
-    if kind is FileType.HEIC:
-        blank = Image(np.zeros((8, 8, 3), np.uint8), Layout.RGB)
-        return open_image(write_heic([(blank, {})], 0, QUALITY, b""), kind, "blank", 64)
-    Pillow.new("RGB", (8, 8)).save(buffer, PILLOW_NAMES[kind])
-    return open_image(buffer.getvalue(), kind, "blank", 64)
-
-
-_UNSUPPORTED_REASONS = {
-    FileType.VIDEO: "is a video, no picture",
-    FileType.RAW: "is a camera raw file; develop it to JPEG or TIFF first",
-    FileType.UNKNOWN: "is neither a picture nor a video that blurguard knows, whatever its name says",
-}
+def blank_image_file(file_type: FileType) -> ImageFile:
+    """Return a file of this format to encode new pages, which no source file has."""
+    return open_image(CODECS[file_type].blank(), file_type, "blank", 64)
 
 
 @contextlib.contextmanager
-def _decoder_errors(name: str, kind: FileType) -> Iterator[None]:
-    """Turn what decoders raise into ``InputError`` that names the file."""
+def _decoder_errors(name: str, file_type: FileType) -> Iterator[None]:
+    """Turn errors of decoders into ``InputError`` that names the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what it then raises, or repairs
+            warnings.simplefilter("ignore")  # Pillow warns of damage that it then raises or repairs
             yield
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(name) else f"{name}: {message}") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name}: damaged or unsupported {kind}") from error
+    except PIL.UnidentifiedImageError as error:
+        raise InputError(f"{name}: damaged or unsupported {file_type}") from error
     except _DECODER_ERRORS as error:
         detail = str(error) or type(error).__name__
-        raise InputError(f"{name}: damaged or unsupported {kind}: {detail}") from error
-
-
-def open_codec(data: bytes, kind: FileType, keep_metadata: bool) -> Codec:
-    """Open a file by its header; raises whatever the decoder raises, or ``InputError`` for what cannot be kept."""
-    if kind is FileType.HEIC:
-        return HeicCodec(data, keep_metadata)
-    picture = Pillow.open(io.BytesIO(data), formats=[PILLOW_NAMES[kind]])
-    animated = kind in (FileType.PNG, FileType.WEBP) and getattr(picture, "is_animated", False)
-    if kind is FileType.GIF or animated:
-        return AnimationCodec(data, kind, picture, keep_metadata)
-    reader = {FileType.JPEG: JpegCodec, FileType.TIFF: TiffCodec, FileType.PNG: PngCodec}.get(kind, PillowCodec)
-    return reader(data, kind, picture, keep_metadata)
+        raise InputError(f"{name}: damaged or unsupported {file_type}: {detail}") from error

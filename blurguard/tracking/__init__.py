@@ -1,1 +1,1 @@
-"""Tracks faces through videos and animations."""
+"""Face tracking through videos and animations, and the detection of scene cuts."""

@@ -1,69 +1,117 @@
-"""How each codec is written again: encoder, options and quality, as data.
+"""Encoders and their settings. To add an encoder or to change a setting, edit the table ``ENCODERS``.
 
-Quality is constant, not the bit rate: on the project's clips what is not hidden keeps an SSIM of 0.98 and more,
-at about the size of the source (docs/performance.md has the table). Presets are the fastest that do so.
+Quality is constant, not the bit rate. On the project's clips, pixels outside hidden regions keep an SSIM of 0.98 and
+more, at about the size of the source (table in docs/performance.md). Presets are the fastest that reach this.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
+from av.codec.context import Flags as CodecFlags
+from av.container import OutputContainer
+from av.video.stream import VideoStream
 
 from blurguard.errors import InputError
 from blurguard.files.filetypes import AVI, FLV, M2TS, MPEG_TS
-from blurguard.video.color import MasteringDisplay
-from blurguard.video.reader import VideoReader
+from blurguard.video.info import VideoInfo
 
-# Decoding times that begin before the first picture would move every time in these containers: no B-frames there.
+os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 prints its settings to the terminal otherwise
+# Decoding times that begin before the first frame would move all times in these containers: no B-frames there.
 _NO_REORDERING = frozenset({AVI, FLV, MPEG_TS, M2TS})
-# What MPEG-1 and MPEG-2 can call their frame rate (ISO/IEC 13818-2, table 6-4).
-_MPEG_RATES = tuple(
-    Fraction(*rate)
-    for rate in ((24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (50, 1), (60000, 1001), (60, 1))
-)
-# Frames that an encoder holds back cost memory: at 4K, two thirds of it with SVT-AV1, a quarter with x265.
-_SVT_LOW_DELAY = "pred-struct=1:lookahead=0"
+# Frame rates of MPEG-1 and MPEG-2 (ISO/IEC 13818-2, table 6-4).
+_MPEG_RATES = tuple(map(Fraction, ["24000/1001", "24", "25", "30000/1001", "30", "50", "60000/1001", "60"]))
 _LARGE_PX = 4_000_000
-_PRORES_PROFILES = {"Proxy": "proxy", "LT": "lt", "Standard": "standard", "HQ": "hq", "4444": "4444", "XQ": "4444xq"}
+
+
+class Hdr10Syntax(NamedTuple):
+    """Spelling of HDR10 metadata in an encoder's options.
+
+    Attributes:
+        option: FFmpeg's option that has the parameters.
+        display: parameter for the mastering display.
+        light: parameter for the content light level.
+        integers: whether chromaticity is in 1/50000 and luminance in 1/10000 cd/m², not in plain numbers.
+    """
+
+    option: str
+    display: str
+    light: str
+    integers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """How a codec is written.
+    """Settings that write one codec. An option named ``*-params`` is a list: later values are appended to it.
 
     Attributes:
         name: FFmpeg's name of the encoder.
-        options: its options.
-        counts: whether it takes only a fixed frame rate, so that frames are numbered for it, not timed.
-        interlaces: whether it can write frames as two fields.
+        options: for all videos.
+        quick: options added when time matters more than size.
+        large: options added above ``_LARGE_PX``.
+        profiles: option ``profile`` by FFmpeg's name of the source's profile.
+        hdr10: how it takes HDR10 metadata. None if it cannot.
+        fixed_rate: whether it numbers frames at a fixed rate, and takes no times.
+        supports_interlaced: whether it can write frames as two fields.
+        ignores_side_data: whether it writes only pixels and captions of a frame.
     """
 
     name: str
-    options: dict[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    quick: Mapping[str, str] = field(default_factory=dict)
+    large: Mapping[str, str] = field(default_factory=dict)
+    profiles: Mapping[str, str] = field(default_factory=dict)
+    hdr10: Hdr10Syntax | None = None
     fixed_rate: bool = False
     supports_interlaced: bool = False
-
-
-def _constant_quantizer(q: int, **others: str) -> dict[str, str]:
-    return {"qmin": str(q), "qmax": str(q), **others}
+    ignores_side_data: bool = False
 
 
 _VPX = {"deadline": "realtime", "lag-in-frames": "0", "g": "240"}
+_MPEG = {"qmin": "3", "qmax": "3", "bf": "0"}
 ENCODERS = {
-    "h264": Encoder("libx264", {"preset": "veryfast", "crf": "19.5", "bf": "1"}, supports_interlaced=True),
-    "hevc": Encoder("libx265", {"preset": "ultrafast", "crf": "26", "bf": "3"}),
-    "vp9": Encoder("libvpx-vp9", _VPX | {"cpu-used": "7", "crf": "36", "b": "0", "row-mt": "1"}),
-    "vp8": Encoder("libvpx", _VPX | {"cpu-used": "5", "crf": "20", "b": "40M"}),
-    "av1": Encoder("libsvtav1", {"preset": "9", "crf": "30", "g": "240"}),
-    "mpeg4": Encoder("mpeg4", _constant_quantizer(3, bf="0", g="240"), fixed_rate=True, supports_interlaced=True),
-    "mpeg2video": Encoder(
-        "mpeg2video", _constant_quantizer(3, bf="0", g="15"), fixed_rate=True, supports_interlaced=True
+    "h264": Encoder(
+        "libx264",
+        {"preset": "veryfast", "crf": "19.5", "bf": "1"},
+        quick={"preset": "superfast"},  # two thirds of the time at equal quality, but files a third larger
+        hdr10=Hdr10Syntax("x264-params", "mastering-display", "cll"),
+        supports_interlaced=True,
+        ignores_side_data=True,
     ),
-    "mpeg1video": Encoder("mpeg1video", _constant_quantizer(3, bf="0", g="15"), fixed_rate=True),
-    "mjpeg": Encoder("mjpeg", _constant_quantizer(5, strict="unofficial")),
-    "prores": Encoder("prores_ks", {"vendor": "apl0"}, supports_interlaced=True),
+    "hevc": Encoder(
+        "libx265",
+        {"preset": "ultrafast", "crf": "26", "bf": "3", "x265-params": "log-level=none:info=0"},
+        # Frames that an encoder holds back are a quarter of its memory at 4K.
+        large={"bf": "1", "x265-params": "b-adapt=0:rc-lookahead=2"},
+        hdr10=Hdr10Syntax("x265-params", "hdr10=1:master-display", "max-cll"),
+        ignores_side_data=True,
+    ),
+    "vp9": Encoder(
+        "libvpx-vp9", _VPX | {"cpu-used": "7", "crf": "36", "b": "0", "row-mt": "1"}, ignores_side_data=True
+    ),
+    "vp8": Encoder("libvpx", _VPX | {"cpu-used": "5", "crf": "20", "b": "40M"}, ignores_side_data=True),
+    "av1": Encoder(
+        "libsvtav1",
+        # Low delay: the frames held back otherwise are two thirds of its memory at 4K.
+        {"preset": "9", "crf": "30", "g": "240", "svtav1-params": "pred-struct=1:lookahead=0"},
+        hdr10=Hdr10Syntax("svtav1-params", "mastering-display", "content-light", integers=False),
+        ignores_side_data=True,
+    ),
+    "mpeg4": Encoder("mpeg4", _MPEG | {"g": "240"}, fixed_rate=True, supports_interlaced=True),
+    "mpeg2video": Encoder("mpeg2video", _MPEG | {"g": "15"}, fixed_rate=True, supports_interlaced=True),
+    "mpeg1video": Encoder("mpeg1video", _MPEG | {"g": "15"}, fixed_rate=True),
+    "mjpeg": Encoder("mjpeg", {"qmin": "5", "qmax": "5", "strict": "unofficial"}),
+    "prores": Encoder(
+        "prores_ks",
+        {"vendor": "apl0", "profile": "hq"},
+        profiles={"Proxy": "proxy", "LT": "lt", "Standard": "standard", "4444": "4444", "XQ": "4444xq"},
+        supports_interlaced=True,
+    ),
     "ffv1": Encoder("ffv1", {"level": "3", "g": "1", "slicecrc": "1"}),
     "ffvhuff": Encoder("ffvhuff"),
     "huffyuv": Encoder("huffyuv"),
@@ -71,74 +119,104 @@ ENCODERS = {
 }
 
 
-def encoder_for(video: VideoReader, threads: int, quick: bool) -> Encoder:
-    """Return the encoder that writes a video as it was, with the options for it.
-
-    ``quick`` H.264 takes two thirds of the time and is of the same quality, but a third larger.
+def encoder_for(info: VideoInfo, threads: int, quick: bool) -> Encoder:
+    """Return the encoder of a video's own codec, with all options for this video.
 
     Raises:
-        InputError: there is none for its codec, or it would lose something.
+        InputError: there is none, or it would lose something.
     """
-    encoder = ENCODERS.get(video.codec)
+    encoder = ENCODERS.get(info.codec)
     if encoder is None:
-        raise InputError(f"{video.path}: {video.codec} video cannot be written; convert it to H.264 in MP4 or Matroska")
-    if video.rotation and not video.family.stores_rotation:
-        raise InputError(f"{video.path}: {video.family.label} cannot tell its rotation; convert it to MP4 or Matroska")
-    if video.interlaced and not encoder.supports_interlaced:
-        raise InputError(f"{video.path}: interlaced {video.codec} cannot be written; convert it to H.264")
-    more = {"bf": "0"} if video.family in _NO_REORDERING else {}
-    if video.codec == "hevc":
-        if video.width * video.height > _LARGE_PX:
-            more["bf"] = "1"
-        more["x265-params"] = _x265(video, threads)
-    elif video.codec == "h264":
-        more |= {"preset": "superfast"} if quick else {}
-    if video.codec == "h264" and video.mastering:
-        more["x264-params"] = ":".join(_hdr10(video, video.mastering, "mastering-display", "cll"))
-    elif video.codec == "av1":
-        hdr10 = _svt_hdr10(video, video.mastering) if video.mastering else []
-        more["svtav1-params"] = ":".join([_SVT_LOW_DELAY, *hdr10])
-    elif video.codec == "prores":
-        more["profile"] = _PRORES_PROFILES.get(video.profile or "", "hq")
-    return Encoder(encoder.name, encoder.options | more, encoder.fixed_rate, encoder.supports_interlaced)
+        raise InputError(f"{info.path}: {info.codec} video cannot be written; convert it to H.264 in MP4 or Matroska")
+    if info.rotation and not info.container.stores_rotation:
+        raise InputError(
+            f"{info.path}: {info.container.label} cannot store its rotation; convert it to MP4 or Matroska"
+        )
+    if info.interlaced and not encoder.supports_interlaced:
+        raise InputError(f"{info.path}: interlaced {info.codec} cannot be written; convert it to H.264")
+    layers = [
+        encoder.options,
+        {"x265-params": f"pools={threads or '*'}"} if encoder.name == "libx265" else {},  # it ignores thread_count
+        encoder.large if info.width * info.height > _LARGE_PX else {},
+        encoder.quick if quick else {},
+        {"profile": encoder.profiles[info.profile]} if info.profile in encoder.profiles else {},
+        _hdr10_options(info, encoder.hdr10) if encoder.hdr10 else {},
+        {"bf": "0"} if info.container in _NO_REORDERING else {},
+    ]
+    return replace(encoder, options=_merge(layers))
+
+
+def add_encoder(output: OutputContainer, encoder: Encoder, info: VideoInfo, threads: int) -> VideoStream:
+    """Add a video track to an output container and open its encoder.
+
+    Raises:
+        InputError: the encoder does not support this size or pixel format.
+    """
+    supported = {pixel_format.name for pixel_format in av.Codec(encoder.name, "w").video_formats or []}
+    if info.pixel_format not in supported:
+        raise InputError(
+            f"{info.path}: {info.kind} with {info.pixel_format} pixels cannot be written; convert it to H.264 or HEVC"
+        )
+    try:
+        stream = output.add_stream(encoder.name, rate=info.rate, options=dict(encoder.options))
+        assert isinstance(stream, VideoStream)  # noqa: S101 - for the type checker; every encoder of ours is one
+        context = stream.codec_context
+        context.width, context.height, context.pix_fmt = info.width, info.height, info.pixel_format
+        context.time_base, stream.time_base = encoder_time_base(encoder, info), info.time_base
+        context.color_range, context.color_primaries, context.color_trc, context.colorspace = info.color
+        if info.pixel_aspect:
+            context.sample_aspect_ratio = info.pixel_aspect
+        context.flags |= int(CodecFlags.bitexact)
+        if info.interlaced:
+            context.flags |= int(CodecFlags.interlaced_dct) | int(CodecFlags.interlaced_me)
+            context.field_order = info.field_order
+        if info.codec == "hevc" and info.codec_tag in ("hvc1", "hev1"):
+            context.codec_tag = info.codec_tag
+        if info.display_matrix:
+            stream.set_display_matrix(info.display_matrix)
+        context.thread_count = threads
+        context.open()
+    except (av.FFmpegError, ValueError) as error:
+        raise InputError(
+            f"{info.path}: {info.kind} of {info.width} x {info.height} px cannot be written: {error}; "
+            "convert it to H.264 in MP4 or Matroska"
+        ) from error
+    return stream
 
 
 def missing_encoders() -> list[str]:
-    """Return the codecs that cannot be written here."""
+    """Return the codecs whose encoder this FFmpeg lacks."""
     return [codec for codec, encoder in ENCODERS.items() if encoder.name not in av.codecs_available]
 
 
-def encoder_time_base(encoder: Encoder, video: VideoReader) -> Fraction:
-    """Return the seconds per tick that the encoder is given: the video's, or its nominal frame's."""
+def encoder_time_base(encoder: Encoder, info: VideoInfo) -> Fraction:
+    """Return the encoder's seconds per tick: the video's, or one nominal frame at a fixed rate."""
     if not encoder.fixed_rate:
-        return video.time_base
-    if video.codec == "mpeg4":  # 16 bits for each half (ISO/IEC 14496-2, 6.2.3)
-        rate = video.rate.limit_denominator(1001)
+        return info.time_base
+    if info.codec == "mpeg4":  # 16 bits for each half (ISO/IEC 14496-2, 6.2.3)
+        rate = info.rate.limit_denominator(1001)
         return 1 / (rate if rate.numerator < 1 << 16 else Fraction(min(round(rate), 1000)))
-    return 1 / min(_MPEG_RATES, key=lambda rate: abs(rate - video.rate))
+    return 1 / min(_MPEG_RATES, key=lambda rate: abs(rate - info.rate))
 
 
-def _x265(video: VideoReader, threads: int) -> str:
-    params = ["log-level=none", "info=0", f"pools={threads or '*'}"]
-    if video.width * video.height > _LARGE_PX:
-        params += ["b-adapt=0", "rc-lookahead=2"]
-    if video.mastering:
-        params += ["hdr10=1", *_hdr10(video, video.mastering, "master-display", "max-cll")]
-    return ":".join(params)
+def _merge(layers: list[Mapping[str, str]]) -> dict[str, str]:
+    """Return options in which a later layer replaces an earlier one, or is appended to a list of parameters."""
+    options: dict[str, str] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            extends = name.endswith("-params") and name in options
+            options[name] = f"{options[name]}:{value}" if extends else value
+    return options
 
 
-def _hdr10(video: VideoReader, display: MasteringDisplay, display_key: str, light_key: str) -> list[str]:
-    """Return HDR10 metadata as x264 and x265 take it: chromaticity in 1/50000, luminance in 1/10000 cd/m²."""
-    named = (("G", display.green), ("B", display.blue), ("R", display.red), ("WP", display.white))
-    points = "".join(f"{name}({round(x * 50_000)},{round(y * 50_000)})" for name, (x, y) in named)
-    light = [f"{light_key}={video.content_light[0]},{video.content_light[1]}"] if video.content_light else []
-    range_ = f"L({round(display.brightest * 10_000)},{round(display.darkest * 10_000)})"
-    return [f"{display_key}={points}{range_}", *light]
-
-
-def _svt_hdr10(video: VideoReader, display: MasteringDisplay) -> list[str]:
-    """Return HDR10 metadata as SVT-AV1 takes it, in plain numbers."""
-    named = (("G", display.green), ("B", display.blue), ("R", display.red), ("WP", display.white))
-    points = "".join(f"{name}({float(x):.5f},{float(y):.5f})" for name, (x, y) in named)
-    light = [f"content-light={video.content_light[0]},{video.content_light[1]}"] if video.content_light else []
-    return [f"mastering-display={points}L({float(display.brightest):.4f},{float(display.darkest):.4f})", *light]
+def _hdr10_options(info: VideoInfo, syntax: Hdr10Syntax) -> dict[str, str]:
+    """Return a video's HDR10 metadata as an option, or nothing if it has none."""
+    if info.mastering is None:
+        return {}
+    display = ""
+    for name in ("G", "B", "R", "WP", "L"):
+        unit, digits = (10_000, 4) if name == "L" else (50_000, 5)
+        values = (round(x * unit) if syntax.integers else f"{float(x):.{digits}f}" for x in info.mastering[name])
+        display += "{}({},{})".format(name, *values)
+    light = ":{}={},{}".format(syntax.light, *info.content_light) if info.content_light else ""
+    return {syntax.option: f"{syntax.display}={display}{light}"}

@@ -1,8 +1,8 @@
-"""What of a video is copied as it is: sound, subtitles, chapters, fonts, and a few words.
+"""Stream copy of everything but the video track: audio, subtitles, chapters, fonts and a few texts.
 
-The tracks are read from the source a second time, at the pace of the frames, so that no more of them is in memory
-than a muxer needs to interleave. What tells more than what is to be seen and heard stays behind: allow-lists, as for
-photos. Data tracks (places, sensors, times of day), cover pictures and unknown attachments are on none of them.
+The source is read a second time, in step with the video, so memory holds only what the muxer interleaves.
+Allow-lists decide on metadata, as for photos. Data tracks (GPS, sensors, timecodes), cover pictures and unknown
+attachments are never copied.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from av.container import OutputContainer
 from av.stream import AttachmentStream, Discard, Stream
 
 from blurguard.errors import InputError
-from blurguard.video.reader import VideoReader, codec_name, open_container
+from blurguard.video.info import codec_name
+from blurguard.video.reader import VideoReader, open_container
 
 _MAX_TEXT = 128
 _FONT_TYPES = re.compile(r"font/.+|application/(x-)?(truetype-)?(font|vnd\.ms-opentype)[-\w.]*", re.IGNORECASE)
@@ -43,7 +44,7 @@ _NAMES = frozenset(
 )  # fmt: skip
 _TIMES = frozenset({"creation_time", "date", "com.apple.quicktime.creationdate"})
 _TIME = re.compile(r"[0-9:.+\-TZ ]{4,40}", re.ASCII)
-# Of the headers of tracks, which are written again: what is needed to show subtitles, line by line.
+# Lines of subtitle headers that a player needs.
 _ASS_INFO = re.compile(
     rb"(ScriptType|PlayRes[XY]|WrapStyle|ScaledBorderAndShadow|YCbCr Matrix|Timer|Collisions)\s*:\s*[\w.+]{1,16}",
     re.IGNORECASE,
@@ -57,48 +58,57 @@ _VOBSUB_LINE = re.compile(
     rb"(size|org|scale|alpha|smooth|fadein/out|align|time offset|forced subs|palette|custom colors):[\w %,.:/+-]*",
     re.IGNORECASE,
 )
-_NO_COMMENT = b"\x03vorbis\0\0\0\0\0\0\0\0\1"  # by nobody, no entries, the framing bit (Vorbis I, 5.2.1)
+_EMPTY_COMMENT = b"\x03vorbis\0\0\0\0\0\0\0\0\1"  # no vendor, no entries, the framing bit (Vorbis I, 5.2.1)
 _STREAMINFO_BYTES = 34  # RFC 9639, 8.2
 
 
 class StreamCopier:
-    """The tracks that are copied: audio, subtitles and fonts, read from the source at the pace of the frames."""
+    """Copies audio, subtitles and fonts to the output, packet by packet.
+
+    Attributes:
+        container: the source, opened a second time.
+        left_out: tracks that cannot be copied, a phrase each.
+    """
 
     def __init__(self, video: VideoReader, keep_audio: bool) -> None:
         self._video = video
         self.left_out: list[str] = []
-        self.container = open_container(video.path, video.family)
-        kinds = {"subtitle", "audio"} if keep_audio else {"subtitle"}
-        self._sources = [stream for stream in self.container.streams if stream.type in kinds]
-        self._tracks: dict[int, Stream] = {}
+        self.container = open_container(video.info.path, video.info.container)
+        self._types = {"subtitle", "audio"} if keep_audio else {"subtitle"}
+        self._tracks: dict[int, Stream] = {}  # by index in the source
         self._packets: Iterator[av.Packet[Any]] = iter(())
         self._next: av.Packet[Any] | None = None
 
     def add_to(self, output: OutputContainer) -> None:
-        """Add the copied tracks to the result."""
-        headers: dict[int, bytes | None] = {}
-        for stream in self._sources:
-            try:
-                headers[stream.index] = scrub_extradata(codec_name(stream), _header_of(stream))
-                track = output.add_stream_from_template(stream)
-            except ValueError:  # nothing in FFmpeg decodes it, or the container has no name for it
-                name = stream.codec_context.name if stream.codec_context else "unknown codec"
-                self.left_out.append(f"{stream.type} track {stream.index + 1} ({name})")
-                continue
-            track.codec_context.extradata = headers[stream.index]
-            track.metadata.update(_track_texts(stream.metadata))
-            track.disposition = stream.disposition
-            self._tracks[stream.index] = track
-        for attachment in self.container.streams:
-            if isinstance(attachment, AttachmentStream) and _is_font(attachment):
-                name = attachment.name or ""
-                named = name if name.isprintable() and len(name) <= _MAX_TEXT else "font"
-                output.add_attachment(named, attachment.mimetype or "", bytes(attachment.data))
-        for stream in self.container.streams:
+        """Add the copied tracks and fonts to the output."""
+        streams = self.container.streams
+        for stream in streams:
+            if stream.type in self._types:
+                self._add_track(stream, output)
+        for stream in streams:
+            if isinstance(stream, AttachmentStream) and _is_font(stream):
+                name = stream.name or ""
+                safe_name = name if name.isprintable() and len(name) <= _MAX_TEXT else "font"
+                output.add_attachment(safe_name, stream.mimetype or "", bytes(stream.data))
+        for stream in streams:
             stream.discard = Discard.default if stream.index in self._tracks else Discard.all
-        wanted = [self.container.streams[index] for index in self._tracks]
-        self._packets = iter(self.container.demux(wanted)) if wanted else iter(())
-        self._advance()
+        copied = [streams[index] for index in self._tracks]
+        self._packets = self._read(copied)
+        self._next = next(self._packets, None)
+
+    def _add_track(self, stream: Stream, output: OutputContainer) -> None:
+        context = stream.codec_context
+        try:
+            extradata = scrub_extradata(codec_name(stream), context.extradata if context else None)
+            track = output.add_stream_from_template(stream)
+        except ValueError:  # FFmpeg cannot decode it, or the container does not support it
+            name = context.name if context else "unknown codec"
+            self.left_out.append(f"{stream.type} track {stream.index + 1} ({name})")
+            return
+        track.codec_context.extradata = extradata
+        track.metadata.update(_track_texts(stream.metadata))
+        track.disposition = stream.disposition
+        self._tracks[stream.index] = track
 
     def chapters(self) -> list[Any]:
         """Return the chapters with their titles."""
@@ -108,44 +118,40 @@ class StreamCopier:
         ]
 
     def copy_until(self, seconds: Fraction | None, output: OutputContainer) -> None:
-        """Copy what is to be decoded up to a time, or all that is left."""
+        """Copy packets up to a decoding time, or all remaining ones."""
         while (packet := self._next) is not None:
             stamp = packet.dts if packet.dts is not None else packet.pts
             if seconds is not None and stamp is not None and stamp * Fraction(packet.time_base) > seconds:
                 return
             packet.stream = self._tracks[packet.stream_index]
             output.mux(packet)
-            self._advance()
+            self._next = next(self._packets, None)
 
     def close(self) -> None:
-        """Let go of the source."""
+        """Close the source."""
         self._packets, self._next = iter(()), None
         self.container.close()
 
-    def _advance(self) -> None:
-        """Read one packet ahead; damage is the video's to judge."""
-        self._next = None
-        while self._next is None:
-            try:
-                packet = next(self._packets, None)
-            except av.FFmpegError as error:
-                self._video.report_damage(f"its sound or subtitles cannot be read to their end: {error.strerror}")
-                return
-            if packet is None:
-                return
-            if packet.size == 0 and packet.pts is None and packet.dts is None:  # the demuxer's mark for the end
-                continue
-            if packet.has_sidedata("encryption_info"):
-                raise InputError(f"{self._video.path}: its sound is encrypted; decrypt it first, or give --audio drop")
-            if _is_filler(packet):
-                continue
-            if packet.is_corrupt:
-                self._video.report_damage("its sound or subtitles are damaged or end early")
-            self._next = packet
+    def _read(self, streams: list[Stream]) -> Iterator[av.Packet[Any]]:
+        """Yield the packets of some tracks. Damage goes to the video's log."""
+        path, damage = self._video.info.path, self._video.damage
+        try:
+            for packet in self.container.demux(streams) if streams else ():
+                if packet.size == 0 and packet.pts is None and packet.dts is None:  # the demuxer's flush packet
+                    continue
+                if packet.has_sidedata("encryption_info"):
+                    raise InputError(f"{path}: its sound is encrypted; decrypt it first, or give --audio drop")
+                if _is_filler(packet):
+                    continue
+                if packet.is_corrupt:
+                    damage.report("its sound or subtitles are damaged or end early")
+                yield packet
+        except av.FFmpegError as error:
+            damage.report(f"its sound or subtitles cannot be read to their end: {error.strerror}")
 
 
 def _is_filler(packet: av.Packet[Any]) -> bool:
-    """Whether a packet is the empty text with which an MP4's muxer, too, ends every subtitle."""
+    """Whether a packet is the empty text that ends an MP4 subtitle. FFmpeg's muxer adds it again."""
     return packet.size == 2 and not packet.duration and bytes(packet) == b"\0\0" and packet.stream.type == "subtitle"
 
 
@@ -169,74 +175,68 @@ def _track_texts(metadata: dict[str, str]) -> dict[str, str]:
     return named
 
 
-def _header_of(stream: Stream) -> bytes | None:
-    """Return what a track's container says for its decoder, if anything."""
-    header = stream.codec_context.extradata if stream.codec_context else None
-    return bytes(header) if header else None
-
-
-def scrub_extradata(codec: str, header: bytes | None) -> bytes | None:
-    """Return a track's header without comments, pictures and attachments, which its packets do not need.
+def scrub_extradata(codec: str, extradata: bytes | None) -> bytes | None:
+    """Return a track's extradata without comments, pictures and attachments. Decoders do not need these.
 
     Raises:
-        ValueError: it is not what its codec's headers are, and may hold anything.
+        ValueError: it has an unknown structure, so it may contain anything.
     """
-    if not header:
+    if not extradata:
         return None
     if codec == "vorbis":
-        return _scrub_vorbis(header)
+        return _scrub_vorbis(extradata)
     if codec == "flac":
-        start = 8 if header.startswith(b"fLaC") and len(header) > _STREAMINFO_BYTES else 0
-        return header[start : start + _STREAMINFO_BYTES]
+        start = 8 if extradata.startswith(b"fLaC") and len(extradata) > _STREAMINFO_BYTES else 0
+        return extradata[start : start + _STREAMINFO_BYTES]
     if codec == "opus":  # RFC 7845, 5.1
-        simple = len(header) < 21 or not header[18]
-        return header[: 19 if simple else 21 + header[9]]
+        simple = len(extradata) < 21 or not extradata[18]
+        return extradata[: 19 if simple else 21 + extradata[9]]
     if codec in ("ass", "ssa"):
-        return _scrub_ass(header)
+        return _scrub_ass(extradata)
     if codec == "dvd_subtitle":
-        lines = (line.strip() for line in header.rstrip(b"\0").splitlines())
+        lines = (line.strip() for line in extradata.rstrip(b"\0").splitlines())
         return b"".join(line + b"\n" for line in lines if _VOBSUB_LINE.fullmatch(line))
-    return None if codec in ("subrip", "webvtt", "text") else header
+    return None if codec in ("subrip", "webvtt", "text") else extradata
 
 
-def _scrub_vorbis(header: bytes) -> bytes:
-    """Return Vorbis' three packets, laced as Xiph does (RFC 9559, 10.3), with an empty comment for the second.
+def _scrub_vorbis(extradata: bytes) -> bytes:
+    """Return Vorbis' three header packets, in Xiph lacing (RFC 9559, 10.3), with an empty comment packet.
 
     Raises:
         ValueError: they are not three.
     """
-    at, sizes = 1, [0, 0]
-    if header[0] == 2:
-        for number in range(2):
-            while header[at : at + 1] == b"\xff":
-                sizes[number] += 255
+    sizes: list[int] = []
+    if extradata[0] == 2:  # Xiph lacing: the sizes come first
+        at, sizes = 1, list[int]()
+        for _ in range(2):
+            start = at
+            while extradata[at : at + 1] == b"\xff":
                 at += 1
-            sizes[number] += header[at] if at < len(header) else 0
+            sizes.append(255 * (at - start) + (extradata[at] if at < len(extradata) else 0))
             at += 1
-    else:  # each after its size, in two bytes
-        at, sizes = 2, [int.from_bytes(header[:2], "big"), 0]
-        sizes[1] = int.from_bytes(header[2 + sizes[0] : 4 + sizes[0]], "big")
-    gap = 0 if header[0] == 2 else 2
-    first = header[at : at + sizes[0]]
-    setup = header[at + sum(sizes) + 2 * gap :]
-    if len(first) != 30 or not first.startswith(b"\x01vorbis") or not setup.startswith(b"\x05vorbis"):
+        identification, setup = extradata[at : at + sizes[0]], extradata[at + sum(sizes) :]
+    else:  # each packet after its size, in two bytes
+        end = 2 + int.from_bytes(extradata[:2], "big")
+        comment_end = end + 2 + int.from_bytes(extradata[end : end + 2], "big")
+        identification, setup = extradata[2:end], extradata[comment_end + 2 :]
+    if len(identification) != 30 or not identification.startswith(b"\x01vorbis") or not setup.startswith(b"\x05vorbis"):
         raise ValueError("not the headers of Vorbis")
-    return bytes((2, len(first), len(_NO_COMMENT))) + first + _NO_COMMENT + setup
+    return bytes((2, len(identification), len(_EMPTY_COMMENT))) + identification + _EMPTY_COMMENT + setup
 
 
-def _scrub_ass(header: bytes) -> bytes:
-    """Return the sections that say how ASS subtitles look, with the lines that do so."""
-    kept: list[bytes] = []
-    wanted: re.Pattern[bytes] | None = None
-    for line in (line.strip() for line in header.removeprefix(b"\xef\xbb\xbf").rstrip(b"\0").splitlines()):
+def _scrub_ass(extradata: bytes) -> bytes:
+    """Return the sections and lines of an ASS header that define the look of subtitles."""
+    allowed: list[bytes] = []
+    pattern: re.Pattern[bytes] | None = None
+    for line in (line.strip() for line in extradata.removeprefix(b"\xef\xbb\xbf").rstrip(b"\0").splitlines()):
         if line.startswith(b"["):
-            wanted = next((lines for name, lines in _ASS_SECTIONS if name.fullmatch(line)), None)
-            kept += [line] if wanted else []
-        elif wanted and wanted.fullmatch(line):
-            kept.append(line)
-    return b"".join(line + b"\n" for line in kept)
+            pattern = next((lines for name, lines in _ASS_SECTIONS if name.fullmatch(line)), None)
+            allowed += [line] if pattern else []
+        elif pattern and pattern.fullmatch(line):
+            allowed.append(line)
+    return b"".join(line + b"\n" for line in allowed)
 
 
 def _is_font(attachment: AttachmentStream) -> bool:
-    """Whether an attachment is a font, by its type and by its content: anything can be called a font."""
+    """Whether an attachment is a font, by its content too: its MIME type alone proves nothing."""
     return bool(_FONT_TYPES.fullmatch(attachment.mimetype or "")) and bytes(attachment.data[:4]) in _FONT_SIGNATURES

@@ -1,81 +1,77 @@
-"""The containers that videos come in: which one a file is, and whether it is as long as it says.
+"""Checks that a video file is as long as its container declares.
 
-FFmpeg takes the end of the file for the end of the video, and says nothing. Where a cut falls between two parts of
-a file that tells no length, as live recordings do not, nothing shows it here either.
+FFmpeg takes the end of the file for the end of the video, without an error. Live recordings declare no length:
+a cut between two of their parts cannot be detected here.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from blurguard.errors import InputError
 from blurguard.files.filetypes import M2TS, PROBE_BYTES, ContainerFormat
+from blurguard.files.isobmff import Box, read_boxes
+from blurguard.files.riff import read_chunks
 
-# What a box at the outermost level of an MP4 or QuickTime file can be, unlike bytes that someone has put after it.
-_BOXES = frozenset(
-    {
-        b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"ssix", b"styp", b"emsg", b"prft", b"pdin", b"meta",
-        b"meco", b"uuid", b"udta", b"free", b"skip", b"wide", b"junk", b"pnot", b"PICT", b"imda",
-    }
+# Outermost boxes of MP4 and QuickTime files. Others after the video are data that another program appended.
+_TOP_LEVEL_BOXES = frozenset(
+    b"ftyp moov mdat moof mfra sidx ssix styp emsg prft pdin meta meco uuid udta free skip wide junk pnot PICT imda"
+    .split()
 )  # fmt: skip
 
 
-def check_complete(path: Path, family: ContainerFormat) -> tuple[str, bool]:
-    """Compare what a file says of its length with what there is; (what is missing or "", index precedes data).
+def check_complete(path: Path, container: ContainerFormat) -> tuple[str, bool]:
+    """Compare the declared length of a video with the size of its file.
+
+    Returns:
+        A description of missing data, "" if the file is complete, and whether its index precedes the frames.
 
     Raises:
-        InputError: there is no index, so nothing can be salvaged either.
+        InputError: an MP4 or QuickTime file has no index, so no frame can be read.
     """
-    size, index_first, end = path.stat().st_size, False, 0
+    size, index_first = path.stat().st_size, False
     with path.open("rb") as file:
-        if family.demuxer == "mov":
-            boxes = list(_boxes(file, size))
-            kinds = [kind for kind, _ in boxes]
-            end = max(stop for _, stop in boxes)
-            if b"moov" not in kinds:
+        if container.demuxer == "mov":
+            boxes = _mp4_boxes(file, size)
+            types = [box.type for box in boxes]
+            if b"moov" not in types:
                 raise InputError(f"{path}: ends before its index (moov), so it cannot be read; get a complete copy")
-            index_first = b"mdat" in kinds and kinds.index(b"moov") < kinds.index(b"mdat")
-        elif family.demuxer == "matroska":
-            end = _matroska_end(file, size)
-        elif family.demuxer == "mpegts":
-            step = 192 if family is M2TS else 188
+            end = max(box.stop for box in boxes)
+            index_first = b"mdat" in types and types.index(b"moov") < types.index(b"mdat")
+        elif container.demuxer == "mpegts":
+            step = 192 if container is M2TS else 188  # bytes of a packet
             end = math.ceil(size / step) * step
-        elif family.demuxer == "avi":
-            end = _avi_end(file, size)
-        elif family.demuxer == "flv":
-            end = _flv_end(file, size)
+        else:
+            end = {"matroska": _matroska_end, "avi": _avi_end, "flv": _flv_end}[container.demuxer](file, size)
     missing = f"ends early: {end - size} bytes are missing" if end > size + 1 else "ends early"
     return (missing if end > size else ""), index_first
 
 
-def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
-    """Yield type and end of the boxes of an MP4 (ISO/IEC 14496-12, 4.2); bytes after them that are none end it."""
-    at = 0
-    seen: set[bytes] = set()
-    while at + 8 <= size:
-        file.seek(at)
-        head = file.read(16)
-        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-        length = int.from_bytes(head[8:], "big") if length == 1 else size - at if length == 0 else length
-        if length < 8 or not (kind.isascii() and kind.decode("ascii").isprintable()):
+def _mp4_boxes(file: BinaryIO, size: int) -> list[Box]:
+    """Return the outermost boxes without those that another program appended. The last may end after the file."""
+    boxes: list[Box] = []
+    types: set[bytes] = set()
+    for box in read_boxes(file, 0, size):
+        if box.stop < box.start + 8 or not (box.type.isascii() and box.type.decode("ascii").isprintable()):
             break
-        if at + length > size and kind not in _BOXES and {b"moov", b"mdat"} <= seen:
+        if box.stop > size and box.type not in _TOP_LEVEL_BOXES and {b"moov", b"mdat"} <= types:
             break
-        seen.add(kind)
-        yield kind, at + length
-        at += length
-    yield b"", min(at, size)
+        boxes.append(box)
+        types.add(box.type)
+    return boxes
 
 
 _SEGMENT, _CLUSTER, _SIZE_UNKNOWN = 0x18538067, 0x1F43B675, -1
 
 
 def _matroska_end(file: BinaryIO, size: int) -> int:
-    """Return where a Matroska file ends by its own word; elements of unknown length are searched (RFC 8794, 6)."""
+    """Return the declared end of a Matroska file, by its segments and the elements in them (RFC 8794, 6).
+
+    A segment or cluster of unknown length is entered. Any other element of unknown length ends the walk.
+    """
     at = end = 0
     while at < size:
         file.seek(at)
@@ -96,7 +92,7 @@ def _matroska_end(file: BinaryIO, size: int) -> int:
 
 
 def _ebml_number(head: bytes, at: int, keep_marker: bool = False) -> tuple[int, int]:
-    """Return an EBML number and where it ends, 0 when there is none; all ones mean unknown (RFC 8794, 4)."""
+    """Return an EBML number and the offset after it, 0 if there is none. All bits set mean unknown (RFC 8794, 4)."""
     if at >= len(head) or not head[at]:
         return 0, 0
     width = 9 - head[at].bit_length()
@@ -110,27 +106,25 @@ def _ebml_number(head: bytes, at: int, keep_marker: bool = False) -> tuple[int, 
 
 
 def _avi_end(file: BinaryIO, size: int) -> int:
-    """Return where the last RIFF chunk of an AVI ends; one of length 0 was never finished."""
-    at = 0
-    while at + 12 <= size:
-        file.seek(at)
-        head = file.read(12)
-        length = int.from_bytes(head[4:8], "little")
-        if head[:4] != b"RIFF":
+    """Return the end of the last RIFF chunk of an AVI. A chunk of length 0 was never finished."""
+    end = 0
+    for chunk in read_chunks(file, 0, size - 4):  # the first 4 bytes of the payload are its form type
+        if chunk.type != b"RIFF":
             break
-        at += 8 + length + length % 2
+        length = chunk.stop - chunk.start
         if not length:
             return size + 1
-    return at - (at == size + 1)  # the last chunk's padding is often left out
+        end = chunk.stop + length % 2
+    return end - (end == size + 1)  # writers often omit the padding of the last chunk
 
 
 def _flv_end(file: BinaryIO, size: int) -> int:
-    """Return the end of an FLV: its script may tell it, and the last four bytes the last tag's size (FLV 10.1, E.3)."""
+    """Return the end of an FLV: the file size in its script, else the size of its last tag (FLV 10.1, E.3)."""
     file.seek(0)
     script = file.read(PROBE_BYTES)
-    at = script.find(b"\0\x08filesize\0")  # a number, which has eight bytes
-    told = script[at + 11 : at + 19] if at >= 0 else b""
-    if len(told) == 8 and math.isfinite(value := struct.unpack(">d", told)[0]) and value > size:
+    at = script.find(b"\0\x08filesize\0")  # a number of eight bytes follows
+    declared = script[at + 11 : at + 19] if at >= 0 else b""
+    if len(declared) == 8 and math.isfinite(value := struct.unpack(">d", declared)[0]) and value > size:
         return int(value)
     file.seek(max(0, size - 4))
     last = int.from_bytes(file.read(4), "big")

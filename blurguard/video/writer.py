@@ -1,41 +1,38 @@
-"""Writes a video again: hidden frames through the encoder, every other track copied packet by packet, in sync.
+"""Writes a video: redacted frames through the encoder, all other tracks copied packet by packet, in sync.
 
-Only one file is written, and nothing reaches it that was not handed over as a frame or copied by ``copies``.
+Only one file is written. It gets nothing but the frames passed to ``write`` and the packets of ``StreamCopier``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import av
-from av.codec.context import Flags as CodecFlags
 from av.container import OutputContainer
 from av.container.core import Flags as ContainerFlags
 from av.filter import Graph
 from av.sidedata.sidedata import Type as SideData
 from av.video.frame import PictureType
-from av.video.stream import VideoStream
 
-from blurguard.errors import InputError, OutputError
+from blurguard.errors import OutputError
 from blurguard.files.errors import output_errors
 from blurguard.files.filetypes import M2TS
-from blurguard.video.encoders import encoder_for, encoder_time_base
+from blurguard.video.damage import VideoPacket
+from blurguard.video.encoders import add_encoder, encoder_for, encoder_time_base
+from blurguard.video.info import VideoInfo
 from blurguard.video.passthrough import StreamCopier, allowed_metadata, allowed_texts
 from blurguard.video.reader import VideoReader
 
-os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 prints its settings to the terminal otherwise
 _BITEXACT = int(ContainerFlags.bitexact.value)  # type: ignore[call-overload]  # no versions, no random numbers
 _BUFFER_BYTES = 1 << 18
-# What may come with a frame: captions, how it is shown, and what no encoder of ours writes. The rest goes, above all
-# colour profiles and Exif data.
-_MAY_STAY = frozenset(
+# Side data that a frame may keep: captions, display geometry, and types that our encoders never write. All other
+# types are removed, above all color profiles and Exif data.
+_ALLOWED_SIDE_DATA = frozenset(
     {
         SideData.A53_CC, SideData.AFD, SideData.PANSCAN, SideData.STEREO3D, SideData.DISPLAYMATRIX,
         SideData.MASTERING_DISPLAY_METADATA, SideData.CONTENT_LIGHT_LEVEL, SideData.DYNAMIC_HDR_PLUS,
@@ -43,182 +40,137 @@ _MAY_STAY = frozenset(
         SideData.S12M_TIMECODE,
     }
 )  # fmt: skip
-# These write nothing of it but captions. To look at a frame's side data ties the frame to it in a circle, and keeps
-# megabytes alive until Python happens to look for circles: so nobody looks, and the others' frames are all stripped.
-_WRITE_PIXELS_ONLY = frozenset({"libx264", "libx265", "libvpx", "libvpx-vp9", "libsvtav1"})
-_MAX_CACHED_FILTERS = 128  # of side data; FFmpeg 8 has 32
+_SIDE_DATA_TYPES = 128  # upper bound; FFmpeg 8 has 32
 
 
 class VideoWriter:
-    """Writes one video. To be used in a ``with``: what ends in an error is closed as it is, for the caller to delete.
+    """Encoder and muxer of one video, as a context manager. After an error the file stays unfinished.
 
     Attributes:
-        left_out: what of the source could not be copied, a phrase for each track; data tracks and cover
-            pictures, which always stay behind, are not among them.
+        left_out: tracks that could not be copied, a phrase each. Data tracks and cover pictures, which are never
+            copied, are not included.
     """
 
     def __init__(
         self, video: VideoReader, path: Path, *, keep_audio: bool = True, keep_metadata: bool = False, threads: int = 0,
         quick: bool = False,
     ) -> None:  # fmt: skip
-        """Open everything; ``path``, which exists and is empty, is the only file that is written.
+        """Open the encoder, the muxer and the source of the copied tracks.
 
         Args:
-            video: what is written; its frames are given to ``write``.
-            path: of the result.
-            keep_audio: whether the audio tracks are copied.
-            keep_metadata: whether capture time and camera are copied.
-            threads: of the encoder; 0 for one per core.
-            quick: whether time matters more than size.
+            video: source. Its frames are passed to ``write``.
+            path: result, the only file that is written. It exists and is empty.
+            keep_audio: copy audio tracks.
+            keep_metadata: copy capture time and camera model.
+            threads: of the encoder. 0 means one per core.
+            quick: prefer speed to size.
 
         Raises:
-            InputError: the video cannot be written as it is.
-            OutputError: ``path`` cannot be written to.
+            InputError: the video cannot be written in its own format.
+            OutputError: ``path`` cannot be written.
         """
-        self._video, self._path, self._threads = video, path, threads
+        self._video, self._info, self._path, self._threads = video, video.info, path, threads
+        self._encoder = encoder_for(self._info, threads, quick)
+        self._encoder_time_base = encoder_time_base(self._encoder, self._info)
+        self._side_data = SideDataFilter()
         self._times: dict[int, tuple[int, int]] = {}  # the encoder's pts -> (pts, duration) in the video's ticks
-        self._encoder = encoder_for(video, threads, quick)
-        self._clock = encoder_time_base(self._encoder, video)
-        self._written = self._begin = self._end = 0  # frames; first time and end of the last frame, ticks
-        self._waiting: av.VideoFrame | None = None
-        self._held: av.Packet[VideoStream] | None = None
+        self._frames_written = self._start = self._end = 0  # start and end of the encoded frames, ticks
+        self._waiting_frame: av.VideoFrame | None = None  # its duration is not known yet
+        self._waiting_packet: VideoPacket | None = None  # the last one of an MP4 is changed
         self._first_dts: int | None = None
-        self._copies, self._strip = StreamCopier(video, keep_audio), SideDataFilter()
-        try:
+        with contextlib.ExitStack() as on_error:
+            self._copier = StreamCopier(video, keep_audio)
+            on_error.callback(self._copier.close)
             with output_errors(path):
                 self._file = _FullWriteFile(path)
-            try:
-                self._output = self._open(keep_metadata)
-            except BaseException:
-                self._file.close()
-                raise
-        except BaseException:
-            self._copies.close()
-            raise
-        self.left_out = tuple(self._copies.left_out)
+            on_error.callback(self._file.close)
+            self._output = self._open(keep_metadata)
+            on_error.pop_all()
+        self.left_out = tuple(self._copier.left_out)
 
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self.close()
         else:
             self._abandon()
 
     def write(self, frame: av.VideoFrame) -> None:
-        """Encode a frame, whose time is kept to the tick; it belongs to the encoder from now on.
+        """Encode a frame at its exact pts. The writer owns it from now on.
 
         Raises:
-            OutputError: disk full, not writable, or the encoder failed.
+            OutputError: the disk is full or not writable, or the encoder failed.
         """
-        waiting, self._waiting = self._waiting, frame
-        if waiting is not None:  # how long it is shown is known now
-            self._write(waiting, (frame.pts or 0) - (waiting.pts or 0))
-
-    def _write(self, frame: av.VideoFrame, duration: int) -> None:
-        """Encode a frame that is shown for ``duration`` ticks."""
-        pts = frame.pts or 0
-        if self._encoder.name not in _WRITE_PIXELS_ONLY:
-            frame = self._strip.strip(frame)
-        frame.pict_type = PictureType.NONE  # the encoder's to choose, not to take over
-        frame.pts = self._written if self._encoder.fixed_rate else pts
-        frame.time_base = self._clock
-        self._times[frame.pts] = pts, duration
-        self._begin = self._begin if self._written else pts
-        self._end = pts + duration
-        self._written += 1
-        self._encode(frame)
+        previous, self._waiting_frame = self._waiting_frame, frame
+        if previous is not None:
+            self._encode_frame(previous, (frame.pts or 0) - (previous.pts or 0))
 
     def close(self) -> None:
-        """Write everything that is left, and finish the file.
+        """Encode the last frame, copy the remaining packets and finish the file.
 
         Raises:
-            OutputError: disk full, or not writable; the file is not whole then.
+            OutputError: the disk is full or not writable, or the encoder failed. The file is unfinished then.
         """
         try:
-            last, self._waiting = self._waiting, None
+            last, self._waiting_frame = self._waiting_frame, None
             if last is None:
                 raise OutputError(f"{self._path}: no frame was written")
-            left = self._video.end - (last.pts or 0)
-            self._write(last, left if left > 0 else last.duration)
+            remaining = self._video.end - (last.pts or 0)
+            self._encode_frame(last, remaining if remaining > 0 else last.duration)
             self._encode(None)
             if self._times:
                 raise OutputError(f"{self._path}: the encoder lost {len(self._times)} frames")
             with self._errors():
                 self._mux_last()
-                self._copies.copy_until(None, self._output)
+                self._copier.copy_until(None, self._output)
                 self._output.close()
                 self._file.close()
         finally:
             self._abandon()
 
     def _abandon(self) -> None:
-        """Let go of everything, without finishing the file."""
+        """Close everything without finishing the file."""
         with contextlib.suppress(OSError):
-            self._file.close()  # first: PyAV finishes only what is open
+            self._file.close()  # first: PyAV writes a trailer only to an open file
         with contextlib.suppress(av.FFmpegError, OSError, ValueError):
             self._output.close()
-        self._copies.close()
+        self._copier.close()
 
     def _open(self, keep_metadata: bool) -> OutputContainer:
-        """Return the result's container with all its tracks; its header is written with the first packet."""
-        video, copies = self._video, self._copies
+        """Return the output container with all its tracks. The first packet makes PyAV write its header."""
+        info, copier = self._info, self._copier
         output = av.open(
-            self._file, "w", format=video.family.muxer, container_options=_muxer_options(video, keep_metadata),
+            self._file, "w", format=info.container.muxer, container_options=_muxer_options(info, keep_metadata),
             buffer_size=_BUFFER_BYTES,
         )  # fmt: skip
         output.flags |= _BITEXACT
-        self._stream = self._add_video(output)
-        twin = copies.container.streams[video.index]
-        self._stream.disposition = twin.disposition
-        self._stream.metadata.update(allowed_texts(twin.metadata, ("language",)))
-        copies.add_to(output)
-        output.set_chapters(copies.chapters())
+        self._stream = add_encoder(output, self._encoder, info, self._threads)
+        source = copier.container.streams[info.stream_index]
+        self._stream.disposition = source.disposition
+        self._stream.metadata.update(allowed_texts(source.metadata, ("language",)))
+        copier.add_to(output)
+        output.set_chapters(copier.chapters())
         if keep_metadata:
-            output.metadata.update(allowed_metadata(copies.container.metadata))
+            output.metadata.update(allowed_metadata(copier.container.metadata))
         return output
 
-    def _add_video(self, output: OutputContainer) -> VideoStream:
-        """Add the encoder's track, opened.
-
-        Raises:
-            InputError: the encoder cannot write this size or pixel format.
-        """
-        video, encoder = self._video, self._encoder
-        known = {pixel_format.name for pixel_format in av.Codec(encoder.name, "w").video_formats or []}
-        if video.pixel_format not in known:
-            raise InputError(
-                f"{video.path}: {video.kind} with pixels of {video.pixel_format} cannot be written; "
-                "convert it to H.264 or HEVC"
-            )
-        try:
-            stream = output.add_stream(encoder.name, rate=video.rate, options=dict(encoder.options))
-            assert isinstance(stream, VideoStream)  # noqa: S101 - for the type checker; every encoder of ours is one
-            context = stream.codec_context
-            context.width, context.height, context.pix_fmt = video.width, video.height, video.pixel_format
-            context.time_base, stream.time_base = self._clock, video.time_base
-            context.color_range, context.color_primaries, context.color_trc, context.colorspace = video.color
-            if video.pixel_aspect:
-                context.sample_aspect_ratio = video.pixel_aspect
-            context.flags |= int(CodecFlags.bitexact)
-            if video.interlaced:
-                context.flags |= int(CodecFlags.interlaced_dct) | int(CodecFlags.interlaced_me)
-                context.field_order = video.field_order
-            if video.codec == "hevc" and video.codec_tag in ("hvc1", "hev1"):
-                context.codec_tag = video.codec_tag
-            if video.matrix:
-                stream.set_display_matrix(video.matrix)
-            context.thread_count = self._threads
-            context.open()
-        except (av.FFmpegError, ValueError) as error:
-            raise InputError(
-                f"{video.path}: {video.kind} of {video.width} x {video.height} px cannot be written: {error}; "
-                "convert it to H.264 in MP4 or Matroska"
-            ) from error
-        return stream
+    def _encode_frame(self, frame: av.VideoFrame, duration: int) -> None:
+        """Encode a frame that is shown for ``duration`` ticks."""
+        pts = frame.pts or 0
+        # Reading side data ties a frame to it in a reference cycle, which keeps megabytes alive until the next garbage
+        # collection. So side data is removed unread, and only for encoders that could write it.
+        if not self._encoder.ignores_side_data:
+            frame = self._side_data.strip(frame)
+        frame.pict_type = PictureType.NONE  # the encoder chooses it, not the source
+        frame.pts = self._frames_written if self._encoder.fixed_rate else pts
+        frame.time_base = self._encoder_time_base
+        self._times[frame.pts] = pts, duration
+        self._start = self._start if self._frames_written else pts
+        self._end = pts + duration
+        self._frames_written += 1
+        self._encode(frame)
 
     def _encode(self, frame: av.VideoFrame | None) -> None:
         try:
@@ -227,39 +179,40 @@ class VideoWriter:
             raise OutputError(f"{self._path}: the encoder failed: {error}") from error
         with self._errors():
             for packet in packets:
-                self._mux(packet)
+                self._set_time(packet)
+                self._mux_waiting()
+                self._waiting_packet = packet
 
-    def _mux(self, packet: av.Packet[VideoStream]) -> None:
-        """Write the packet before this one, at its frame's time, after everything that belongs before it."""
+    def _set_time(self, packet: VideoPacket) -> None:
+        """Give a packet the pts and duration of its frame, in the video's time base."""
         packet.pts, packet.duration = self._times.pop(packet.pts or 0)
-        if packet.dts is None or self._encoder.fixed_rate:  # those that count do not reorder
+        if packet.dts is None or self._encoder.fixed_rate:  # fixed-rate encoders do not reorder
             packet.dts = packet.pts
-        packet.time_base = self._video.time_base
+        packet.time_base = self._info.time_base
         if self._first_dts is None:
             self._first_dts = packet.dts
-        self._mux_held()
-        self._held = packet
 
-    def _mux_held(self) -> None:
-        packet, self._held = self._held, None
+    def _mux_waiting(self) -> None:
+        """Write the waiting packet, after all copied packets that precede it."""
+        packet, self._waiting_packet = self._waiting_packet, None
         if packet is not None:
-            self._copies.copy_until((packet.dts or 0) * packet.time_base, self._output)
+            self._copier.copy_until((packet.dts or 0) * packet.time_base, self._output)
             self._output.mux(packet)
 
     def _mux_last(self) -> None:
         """Write the last packet so that an MP4's track ends with its last frame.
 
-        Its durations are told in the order of decoding: the last packet's time may be moved towards its frame's.
+        An MP4 has durations in decoding order, so the dts of the last packet may be moved towards its pts.
         """
-        last, first = self._held, self._first_dts or 0
-        if last is not None and self._video.family.demuxer == "mov":
-            last.dts = max(last.dts or 0, first + (last.pts or 0) - self._begin)
-            last.duration = max(1, first + self._end - self._begin - last.dts)
-        self._mux_held()
+        last, first = self._waiting_packet, self._first_dts or 0
+        if last is not None and self._info.container.demuxer == "mov":
+            last.dts = max(last.dts or 0, first + (last.pts or 0) - self._start)
+            last.duration = max(1, first + self._end - self._start - last.dts)
+        self._mux_waiting()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn what goes wrong while writing into ``OutputError``."""
+        """Turn write errors into ``OutputError``."""
         try:
             with output_errors(self._path):
                 yield
@@ -268,28 +221,28 @@ class VideoWriter:
 
 
 class SideDataFilter:
-    """Takes from frames what comes with them besides their pixels; the pixels are not copied."""
+    """Removes side data from frames by type, without copying or reading it."""
 
     def __init__(self) -> None:
         self._graph: Graph | None = None
 
     def strip(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Return another frame on the same pixels, with nothing but what may stay."""
+        """Return a new frame that shares the pixels and has only allowed side data."""
         if self._graph is None:
             self._graph = self._build(frame)
         self._graph.vpush(frame)
         return self._graph.vpull()
 
     def _build(self, frame: av.VideoFrame) -> Graph:
-        """Return the filters, one for each kind that goes, known to PyAV or not."""
+        """Return one filter for each type to remove, also for types unknown to PyAV."""
         graph = Graph()
-        stays: set[Any] = {kind.value for kind in _MAY_STAY}
-        goes = [kind for kind in range(_MAX_CACHED_FILTERS) if kind not in stays]
+        allowed: set[Any] = {side_data.value for side_data in _ALLOWED_SIDE_DATA}
+        removed = [number for number in range(_SIDE_DATA_TYPES) if number not in allowed]
         chain = [
             graph.add_buffer(
                 width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
             ),
-            *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in goes),
+            *(graph.add("sidedata", f"mode=delete:type={number}") for number in removed),
             graph.add("metadata", "mode=delete"),
             graph.add("buffersink"),
         ]
@@ -298,11 +251,11 @@ class SideDataFilter:
 
 
 class _FullWriteFile(io.FileIO):
-    """A file as a muxer wants it: a write is whole or an error, where the system may take a part and stop."""
+    """File whose ``write`` never returns short, as muxers require."""
 
     def __init__(self, path: Path) -> None:
-        # An absolute name, with which FFmpeg can open it again: to put an MP4's index first it reads the data back.
-        # "w" empties a file that is there, and leaves its permissions as they are.
+        # To put an MP4's index first, FFmpeg opens the file again by this name, which must be absolute.
+        # Mode "w" empties an existing file and keeps its permissions.
         super().__init__(path.absolute(), "w")
 
     def write(self, data: Any, /) -> int:
@@ -313,13 +266,10 @@ class _FullWriteFile(io.FileIO):
         return done
 
 
-def _muxer_options(video: VideoReader, keep_metadata: bool) -> dict[str, str]:
-    """Return what the muxer is told besides its tracks."""
-    options: dict[str, str] = {}
-    if video.family.demuxer == "mov":
-        flags = ["faststart"] if video.index_first else []
-        flags += ["use_metadata_tags"] if keep_metadata else []
-        options = {"movflags": "+".join(["", *flags])} if flags else {}
-    elif video.family.demuxer == "mpegts":
-        options = {"mpegts_copyts": "1", "mpegts_m2ts_mode": str(int(video.family is M2TS))}
-    return options
+def _muxer_options(info: VideoInfo, keep_metadata: bool) -> dict[str, str]:
+    if info.container.demuxer == "mpegts":
+        return {"mpegts_copyts": "1", "mpegts_m2ts_mode": str(int(info.container is M2TS))}
+    if info.container.demuxer != "mov":
+        return {}
+    flags = "+faststart" * info.index_first + "+use_metadata_tags" * keep_metadata
+    return {"movflags": flags} if flags else {}

@@ -1,4 +1,4 @@
-"""The one place of a drop folder that decides what is to be done with a file, and settles what was done with it."""
+"""Decides on each inbox file, and records and publishes its result."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from blurguard.watch.folders import Folders, dev_inode
 from blurguard.watch.inbox import is_being_written, stamp_at
 from blurguard.watch.quarantine import Quarantine
 
-ERROR_REPORTS_FOLDER = "failed"  # in the outbox's own folder: notes on failures whose originals stay in the inbox
+ERROR_REPORTS_FOLDER = "failed"  # in the outbox's state folder, for originals that stay in the inbox
 
 
 class JobResult(StrEnum):
-    """How a file's turn ended."""
+    """Result of a job, as the coordinator recorded it."""
 
     DONE = "done"
     FAILED = "failed"
-    AGAIN = "again"  # it changed while it was worked on
-    GONE = "gone"  # it was taken away while it was worked on
-    LATER = "later"  # nothing can be written at present
+    CHANGED = "changed"  # the original changed meanwhile
+    GONE = "gone"  # the original was deleted meanwhile
+    UNAVAILABLE = "unavailable"  # nothing can be written at present, or the workers have ended
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is to become of a complete file: a job, an outcome to tell, or neither when it is none of our business."""
+    """Decision on a complete file: a job, the outcome of a failure, or neither if there is nothing to do."""
 
     job: Job | None = None
     outcome: Outcome | None = None
@@ -51,14 +51,14 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class WatchPaths:
-    """Where everything lies, and what becomes of originals.
+    """Folders of the daemon, and the policy for originals.
 
     Attributes:
         folders: as they were checked.
         scratch: on the file system of the outbox.
-        policy: for originals whose results stand.
-        poll: who writes to a file cannot be told.
-        patience: seconds for a writer that cannot be seen, before its file is taken away for having failed.
+        policy: for originals that are done.
+        poll: whether the inbox is polled, so that open files cannot be detected.
+        patience: seconds that a failed original stays if a process may still write to it.
     """
 
     folders: Folders
@@ -70,7 +70,12 @@ class WatchPaths:
 
 @dataclass(frozen=True, slots=True)
 class _PendingReport:
-    """A failure without a note, and until when a writer may take its time."""
+    """A failure whose error report is not written yet.
+
+    Attributes:
+        until: time on the coordinator's clock from which the original may be moved in any case.
+        warned: whether an error was reported.
+    """
 
     outcome: Outcome
     stamp: FileStamp
@@ -79,91 +84,78 @@ class _PendingReport:
 
 
 class Coordinator:
-    """Decides, publishes, keeps the journal, and does with originals what was asked for."""
+    """Decides on files, publishes results, keeps the journal, and moves or deletes originals."""
 
-    def __init__(self, site: WatchPaths, task: FolderTask, journal: Journal, say: Callable[[str], None]) -> None:
-        """Take what does not change while the daemon runs; ``recover`` and ``open`` come before all else.
+    def __init__(self, paths: WatchPaths, task: FolderTask, journal: Journal, say: Callable[[str], None]) -> None:
+        """Set what stays the same while the daemon runs. Call ``recover`` and ``open`` first.
 
         Args:
-            site: where everything lies.
+            paths: folders, and the policy for originals.
             task: inbox and outbox.
             journal: of the outbox.
-            say: tells a person.
+            say: reports a line to the user.
         """
-        self.inbox, self.outbox = site.folders.inbox, site.folders.outbox
-        self._site, self._task, self._journal, self._say = site, task, journal, say
-        self._failures = Quarantine(site.folders.failed, self.inbox, self.outbox / STATE_FOLDER / ERROR_REPORTS_FOLDER)
-        self._handled: dict[Path, FileStamp] = {}  # what is no picture or video: looked into once
-        self._warned: set[Path] = set()  # originals that could not be moved or deleted: told once
-        self._jobs: dict[Path, tuple[FileStamp | None, OutputTree]] = {}  # what is worked on was this, and goes by that
+        self.inbox, self.outbox = paths.folders.inbox, paths.folders.outbox
+        self._paths, self._task, self._journal, self._say = paths, task, journal, say
+        state_folder = self.outbox / STATE_FOLDER
+        self._state_folder, self._state_identity = state_folder, dev_inode(state_folder)
+        self._quarantine = Quarantine(paths.folders.failed, self.inbox, state_folder / ERROR_REPORTS_FOLDER)
+        self._ignored: dict[Path, FileStamp] = {}  # neither images nor videos, with the version that was read
+        self._warned: set[Path] = set()  # originals that could not be moved or deleted, which was reported
+        # Stamp and output tree at the start of each job: a reload opens another tree meanwhile.
+        self._jobs: dict[Path, tuple[FileStamp | None, OutputTree]] = {}
         self._pending_reports: dict[Path, _PendingReport] = {}
-        self._published: dict[
-            Path, FileStamp
-        ] = {}  # whose results have their names, though that could not be recorded yet
+        self._published: dict[Path, FileStamp] = {}  # published, but the journal could not be written yet
         self._clock = time.monotonic
-        self._record = dev_inode(self.outbox / STATE_FOLDER)
-        self._mirror: OutputTree
+        self._tree: OutputTree
 
     def recover(self) -> None:
-        """Make the journal true after whatever has happened to the last daemon, and remove what it left."""
+        """Repair the journal after a crash, and remove partial files of the last run."""
         recover(self.outbox, self._journal)
         self._journal.mark([name for name, _ in self._journal.all_in(FileState.WORKING)], FileState.QUEUED)
-        for name, entry in self._journal.all_in(FileState.QUEUED, FileState.FAILED):
-            if not self._is_there(name) and (entry.state is FileState.QUEUED or not self._failures.has_original(name)):
+        for name, record in self._journal.all_in(FileState.QUEUED, FileState.FAILED):
+            moved = record.state is FileState.FAILED and self._quarantine.has_original(name)
+            if not moved and not self._is_there(name):
                 self._forget_failure(self.inbox / name)
                 self._journal.forget(name)
-        half = [
-            name for name, _ in self._journal.all_in(FileState.FAILED) if self._is_there(name) and self._is_half(name)
-        ]
-        self._journal.mark(half, FileState.QUEUED)
-        for folder in (self.inbox, self._site.folders.failed, self._site.folders.moved):
+        self._requeue_failed(self._is_incomplete_failure)
+        for folder in (self.inbox, self._paths.folders.failed, self._paths.folders.moved):
             if folder is not None:
                 remove_stale_parts(folder)
 
-    def _is_half(self, name: Path) -> bool:
-        """Whether a failure is recorded, but has no note, or the original is not where those that failed go."""
-        return self._site.folders.failed is not None or not self._failures.has_report(name)
+    def _is_incomplete_failure(self, name: Path) -> bool:
+        """Whether a failure in the journal lacks its report, or its original was not moved."""
+        return self._paths.folders.failed is not None or not self._quarantine.has_report(name)
 
     def retry_failed(self) -> None:
-        """Have what failed tried again."""
-        self._failures.put_back()
-        self._journal.mark(
-            [name for name, _ in self._journal.all_in(FileState.FAILED) if self._is_there(name)], FileState.QUEUED
-        )
+        """Queue all failed files again."""
+        self._quarantine.put_back()
+        self._requeue_failed()
+
+    def _requeue_failed(self, condition: Callable[[Path], bool] = lambda _: True) -> None:
+        """Queue the failed files again that lie in the inbox and meet a condition."""
+        failed = [name for name, _ in self._journal.all_in(FileState.FAILED)]
+        self._journal.mark([name for name in failed if self._is_there(name) and condition(name)], FileState.QUEUED)
 
     def open(self, recipe: str) -> None:
-        """Work from now on with these settings and model, as their digest tells."""
-        self._mirror = OutputTree(self._task, self._journal, recipe, self._site.scratch)
+        """Use the settings and model with this digest from now on."""
+        self._tree = OutputTree(self._task, self._journal, recipe, self._paths.scratch)
 
     def is_handled(self, source: Path, stamp: FileStamp) -> bool:
-        """Whether nothing is to be done with a file that is found in the inbox."""
-        if stamp in (self._handled.get(source), self._published.get(source)):
+        """Whether a file in the inbox needs no decision."""
+        if stamp in (self._ignored.get(source), self._published.get(source)):
             return True
-        entry = self._entry(source)
-        if entry is None or entry.source != stamp:
+        record = self._record(source)
+        if record is None or record.source != stamp:
             return False
-        return entry.state is FileState.FAILED or (
-            entry.state is FileState.DONE and (self._site.policy is Originals.KEEP or source in self._warned)
+        return record.state is FileState.FAILED or (
+            record.state is FileState.DONE and (self._paths.policy is Originals.KEEP or source in self._warned)
         )
 
     def decide(self, source: Path, stamp: FileStamp) -> Decision:
-        """Rule on a complete file."""
-        if self._handled.get(source) == stamp:
-            return Decision()
-        if self._published.get(source) == stamp:
-            self._refresh(source, stamp)
-        entry = self._entry(source)
+        """Decide on a complete file, and move or delete an original that is done already."""
         try:
-            if entry is not None and entry.source == stamp and entry.state is FileState.FAILED:
-                return Decision()
-            if self._published.get(source) == stamp or (entry is not None and self._is_done(entry, source, stamp)):
-                self._refresh(source, stamp)
-                self._dispose_original(source, stamp)
-                return Decision()
-            if type_from_suffix(source) is FileType.UNKNOWN and type_of_file(source) is FileType.UNKNOWN:
-                self._handled[source] = stamp
-                return Decision()
-            found = self._mirror.decide(source)
+            job = self._job_for(source, stamp)
         except FileNotFoundError:
             return Decision()
         except BlurguardError as error:
@@ -171,172 +163,191 @@ class Coordinator:
         except OSError as error:
             unreadable = InputError(f"{source}: cannot be read: {error.strerror}")
             return Decision(outcome=self._failed(Job(source), failed_outcome(Job(source), unreadable), stamp))
-        if isinstance(found, Job):
-            return Decision(replace(found, scratch=self._site.scratch / secrets.token_hex(8)))
+        return Decision(job and replace(job, scratch=self._paths.scratch / secrets.token_hex(8)))
+
+    def _job_for(self, source: Path, stamp: FileStamp) -> Job | None:
+        """Return the job that a complete file needs, None if it needs none."""
+        if self._ignored.get(source) == stamp:
+            return None
+        record = self._record(source)
+        if self._published.get(source) != stamp and (record is None or not self._is_done(record, source, stamp)):
+            if record is not None and record.source == stamp and record.state is FileState.FAILED:
+                return None
+            if type_from_suffix(source) is FileType.UNKNOWN and type_of_file(source) is FileType.UNKNOWN:
+                self._ignored[source] = stamp
+                return None
+            job = self._tree.decide(source)
+            if isinstance(job, Job):
+                return job
         self._refresh(source, stamp)
         self._dispose_original(source, stamp)
-        return Decision()
+        return None
 
     def stamp_at(self, source: Path) -> FileStamp | None:
-        """Return the stamp of a file of the inbox, None when there is none or a link leads to it."""
+        """Return the stamp of a file in the inbox, None if there is none or a link leads to it."""
         return stamp_at(source, self.inbox)
 
-    def check_record(self) -> None:
-        """Make sure that the journal is still the one that others find.
+    def check_journal(self) -> None:
+        """Check that the journal still lies in the outbox.
 
         Raises:
-            OutputError: it was taken away or replaced: whatever was recorded now would be lost.
+            OutputError: it was removed or replaced. New records would be lost.
         """
-        if dev_inode(self.outbox / STATE_FOLDER) != self._record:
+        if dev_inode(self._state_folder) != self._state_identity:
             raise OutputError(f"{self.outbox}: its {STATE_FOLDER} was removed or replaced; start again")
 
     def queue(self, sources: list[Path]) -> None:
-        """Record that files wait."""
+        """Record that files are queued."""
         if sources:
             self._journal.mark([self._name(source) for source in sources], FileState.QUEUED)
 
     def start(self, job: Job) -> None:
-        """Make the scratch that is this job's alone, before it is handed over.
+        """Create the scratch folder of a job before it is submitted.
 
         Raises:
-            StorageError: it cannot be made.
+            StorageError: it cannot be created.
         """
-        assert job.scratch is not None  # noqa: S101 - decide() made it so
-        self._jobs[job.source] = self.stamp_at(job.source), self._mirror
+        assert job.scratch is not None  # noqa: S101 - set by decide()
+        self._jobs[job.source] = self.stamp_at(job.source), self._tree
         try:
             make_folders(job.scratch)
         except OSError as error:
             raise StorageError(f"{job.scratch}: cannot write: {error.strerror}") from error
 
     def mark_started(self, source: Path) -> None:
-        """Record that somebody works on a file, if that can be recorded."""
+        """Record that a worker has a file, unless the journal cannot be written."""
         with contextlib.suppress(StorageError):
             self._journal.mark([self._name(source)], FileState.WORKING)
 
-    def finish(self, job: Job, result: StagedResult | Outcome) -> tuple[JobResult, Outcome]:
-        """Settle what became of a file; whatever a worker that died has left of it is gone afterwards."""
-        verdict, outcome = self._finish(job, result)
+    def finish(self, job: Job, worker_result: StagedResult | Outcome) -> tuple[JobResult, Outcome]:
+        """Publish or record the result of a job, and remove its scratch folder."""
+        result, outcome = self._finish(job, worker_result)
         del self._jobs[job.source]
-        entry = self._entry(job.source)
-        # A draft whose row says `publishing`, and that cannot be told otherwise, shows that it never got its name.
-        half = verdict is not JobResult.DONE and entry is not None and entry.state is FileState.PUBLISHING
-        if (not half or self.requeue([job.source])) and job.scratch is not None:
+        record = self._record(job.source)
+        # A staged file whose record says `publishing` proves that it was not published. It stays until the record
+        # says otherwise.
+        unpublished = result is not JobResult.DONE and record is not None and record.state is FileState.PUBLISHING
+        if (not unpublished or self.requeue([job.source])) and job.scratch is not None:
             shutil.rmtree(job.scratch, ignore_errors=True)
-        return verdict, outcome
+        return result, outcome
 
     def forget(self, source: Path) -> None:
-        """Hear that a file was taken away before it was done, or after it failed."""
-        self._handled.pop(source, None)
+        """Forget a file that was deleted before it was processed, or after it failed."""
+        self._ignored.pop(source, None)
         self._published.pop(source, None)
         self._warned.discard(source)
-        entry = self._entry(source)
-        if entry is None or (self._site.folders.failed and entry.state is FileState.FAILED):  # it was us who moved it
+        record = self._record(source)
+        if record is None or (self._paths.folders.failed and record.state is FileState.FAILED):  # moved by blurguard
             return
         self._forget_failure(source)
-        with contextlib.suppress(StorageError):  # the next start sees that it is gone
+        with contextlib.suppress(StorageError):  # the next start repeats this
             self._journal.forget(self._name(source))
 
     def requeue(self, sources: list[Path]) -> bool:
-        """Record that files which somebody worked on wait again; tells whether that could be recorded."""
+        """Record that the jobs of files are postponed, and return whether the journal could be written."""
         with contextlib.suppress(StorageError):
             self.queue([source for source in sources if self.stamp_at(source) is not None])
             return True
         return False
 
     def _finish(self, job: Job, result: StagedResult | Outcome) -> tuple[JobResult, Outcome]:
-        now = self.stamp_at(job.source)
+        stamp = self.stamp_at(job.source)
         outcome = result if isinstance(result, Outcome) else result.outcome
-        if now is None:
+        if stamp is None:
             self.forget(job.source)
             return JobResult.GONE, outcome
         if isinstance(result, Outcome):
             if _is_storage_failure(result, job) or result.error == BrokenProcessPool.__name__:
-                return JobResult.LATER, outcome
-            if now != self._jobs[job.source][0]:
-                return JobResult.AGAIN, outcome
-            return JobResult.FAILED, self._failed(job, result, now)
-        if now != result.source_stamp:
-            return JobResult.AGAIN, outcome
+                return JobResult.UNAVAILABLE, outcome
+            if stamp != self._jobs[job.source][0]:
+                return JobResult.CHANGED, outcome
+            return JobResult.FAILED, self._failed(job, result, stamp)
+        if stamp != result.source_stamp:
+            return JobResult.CHANGED, outcome
         try:
             self._publish(job, result)
         except StorageError as error:
-            return JobResult.LATER, failed_outcome(job, error)
+            return JobResult.UNAVAILABLE, failed_outcome(job, error)
         except (BlurguardError, OSError) as error:
-            return JobResult.FAILED, self._failed(job, failed_outcome(job, error), now)
+            return JobResult.FAILED, self._failed(job, failed_outcome(job, error), stamp)
         self._forget_failure(job.source)
         return JobResult.DONE, replace(outcome, target=job.target)
 
-    def _publish(self, job: Job, work: StagedResult) -> None:
-        assert work.staged is not None  # noqa: S101 - decide() asks for one
-        if self._site.policy is Originals.DELETE:
-            verify(work.staged)
+    def _publish(self, job: Job, result: StagedResult) -> None:
+        assert result.staged is not None  # noqa: S101 - decide() asks for one
+        if self._paths.policy is Originals.DELETE:
+            verify(result.staged)
 
-        def named() -> None:
-            self._published[job.source] = work.source_stamp
-            self._dispose_original(job.source, work.source_stamp, proven=True)
+        def on_published() -> None:
+            self._published[job.source] = result.source_stamp
+            self._dispose_original(job.source, result.source_stamp, just_published=True)
 
-        self._jobs[job.source][1].publish(job, work, named)
-        entry = self._entry(job.source)
-        if entry is not None and entry.state is FileState.DONE:
+        self._jobs[job.source][1].publish(job, result, on_published)
+        record = self._record(job.source)
+        if record is not None and record.state is FileState.DONE:
             del self._published[job.source]
 
     def _failed(self, job: Job, outcome: Outcome, stamp: FileStamp) -> Outcome:
-        """Record a failure, write its note, and put the original where failed ones go."""
-        with contextlib.suppress(StorageError):  # then it fails once more after the next start
+        """Record a failure, and write its error report if that is possible now."""
+        with contextlib.suppress(StorageError):  # then it fails again after the next start
             self._journal.fail(self._name(job.source), outcome.reason, stamp)
-        self._pending_reports[job.source] = _PendingReport(outcome, stamp, self._clock() + self._site.patience)
+        self._pending_reports[job.source] = _PendingReport(outcome, stamp, self._clock() + self._paths.patience)
         self.write_error_reports()
         return outcome
 
     def write_error_reports(self) -> None:
-        """Write the notes that wait, and put the originals where failed ones go.
+        """Write the pending error reports, and move failed originals.
 
-        An original that somebody has open for writing, or may have, is left alone for a while: it may be an upload
-        that has come to a halt, and what is moved away is not seen to change.
+        An original that may be open for writing stays for a while: it may be an upload that has stalled, and changes
+        to a moved file would go unnoticed.
         """
-        for source, waiting in list(self._pending_reports.items()):
-            if self.stamp_at(source) != waiting.stamp:  # it is gone, or will be done again
+        for source, report in list(self._pending_reports.items()):
+            if self.stamp_at(source) != report.stamp:  # it is gone, or will be processed again
                 del self._pending_reports[source]
-            elif self._site.folders.failed is None or self._clock() >= waiting.until or self._is_closed(source):
-                self._write_error_report(source, waiting)
+            elif self._paths.folders.failed is None or self._clock() >= report.until or self._is_closed(source):
+                self._write_error_report(source, report)
 
-    def _write_error_report(self, source: Path, waiting: _PendingReport) -> None:
+    def _write_error_report(self, source: Path, report: _PendingReport) -> None:
         try:
-            self._failures.add(self._name(source), waiting.outcome, waiting.stamp)
+            self._quarantine.add(self._name(source), report.outcome, report.stamp)
             del self._pending_reports[source]
         except BlurguardError as error:
-            if not waiting.warned:
-                self._say(f"no note could be written yet: {error}")
-            self._pending_reports[source] = replace(waiting, warned=True)
+            if not report.warned:
+                self._say(f"no error report could be written yet: {error}")
+            self._pending_reports[source] = replace(report, warned=True)
 
     def _is_closed(self, source: Path) -> bool:
-        """Whether it is certain that nobody has a file open for writing."""
-        return not self._site.poll and is_being_written(source) is False
+        """Whether certainly no process has a file open for writing."""
+        return not self._paths.poll and is_being_written(source) is False
 
     def _forget_failure(self, source: Path) -> None:
         try:
-            self._failures.forget(self._name(source))
+            self._quarantine.forget(self._name(source))
         except BlurguardError as error:
-            self._say(f"an old note stays: {error}")
+            self._say(f"an old error report remains: {error}")
 
-    def _dispose_original(self, source: Path, stamp: FileStamp, *, proven: bool = False) -> None:
-        """Do with the original of a result what was asked for; it stays, and that is told, where that fails.
+    def _dispose_original(self, source: Path, stamp: FileStamp, *, just_published: bool = False) -> None:
+        """Move or delete an original that is done, as the policy says. Report once if that fails.
 
-        ``proven`` says that the result has been read back and got its name just now, even if it was taken since.
-        Nothing is done while somebody has the original open for writing: that will be heard of.
+        Nothing happens while a process has it open for writing: closing it causes an event.
+
+        Args:
+            source: the original.
+            stamp: of the version that is done.
+            just_published: its result was verified and published just now, even if it has been taken since.
         """
-        if self.stamp_at(source) != stamp or (self._site.policy is not Originals.KEEP and is_being_written(source)):
+        if self.stamp_at(source) != stamp or (self._paths.policy is not Originals.KEEP and is_being_written(source)):
             return
         try:
-            if self._site.policy is Originals.MOVE and self._site.folders.moved is not None:
-                move(source, self._site.folders.moved / self._name(source), stamp)
-            elif self._site.policy is Originals.DELETE:
-                if proven or self._has_result(source):
+            if self._paths.policy is Originals.MOVE and self._paths.folders.moved is not None:
+                move(source, self._paths.folders.moved / self._name(source), stamp)
+            elif self._paths.policy is Originals.DELETE:
+                if just_published or self._has_result(source):
                     delete(source, stamp)
                 else:
-                    self._say_once(source, f"{source}: stays, for its result is not there any more; delete it yourself")
+                    self._say_once(source, f"{source}: stays, because its result is gone; delete it yourself")
         except BlurguardError as error:
-            self._say_once(source, f"the result stands, but {error}")
+            self._say_once(source, f"the result is published, but {error}")
 
     def _say_once(self, source: Path, text: str) -> None:
         if source not in self._warned:
@@ -344,38 +355,37 @@ class Coordinator:
             self._say(text)
 
     def _has_result(self, source: Path) -> bool:
-        """Whether the result of a file still stands whole: without it the original may be the last there is."""
-        target, entry = self._task.out / self._name(source), self._entry(source)
+        """Whether the result of a file is intact. Without it, the original may be the last copy."""
+        target, record = self._task.out / self._name(source), self._record(source)
         try:
-            return entry is not None and target.is_file() and entry.result_at(target) == entry.output_digest
+            return record is not None and target.is_file() and record.result_at(target) == record.output_digest
         except OSError:
             return False
 
     def _refresh(self, source: Path, stamp: FileStamp) -> None:
-        """Record other times of a file whose content is done, so that it need not be read again."""
-        entry = self._entry(source)
-        if entry is not None and (entry.source != stamp or entry.state is not FileState.DONE):
+        """Record the current stamp of a file that is done, so that it is not read again."""
+        record = self._record(source)
+        if record is not None and (record.source != stamp or record.state is not FileState.DONE):
             with contextlib.suppress(OutputError):
-                self._journal.put(self._name(source), replace(entry, source=stamp, state=FileState.DONE))
+                self._journal.put(self._name(source), replace(record, source=stamp, state=FileState.DONE))
 
-    def _is_done(self, entry: FileRecord, source: Path, stamp: FileStamp) -> bool:
-        """Whether a file is what was done: untouched, or touched only.
+    def _is_done(self, record: FileRecord, source: Path, stamp: FileStamp) -> bool:
+        """Whether a file is done and unchanged, apart from its times.
 
-        One with another time whose result was taken away was dropped again, and is to be done again.
+        A file with a new time whose result was taken away was dropped again, and is processed again.
         """
-        if entry.state is not FileState.DONE:
+        if record.state is not FileState.DONE:
             return False
-        if entry.source == stamp:
+        if record.source == stamp:
             return True
-        dropped_again = entry.source.mtime_ns != stamp.mtime_ns and not os.path.lexists(
-            self.outbox / self._name(source)
-        )
-        return not dropped_again and entry.is_unchanged(source)
+        has_new_time, target = record.source.mtime_ns != stamp.mtime_ns, self.outbox / self._name(source)
+        dropped_again = has_new_time and not os.path.lexists(target)
+        return not dropped_again and record.is_unchanged(source)
 
     def _is_there(self, name: Path) -> bool:
         return self.stamp_at(self.inbox / name) is not None
 
-    def _entry(self, source: Path) -> FileRecord | None:
+    def _record(self, source: Path) -> FileRecord | None:
         return self._journal.get(self._name(source))
 
     def _name(self, source: Path) -> Path:
@@ -383,7 +393,7 @@ class Coordinator:
 
 
 def _is_storage_failure(outcome: Outcome, job: Job) -> bool:
-    """Whether a failure is none of the file, but of where results are written."""
+    """Whether a job failed because nothing can be written to its scratch folder."""
     if outcome.error == StorageError.__name__:
         return True
     writable = job.scratch is not None and os.access(job.scratch, os.W_OK | os.X_OK)

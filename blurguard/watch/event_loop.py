@@ -1,7 +1,6 @@
-"""The loop of a drop folder's daemon: messages in, files handed to workers, results settled.
+"""Event loop of a drop folder's daemon: processes events, submits jobs and collects their results.
 
-Threads only leave messages; one loop takes them out and decides. What it does not hear of, because events get lost,
-it finds when it looks through the inbox from time to time.
+Other threads only post events. Lost events do no harm: the whole inbox is scanned regularly.
 """
 
 from __future__ import annotations
@@ -9,74 +8,48 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Protocol
 
-from blurguard.anonymize.anonymizer import StagedResult
-from blurguard.batch.workers import Job, Pool, WorkerConfig, result_of
+from blurguard.batch.workers import Job, WorkerConfig
 from blurguard.errors import BlurguardError, StorageError
-from blurguard.files.filetypes import FileType, type_from_suffix
 from blurguard.files.stamp import FileStamp
 from blurguard.settings import WatchSettings
-from blurguard.types import Outcome
 from blurguard.watch.coordinator import Coordinator, JobResult
+from blurguard.watch.dispatcher import Dispatcher
 from blurguard.watch.folders import dev_inode, low_disk_reason
 from blurguard.watch.health import DaemonState
 from blurguard.watch.inbox import ChangeType, DirectoryScanner, InboxObserver, has_final_name, is_being_written
+from blurguard.watch.reporting import HealthReporter
 from blurguard.watch.settling import FileProbe, SettlingQueue
 
-TURN_SECONDS = 0.5  # the longest between two turns
-MAX_TURN_SECONDS = 5.0  # more, and the whole machine or container was halted, workers too
-SCAN_CHUNK = 500  # files looked at in one turn
-MAX_EVENTS = 20_000  # that may wait; more are dropped, and the whole inbox is looked through instead
-MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 60.0  # after something could not be written
-HOUSEKEEPING_SECONDS = 1.0  # between two looks at what need not be looked at in each turn
-Clock = Callable[[], float]
+TURN_SECONDS = 0.5  # longest wait for an event
+SCAN_CHUNK = 500  # files scanned in one turn
+MAX_EVENTS = 20_000  # that may be pending. More are dropped, and the whole inbox is scanned instead
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 60.0  # after a write error
+HOUSEKEEPING_SECONDS = 1.0  # between two rounds of checks that not every turn needs
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """What can be changed while the daemon runs: who works, how faces are hidden, and how the inbox is watched."""
+    """Settings that a reload can change: of workers, redaction and inbox."""
 
     worker_config: WorkerConfig
     settings: WatchSettings
 
 
-class SignalFlags(Protocol):
-    """What signals have asked for."""
-
-    stop: bool
-    reload: bool
-
-
-class StatusReporter(Protocol):
-    """Tells everybody how it goes."""
-
-    def file_done(self, outcome: Outcome, done: bool) -> None:
-        """Tell of one file."""
-
-    def clear_progress(self, source: Path) -> None:
-        """Tell nothing more of a file that was being worked on: there will be no result for now."""
-
-    def say(self, text: str) -> None:
-        """Tell something else."""
-
-    def heartbeat(self, state: DaemonState, why: str, queued: int, working: int) -> None:
-        """Tell how things stand, in each turn."""
-
-
 @dataclass(slots=True)
-class InFlightJob:
-    """A job that was handed over: whether a worker is free for it, and when that was last heard of."""
+class _Pause:
+    """No job is submitted while there is a reason. After a write error it lasts longer each time."""
 
-    job: Job
-    future: Future[StagedResult | Outcome]
-    pool: Pool
-    started: bool = False
-    last_heartbeat: float | None = None
+    reason: str = ""
+    until: float = -math.inf
+    seconds: float = MIN_PAUSE_SECONDS
+
+    def after_error(self, now: float, reason: str) -> None:
+        self.reason, self.until = reason, now + self.seconds
+        self.seconds = min(2 * self.seconds, MAX_PAUSE_SECONDS)
 
 
 class EventLoop:
@@ -84,111 +57,105 @@ class EventLoop:
 
     def __init__(
         self,
-        desk: Coordinator,
-        tidings: StatusReporter,
-        orders: RuntimeConfig,
-        read_orders: Callable[[], RuntimeConfig],
-        clock: Clock,
+        coordinator: Coordinator,
+        health: HealthReporter,
+        config: RuntimeConfig,
+        reload_config: Callable[[], RuntimeConfig],
+        clock: Callable[[], float],
     ) -> None:
-        """Get ready to work; the inbox is not looked at yet.
+        """Prepare everything. The inbox is not read yet.
 
         Args:
-            desk: decides and settles; knows the folders.
-            tidings: tells.
-            orders: to begin with.
-            read_orders: reads them again.
-            clock: seconds that never jump.
+            coordinator: decides on files and records their results.
+            health: reports to the user.
+            config: for the start.
+            reload_config: reads the settings again.
+            clock: monotonic, in seconds.
 
         Raises:
             ModelError: the detector cannot run.
         """
-        self._coordinator, self._reporter, self._read_orders, self._clock = desk, tidings, read_orders, clock
-        self._inbox = inbox = desk.inbox
-        self._settling = SettlingQueue(orders.settings.settle)
+        recipe = config.worker_config.factory().recipe
+        self._coordinator, self._health, self._console = coordinator, health, health.console
+        self._config, self._reload_config, self._clock = config, reload_config, clock
+        self.stop_requested = self.reload_requested = False
+        self._inbox, self._was_mount = coordinator.inbox, os.path.ismount(coordinator.inbox)
         self._events: SimpleQueue[tuple[ChangeType, Path] | None] = SimpleQueue()
-        self._heartbeats: SimpleQueue[Path] = SimpleQueue()  # videos that go on
-        self._queued_jobs: dict[Path, tuple[Job, FileStamp]] = {}  # of files that wait, and what these were
-        self._in_flight: dict[Path, InFlightJob] = {}
-        self._scanner = DirectoryScanner()
-        self._scanning = True  # there may be more to look at right now; a folder that is new, in the next turn
-        self._next_scan = -math.inf
+        self._observer = InboxObserver(self._inbox, self._post_event)
+        self._scanner, self._next_scan = DirectoryScanner(), -math.inf
+        self._scanning = True  # whether the next turn must not wait: more files may be left to scan
         self._unlisted: set[Path] = set()
-        self._observer: InboxObserver | None = None
-        self._watched, self._mounted = dev_inode(inbox), os.path.ismount(inbox)
-        self._last_turn = self._next_housekeeping = -math.inf
-        self._paused_until, self._pause, self._why = -math.inf, MIN_PAUSE_SECONDS, ""
-        self._retiring: list[Pool] = []  # who still work by older orders
-        self._apply_config(orders, orders.worker_config.factory().recipe)
+        self._settling = SettlingQueue(config.settings.settle)
+        self._queued_jobs: dict[Path, tuple[Job, FileStamp]] = {}  # with the stamps of their sources
+        self._dispatcher = Dispatcher(config.worker_config, config.settings.recycle, self.wake)
+        self._next_housekeeping = -math.inf
+        self._pause = _Pause()
+        coordinator.open(recipe)
 
-    def run(self, asked: SignalFlags) -> None:
-        """Go on until asked to stop, and then for as long as the files being worked on are granted."""
+    def run(self) -> None:
+        """Run until asked to stop, then give running jobs the grace period to finish."""
         self._start_observer()
-        while not asked.stop:
+        while not self.stop_requested:
             self._process_events()
-            if asked.reload:
-                asked.reload = False
-                self._reload_config()
+            if self.reload_requested:
+                self.reload_requested = False
+                self._reload()
             self._turn(self._clock())
         self._wind_down()
 
     def close(self) -> None:
-        """Stop all that runs beside; files that are still being worked on wait for the next start."""
-        if self._observer is not None:
-            self._observer.stop()
-        for pool in (*self._retiring, self._pool):
-            pool.close()
-        self._coordinator.requeue(list(self._in_flight))
+        """Stop the observer and all workers. Unfinished files are queued for the next start."""
+        self._observer.stop()
+        self._dispatcher.close()
+        self._coordinator.requeue(list(self._dispatcher.jobs))
 
     def wake(self) -> None:
-        """Have the next turn begin now; for any thread, and for signals."""
+        """Begin the next turn now. Safe in any thread and in signal handlers."""
         self._events.put(None)
 
-    def _post_event(self, sign: ChangeType, path: Path) -> None:
-        """Leave a message; called by the thread that hears of events."""
+    def _post_event(self, change: ChangeType, path: Path) -> None:
+        """Post an event. Called by the observer's thread."""
         if self._events.qsize() < MAX_EVENTS:
-            self._events.put((sign, path))
+            self._events.put((change, path))
         else:
             self._settling.overflowed = True
 
     def _start_observer(self) -> None:
-        if self._observer is not None:
-            self._observer.stop()
-        self._observer = InboxObserver(self._inbox, self._post_event, self._orders.settings.poll)
-        if trouble := self._observer.start():
-            self._reporter.say(
-                f"{trouble}; it is looked through every {self._orders.settings.rescan:g} seconds instead"
-            )
+        self._observer.stop()
+        self._observer.poll = self._config.settings.poll
+        if error := self._observer.start():
+            self._console.say(f"{error}; scanning it every {self._config.settings.rescan:g} seconds instead")
 
     def _process_events(self) -> None:
-        """Wait for a message, but not long, and heed those that are there."""
+        """Process pending events. Wait briefly if there are none."""
         now = self._clock()
         timeout = 0.0 if self._scanning else min(TURN_SECONDS, self._settling.seconds_to_wait(now))
         try:
-            message = self._events.get(timeout=timeout) if timeout else self._events.get_nowait()
+            event = self._events.get(timeout=timeout) if timeout else self._events.get_nowait()
             for _ in range(MAX_EVENTS):
-                if message is not None:
-                    self._process_event(*message, self._clock())
-                message = self._events.get_nowait()
+                if event is not None:
+                    self._process_event(*event, self._clock())
+                event = self._events.get_nowait()
         except Empty:
             return
 
-    def _process_event(self, sign: ChangeType, path: Path, now: float) -> None:
+    def _process_event(self, change: ChangeType, path: Path, now: float) -> None:
         if path == self._inbox or not has_final_name(path.relative_to(self._inbox)):
             return
-        if sign is ChangeType.FOLDER:
+        if change is ChangeType.FOLDER:
             self._scanner.add(path)
             return
         stamp = self._coordinator.stamp_at(path)
         if stamp is None:
             self._forget(path)
-        elif sign is not ChangeType.GONE and not self._coordinator.is_handled(path, stamp):
+        elif change is not ChangeType.GONE and not self._coordinator.is_handled(path, stamp):
             self._queued_jobs.pop(path, None)
-            self._settling.update(path, stamp, now, complete=sign is ChangeType.COMPLETE)
+            self._settling.update(path, stamp, now, complete=change is ChangeType.COMPLETE)
 
     def _forget(self, path: Path) -> None:
         self._queued_jobs.pop(path, None)
         self._settling.remove(path)
-        if path not in self._in_flight:
+        if path not in self._dispatcher.jobs:
             self._coordinator.forget(path)
 
     def _turn(self, now: float) -> None:
@@ -197,64 +164,63 @@ class EventLoop:
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             self._coordinator.write_error_reports()
-            self._coordinator.check_record()
-        self._cancel_stalled(now)
+            self._coordinator.check_journal()
+        self._dispatcher.cancel_stalled(now, self._config.settings.timeout)
         self._decide_settled(now)
-        self._why = self._reason_to_pause(now)
-        if not self._why:
+        self._pause.reason = self._reason_to_pause(now)
+        if not self._pause.reason:
             self._submit_jobs(now)
-        self._mark_started()
-        self._heartbeat(DaemonState.PAUSED if self._why else DaemonState.RUNNING)
+        for source in self._dispatcher.mark_started():
+            self._coordinator.mark_started(source)
+        self._heartbeat(DaemonState.PAUSED if self._pause.reason else DaemonState.RUNNING)
 
     def _scan(self, now: float) -> None:
-        """Look at the next files of the inbox, if it is time for that and there is room for what is found."""
+        """Scan the next files of the inbox, if a scan is due and the queue has room."""
         if now >= self._next_scan or (self._settling.overflowed and not self._settling.full):
-            self._next_scan = now + self._orders.settings.rescan
+            self._next_scan = now + self._config.settings.rescan
             self._settling.overflowed = False
             self._scanner.add(self._inbox)
-            self._check_inbox()
+            self._check_observer()
         for _ in range(SCAN_CHUNK):
-            found = None if self._settling.full else self._scanner.next()
-            self._scanning = found is not None
-            if found is None:
+            file = None if self._settling.full else self._scanner.next()
+            self._scanning = file is not None
+            if file is None:
                 return
-            self._find(*found, now)
+            self._process_scanned(*file, now)
 
-    def _find(self, path: Path, stamp: FileStamp | None, now: float) -> None:
+    def _process_scanned(self, path: Path, stamp: FileStamp | None, now: float) -> None:
         if stamp is None:
             if path not in self._unlisted:
                 self._unlisted.add(path)
-                self._reporter.say(f"{path}: cannot be listed, so its files are not handled; check its permissions")
+                self._console.say(f"{path}: cannot be listed, so its files are not processed; check its permissions")
         elif path not in self._settling and not self._coordinator.is_handled(path, stamp):
             self._settling.update(path, stamp, now)
 
-    def _check_inbox(self) -> None:
-        """Listen anew to an inbox that was replaced, by a mount say."""
-        found = dev_inode(self._inbox)
-        deaf = self._observer is not None and self._observer.started and not self._observer.alive
-        if deaf:
-            self._reporter.say("events of the inbox are not heard any more; trying again")
-        if found is not None and (deaf or found != self._watched):
-            self._watched = found
+    def _check_observer(self) -> None:
+        """Restart the observer if it died, or if the inbox was replaced, for instance by a mount."""
+        identity, died = dev_inode(self._inbox), self._observer.died
+        if died:
+            self._console.say(f"{self._inbox}: events have stopped; starting to watch it again")
+        if identity is not None and (died or identity != self._observer.identity):
             self._start_observer()
 
     def _decide_settled(self, now: float) -> None:
         """Decide on the files that are complete."""
-        waiting = []
+        queued = []
         for path in self._settling.pop_settled(now, self._probe):
             stamp = self._coordinator.stamp_at(path)
             if stamp is None:
                 self._forget(path)
                 continue
-            ruling = self._coordinator.decide(path, stamp)
-            if ruling.outcome is not None:
-                self._reporter.file_done(ruling.outcome, done=False)
-            elif ruling.job is not None:
-                self._queued_jobs[path] = ruling.job, stamp
+            decision = self._coordinator.decide(path, stamp)
+            if decision.outcome is not None:
+                self._health.file_done(decision.outcome)
+            elif decision.job is not None:
+                self._queued_jobs[path] = decision.job, stamp
                 self._settling.enqueue(path)
-                waiting.append(path)
+                queued.append(path)
         try:
-            self._coordinator.queue(waiting)
+            self._coordinator.queue(queued)
         except StorageError as error:
             self._pause_after_error(now, str(error))
 
@@ -263,144 +229,90 @@ class EventLoop:
         if stamp is None:
             self._forget(path)
             return None
-        return FileProbe(stamp, not self._orders.settings.poll and bool(is_being_written(path)))
+        return FileProbe(stamp, not self._config.settings.poll and bool(is_being_written(path)))
 
     def _submit_jobs(self, now: float) -> None:
-        """Give each worker a file, and one to have at hand."""
-        flying = sum(flight.pool is self._pool for flight in self._in_flight.values())
-        free = self._orders.worker_config.workers + 1 - flying
-        while free > 0 and (path := self._settling.assign(self._fits)) is not None:
+        """Submit one job per worker, plus one spare."""
+        while self._dispatcher.free > 0 and (path := self._settling.assign(self._dispatcher.accepts)) is not None:
             job, stamp = self._queued_jobs.pop(path)
-            glance = self._probe(path)
-            if glance is None or glance.stamp != stamp:  # it has changed, and nobody has told us
-                self._postpone(path, now, "")
+            probe = self._probe(path)
+            if probe is None or probe.stamp != stamp:  # it has changed without an event
+                self._postpone(path, now)
                 continue
             try:
                 self._coordinator.start(job)
             except StorageError as error:
                 self._postpone(path, now, str(error))
                 return
-            future = self._pool.submit(job)
-            self._in_flight[path] = InFlightJob(job, future, self._pool)
-            free -= 1
-            future.add_done_callback(lambda _: self.wake())
-
-    def _mark_started(self) -> None:
-        """Record which files have a worker: workers take them in their order."""
-        mine = [flight for flight in self._in_flight.values() if flight.pool is self._pool]
-        for flight in mine[: self._orders.worker_config.workers]:
-            if not flight.started:
-                flight.started = True
-                self._coordinator.mark_started(flight.job.source)
-
-    def _fits(self, path: Path) -> bool:
-        """Whether a file may have a worker: long videos shall not keep all of them from the pictures."""
-        if type_from_suffix(path) is not FileType.VIDEO:
-            return True
-        videos = sum(type_from_suffix(flying) is FileType.VIDEO for flying in self._in_flight)
-        return videos < max(1, self._orders.worker_config.workers - 1)
+            self._dispatcher.submit(job)
 
     def _collect(self, now: float) -> None:
-        """Settle what workers are done with."""
-        for path, flight in [(path, flight) for path, flight in self._in_flight.items() if flight.future.done()]:
-            del self._in_flight[path]
-            verdict, outcome = self._coordinator.finish(flight.job, result_of(flight.job, flight.future))
-            if verdict in (JobResult.AGAIN, JobResult.LATER):
-                self._postpone(path, now, outcome.reason if verdict is JobResult.LATER else "")
+        """Record the results of jobs that have ended."""
+        for job, raw_result in self._dispatcher.pop_done():
+            result, outcome = self._coordinator.finish(job, raw_result)
+            if result in (JobResult.CHANGED, JobResult.UNAVAILABLE):
+                self._postpone(job.source, now, outcome.reason if result is JobResult.UNAVAILABLE else "")
                 continue
-            self._settling.release(path)
-            if verdict is JobResult.GONE:
-                self._reporter.clear_progress(path)
+            self._settling.release(job.source)
+            if result is JobResult.GONE:
+                self._console.clear_progress(job.source)
             else:
-                self._pause = MIN_PAUSE_SECONDS
-                self._reporter.file_done(outcome, done=verdict is JobResult.DONE)
-        self._retire()
+                self._pause.seconds = MIN_PAUSE_SECONDS
+                self._health.file_done(outcome)
+        self._dispatcher.close_retired()
 
-    def _postpone(self, path: Path, now: float, why: str) -> None:
-        """Have a file settle once more, and rest first if there is a reason."""
+    def _postpone(self, path: Path, now: float, reason_to_pause: str = "") -> None:
+        """Let a file settle once more. Pause first if there is a reason."""
         self._settling.release(path)
-        self._reporter.clear_progress(path)
+        self._console.clear_progress(path)
         self._coordinator.requeue([path])
         if (stamp := self._coordinator.stamp_at(path)) is not None:
             self._settling.update(path, stamp, now)
-        if why:
-            self._pause_after_error(now, why)
+        if reason_to_pause:
+            self._pause_after_error(now, reason_to_pause)
 
-    def _cancel_stalled(self, now: float) -> None:
-        """Stop workers that have not been heard of for too long."""
-        alive = {self._heartbeats.get() for _ in range(self._heartbeats.qsize())}
-        asleep, self._last_turn = now - self._last_turn > MAX_TURN_SECONDS, now  # all of us, most likely
-        for path, flight in self._in_flight.items():
-            new = flight.last_heartbeat is None and flight.future.running()
-            if new or path in alive or (asleep and flight.last_heartbeat is not None):
-                flight.last_heartbeat = now
-            elif flight.last_heartbeat is not None and now - flight.last_heartbeat > self._orders.settings.timeout:
-                flight.future.cancel()
-
-    def _pause_after_error(self, now: float, why: str) -> None:
-        """Hand out nothing for a while, longer each time."""
-        self._paused_until, self._why = now + self._pause, why
-        self._pause = min(2 * self._pause, MAX_PAUSE_SECONDS)
-        self._reporter.say(f"resting, nothing is lost: {why}")
+    def _pause_after_error(self, now: float, reason: str) -> None:
+        self._pause.after_error(now, reason)
+        self._console.say(f"paused, no file is lost: {reason}")
 
     def _reason_to_pause(self, now: float) -> str:
-        if now < self._paused_until:
-            return self._why
+        if now < self._pause.until:
+            return self._pause.reason
         if dev_inode(self._inbox) is None:
-            self._watched = None  # what comes in its place is another, even by the same number
+            self._observer.identity = None  # a folder that takes its place is another one, even with the same inode
             return f"{self._inbox} is gone"
-        if self._mounted and not os.path.ismount(self._inbox):
+        if self._was_mount and not os.path.ismount(self._inbox):
             return f"{self._inbox} is not mounted any more"
-        return low_disk_reason(self._coordinator.outbox, self._orders.settings.min_free)
+        return low_disk_reason(self._coordinator.outbox, self._config.settings.min_free)
 
-    def _reload_config(self) -> None:
-        """Read the orders again; what is being worked on is finished by the old ones."""
+    def _reload(self) -> None:
+        """Read the settings again. Jobs in flight finish with the old ones."""
         try:
-            orders = self._read_orders()
-            recipe = orders.worker_config.factory().recipe
+            config = self._reload_config()
+            recipe = config.worker_config.factory().recipe  # raises before anything has changed
         except BlurguardError as error:
-            self._reporter.say(f"the settings stay as they were: {error}")
+            self._console.say(f"the settings stay as they were: {error}")
             return
-        if fixed := self._orders.settings.fixed_but_changed(orders.settings):
-            self._reporter.say(f"only a new start changes {', '.join(fixed)}")
-        self._retiring.append(self._pool)
-        self._apply_config(orders, recipe)
-        self._reporter.say("the settings have been read again")
-
-    def _retire(self) -> None:
-        """Send those home who have finished what they were given by older orders."""
-        busy = [flight.pool for flight in self._in_flight.values()]
-        for pool in [pool for pool in self._retiring if pool not in busy]:
-            self._retiring.remove(pool)
-            pool.close()
-
-    def _apply_config(self, orders: RuntimeConfig, recipe: str) -> None:
-        self._orders = orders
-        self._settling.settle_after(orders.settings.settle)
-        crew, tell = orders.worker_config, orders.worker_config.progress
-
-        def progress(source: Path, done: int, total: int | None) -> None:
-            self._heartbeats.put(source)
-            tell(source, done, total)
-
-        self._pool = Pool(replace(crew, progress=progress), orders.settings.recycle)
+        if fixed := self._config.settings.fixed_but_changed(config.settings):
+            self._console.say(f"only a restart changes {', '.join(fixed)}")
+        self._config = config
+        self._settling.settle_after(config.settings.settle)
+        self._dispatcher.configure(config.worker_config, config.settings.recycle)
         self._coordinator.open(recipe)
+        self._console.say("the settings have been read again")
 
     def _wind_down(self) -> None:
-        """Let those who work come to an end, for as long as they are granted."""
+        """Cancel the jobs that have not started. Give the others the grace period to finish."""
         self._scanning = False
-        for path, flight in list(self._in_flight.items()):
-            if not flight.started:
-                del self._in_flight[path]
-                flight.future.cancel()
-                self._coordinator.requeue([path])
-        until = self._clock() + self._orders.settings.grace
-        while self._in_flight and self._clock() < until:
+        for source in self._dispatcher.cancel_waiting():
+            self._coordinator.requeue([source])
+        deadline = self._clock() + self._config.settings.grace
+        while self._dispatcher.jobs and self._clock() < deadline:
             self._heartbeat(DaemonState.STOPPING)
             self._process_events()
             self._collect(self._clock())
 
     def _heartbeat(self, state: DaemonState) -> None:
-        working = sum(flight.started for flight in self._in_flight.values())
-        queued = self._settling.settling + self._settling.queued + len(self._in_flight) - working
-        self._reporter.heartbeat(state, self._why, queued, working)
+        working = self._dispatcher.working
+        queued = self._settling.settling + self._settling.queued + len(self._dispatcher.jobs) - working
+        self._health.heartbeat(state, self._pause.reason, queued, working)

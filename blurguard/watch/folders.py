@@ -1,7 +1,7 @@
-"""What folders a drop folder may have: apart from each other, not anybody's to write to, and there.
+"""Checks the folders of a drop folder before anything is written.
 
-All of it is found out before anything is done. What is checked here keeps bare faces from where results are looked
-for, and results from being taken for new originals.
+They must exist, lie apart from each other, and not be writable by every user. So no original can reach a folder
+for results, and no result is taken for a new original.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Folders:
     """The folders of one drop folder.
 
     Attributes:
-        inbox: where originals land.
-        outbox: where results go.
-        failed: where originals go that failed; None leaves them in the inbox.
-        moved: where originals go that are done; None leaves them in the inbox.
+        inbox: for new originals.
+        outbox: for results.
+        failed: for originals that failed. None leaves them in the inbox.
+        moved: for originals that are done. None leaves them in the inbox.
     """
 
     inbox: Path
@@ -38,34 +38,35 @@ class Folders:
     moved: Path | None = None
 
     def prepared(self, *, allow_shared: bool, deletes: bool = False) -> Folders:
-        """Check the folders, make those for originals if need be, and return them absolute and resolved.
+        """Check the folders, create missing ones for originals, and return them absolute and resolved.
 
         Args:
-            allow_shared: whether folders may be such that everybody can write to them.
-            deletes: whether originals that are done will be deleted.
+            allow_shared: whether every user may have write permission.
+            deletes: whether originals are deleted once done.
 
         Raises:
-            ConfigError: one is missing, no folder, not usable, open to others, or inside another.
+            ConfigError: one is missing, not a folder, not usable, writable by every user, or inside another.
         """
         _check_inbox(self.inbox)
-        given = {"inbox": self.inbox, "outbox": self.outbox, "failed folder": self.failed, "originals": self.moved}
-        paths = {role: _resolved(path) for role, path in given.items() if path is not None}
+        originals = {"failed folder": self.failed, "originals folder": self.moved}
+        given = {"inbox": self.inbox, "outbox": self.outbox} | {role: path for role, path in originals.items() if path}
+        paths = {role: _resolved(path) for role, path in given.items()}
         for (role, path), (other_role, other) in itertools.permutations(paths.items(), 2):
             _check_apart(f"{path}: the {role}", path, f"the {other_role} {other}", other)
         for path in paths.values():
             _check_kind(path, allow_shared)
-        taking = [path for path in paths.values() if path not in (paths["inbox"], paths["outbox"])]
-        if (taking or deletes) and not os.access(paths["inbox"], os.W_OK | os.X_OK):
+        destinations = [path for role, path in paths.items() if role in originals]
+        if (destinations or deletes) and not os.access(paths["inbox"], os.W_OK | os.X_OK):
             raise ConfigError(
-                f"{self.inbox}: originals cannot be taken out of it; allow writing to it, or leave them where they are"
+                f"{self.inbox}: originals cannot be removed from it; allow writing to it, or leave originals there"
             )
-        for path in taking:
+        for path in destinations:
             _make(path)
-        return Folders(paths["inbox"], paths["outbox"], paths.get("failed folder"), paths.get("originals"))
+        return Folders(paths["inbox"], paths["outbox"], paths.get("failed folder"), paths.get("originals folder"))
 
 
 def folders_for(inbox: Path, outbox: Path, settings: WatchSettings) -> Folders:
-    """Return the folders that settings ask for, checked.
+    """Return the checked folders for these settings.
 
     Raises:
         ConfigError: one cannot be used.
@@ -76,9 +77,9 @@ def folders_for(inbox: Path, outbox: Path, settings: WatchSettings) -> Folders:
 
 
 def dev_inode(folder: Path) -> tuple[int, int] | None:
-    """Return what tells a folder from any other that may stand at its name later, None where no folder is.
+    """Return the device and inode of a folder, None if there is no folder or only a link to one.
 
-    A folder that another one is mounted over, or whose mount is gone, is another; so is a link to it.
+    They change when the folder is replaced, or when something is mounted over it or unmounted.
     """
     with contextlib.suppress(OSError):
         info = folder.lstat()
@@ -87,44 +88,44 @@ def dev_inode(folder: Path) -> tuple[int, int] | None:
     return None
 
 
-def low_disk_reason(folder: Path, least: int) -> str:
-    """Return "", or why nothing should be written there: less than so many MB are free, or nobody can tell."""
+def low_disk_reason(folder: Path, min_free: int) -> str:
+    """Return the reason not to write to a folder, "" if at least ``min_free`` MB (10^6 bytes) are free."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return f"{folder}: cannot be looked at: {error.strerror}"
-    return f"less than {least} MB are free in {folder}" if free < least * MEGABYTE else ""
+    return f"less than {min_free} MB are free in {folder}" if free < min_free * MEGABYTE else ""
 
 
 def _check_inbox(inbox: Path) -> None:
     if inbox.is_symlink():
-        raise ConfigError(f"{inbox}: is a link, which could be turned elsewhere; name the folder it points to")
+        raise ConfigError(f"{inbox}: is a link, which may be redirected; name the folder it points to")
     try:
         with os.scandir(inbox) as entries:
             next(entries, None)
     except FileNotFoundError as error:
-        raise ConfigError(f"{inbox}: there is no such inbox; make it first") from error
+        raise ConfigError(f"{inbox}: the inbox does not exist; create it first") from error
     except NotADirectoryError as error:
-        raise ConfigError(f"{inbox}: is no folder; name the folder that originals land in") from error
+        raise ConfigError(f"{inbox}: is not a folder; name the folder for new originals") from error
     except OSError as error:
         raise ConfigError(f"{inbox}: the inbox cannot be listed: {error.strerror}; allow reading it") from error
 
 
 def _resolved(path: Path) -> Path:
-    """Follow all links of what exists; what does not exist yet stays as it is named."""
+    """Resolve the links of all parts that exist."""
     try:
         return path.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
-        raise ConfigError(f"{path}: cannot be followed to a folder: {error}; name another one") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: circular links
+        raise ConfigError(f"{path}: cannot be resolved: {error}; name another folder") from error
 
 
-def _check_apart(told: str, path: Path, other_told: str, other: Path) -> None:
-    """Refuse a folder that is another one or lies in it, be it by another name, as mounts give."""
+def _check_apart(label: str, path: Path, other_label: str, other: Path) -> None:
+    """Refuse a folder that is another one or lies in it, also through a second mount."""
     if path == other:
-        raise ConfigError(f"{told} is also {other_told}; choose another folder")
-    above, known = [path, *path.parents], dev_inode(other)
-    if other in above or (known is not None and known in map(dev_inode, above)):
-        raise ConfigError(f"{told} lies inside {other_told}; choose a folder outside it")
+        raise ConfigError(f"{label} is also {other_label}; choose another folder")
+    above, identity = [path, *path.parents], dev_inode(other)
+    if other in above or (identity is not None and identity in map(dev_inode, above)):
+        raise ConfigError(f"{label} lies inside {other_label}; choose a folder outside it")
 
 
 def _check_kind(path: Path, allow_shared: bool) -> None:
@@ -133,13 +134,13 @@ def _check_kind(path: Path, allow_shared: bool) -> None:
             return
         mode = path.stat().st_mode
     if not stat.S_ISDIR(mode):
-        raise ConfigError(f"{path}: is no folder; remove it or name another one")
+        raise ConfigError(f"{path}: is not a folder; remove it or name another one")
     if mode & stat.S_IWOTH and not allow_shared:
-        raise ConfigError(f"{path}: everybody can write to it; run chmod o-w on it, or give --allow-shared")
+        raise ConfigError(f"{path}: every user can write to it; run chmod o-w on it, or give --allow-shared")
 
 
 def _make(path: Path) -> None:
-    """Have a folder for originals: what lies there is bare, so a new one is for us alone."""
+    """Create a missing folder for originals. As these show faces, other users get no access."""
     with _refusing(path, "cannot be made"):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not os.access(path, os.W_OK | os.X_OK):

@@ -1,7 +1,7 @@
-"""What a drop folder's daemon tells the world about itself, and how that is read.
+"""Health of a drop folder's daemon: written by the daemon, read by ``blurguard status``.
 
-The daemon writes a small JSON file, and one for Prometheus if that is wanted: at once when its state changes, once a
-second otherwise. A reader believes neither alone: a daemon lives when its outbox is locked and its file is fresh.
+The daemon writes a small JSON file, and optionally one for Prometheus, every second and on each change of state.
+A daemon counts as alive only if its outbox is locked and its health file is fresh.
 """
 
 from __future__ import annotations
@@ -9,27 +9,30 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from blurguard.batch.journal import LOCK_NAME, FileState, JournalStats, read_stats
+from blurguard import __version__
+from blurguard.batch.journal import LOCK_NAME, FileState, read_stats
 from blurguard.errors import InputError, OutputError
 from blurguard.files.atomic import STATE_FOLDER
 
 FILE_NAME = "health.json"
 HEARTBEAT_SECONDS = 1.0
 STALE_SECONDS = 60.0
-METRICS_STEP_SECONDS = 10  # the time in that file is rounded down to these, so that it is not written every second
+METRICS_STEP_SECONDS = 10  # resolution of the heartbeat there, so that the file does not change every second
 MINUTE, HOUR = 60.0, 3600.0
 
 
 class DaemonState(StrEnum):
-    """What a daemon is doing."""
+    """State of the daemon process."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -40,42 +43,42 @@ class DaemonState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a daemon knows of itself.
+    """Content of the health file. Times are in seconds since 1970.
 
     Attributes:
-        state: see ``FileState``.
-        why: of a pause, "" otherwise.
-        queued: files that settle, or are complete and wait for a worker.
-        working: files that are being worked on.
+        state: of the daemon.
+        why: reason of a pause, "" otherwise.
+        queued: files that settle or wait for a worker.
+        working: files that a worker has.
         done: files since the start.
         failed: files since the start.
         faces: hidden since the start.
-        started: seconds since 1970.
-        latest: when the last file was done, 0 for none.
-        pid: of the daemon, as it sees it.
+        started: start of the daemon.
+        latest: time of the last file that was done, 0 for none.
+        pid: of the daemon, in its own PID namespace.
         version: of blurguard.
     """
 
     state: DaemonState
-    why: str
-    queued: int
-    working: int
-    done: int
-    failed: int
-    faces: int
-    started: float
-    latest: float
-    pid: int
-    version: str
+    why: str = ""
+    queued: int = 0
+    working: int = 0
+    done: int = 0
+    failed: int = 0
+    faces: int = 0
+    started: float = field(default_factory=time.time)
+    latest: float = 0.0
+    pid: int = field(default_factory=os.getpid)
+    version: str = __version__
 
 
 def health_file(outbox: Path) -> Path:
-    """Return where the health file of an outbox lies unless the user has chosen another place."""
+    """Return the default health file of an outbox."""
     return outbox / STATE_FOLDER / FILE_NAME
 
 
 class HealthWriter:
-    """Keeps the files fresh that tell how a daemon is; that they cannot be written stops nobody."""
+    """Writes the health file and the metrics file. If that fails, ``problem`` says why, and the daemon goes on."""
 
     def __init__(
         self,
@@ -84,41 +87,36 @@ class HealthWriter:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Take the names of both files; nothing is written yet.
+        """Set both files. Nothing is written yet.
 
         Args:
             path: of the JSON file.
-            metrics: of the text file for Prometheus, whose collector wants ``*.prom``; None for none.
-            clock: seconds, never backwards.
+            metrics: text file for Prometheus, whose collector reads ``*.prom``. None for no metrics.
+            clock: monotonic, in seconds.
             now: seconds since 1970.
         """
         self._health = _StatusFile(path)
         self._metrics = None if metrics is None else _StatusFile(metrics)
         self._clock = clock
         self._now = now
-        self._beaten: float | None = None
-        self._told: tuple[DaemonState, str] | None = None
+        self._written_at = -math.inf
+        self._written_state: tuple[DaemonState, str] | None = None
 
     @property
     def problem(self) -> str:
-        """Why a file cannot be written: the first reason since it could, "" while all is well."""
+        """The first error since a file could last be written, "" if there is none."""
         return self._health.problem or (self._metrics.problem if self._metrics else "")
 
     def write(self, health: Health) -> None:
-        """Tell how things are; may be called as often as one likes."""
-        told, at = (health.state, health.why), self._clock()
-        if told == self._told and self._beaten is not None and at - self._beaten < HEARTBEAT_SECONDS:
+        """Write both files, at most once a second unless the state changes."""
+        state, at = (health.state, health.why), self._clock()
+        if state == self._written_state and at - self._written_at < HEARTBEAT_SECONDS:
             return
-        self._beaten, self._told = at, told
+        self._written_at, self._written_state = at, state
         now = self._now()
         self._health.update(json.dumps(asdict(health), indent=1) + "\n", now)
         if self._metrics is not None:
             self._metrics.update(prometheus_text(health, now), now)
-
-    def close(self, health: Health) -> None:
-        """Tell that the daemon has stopped."""
-        self._told = None
-        self.write(replace(health, state=DaemonState.STOPPED, why=""))
 
 
 class _StatusFile:
@@ -164,12 +162,13 @@ class _StatusFile:
 
 
 def prometheus_text(health: Health, now: float) -> str:
-    """Return what Prometheus' text format makes of it, for the textfile collector of node_exporter."""
+    """Return the metrics in Prometheus' text format, for the textfile collector of node_exporter."""
     heartbeat = now // METRICS_STEP_SECONDS * METRICS_STEP_SECONDS
-    told: tuple[tuple[str, str, str, float], ...] = (
+    rows: tuple[tuple[str, str, str, float], ...] = (
         ("up", "gauge", "1 until the daemon has stopped; after a kill only the heartbeat tells.",
          health.state is not DaemonState.STOPPED),
-        ("paused", "gauge", "1 while nothing new is taken because disk space is short.", health.state is DaemonState.PAUSED),
+        ("paused", "gauge", "1 while nothing new is taken because disk space is short.",
+         health.state is DaemonState.PAUSED),
         ("queued", "gauge", "Files that wait.", health.queued),
         ("working", "gauge", "Files that are being worked on.", health.working),
         ("done_total", "counter", "Files done since the start.", health.done),
@@ -181,7 +180,7 @@ def prometheus_text(health: Health, now: float) -> str:
         ("heartbeat_timestamp_seconds", "gauge",
          f"When the daemon last lived, seconds since 1970, in steps of {METRICS_STEP_SECONDS}.", heartbeat),
     )  # fmt: skip
-    lines = [line for row in told for line in _metric(*row)]
+    lines = [line for row in rows for line in _metric(*row)]
     version = health.version.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     lines += _metric("info", "gauge", "Which blurguard this is.", 1, f'{{version="{version}"}}')
     return "\n".join(lines) + "\n"
@@ -196,23 +195,23 @@ def _metric(name: str, kind: str, meaning: str, value: float, labels: str = "") 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How a drop folder is, from its record and its daemon's health file.
+    """Status of a drop folder, from its journal and health file. Times are in seconds since 1970.
 
     Attributes:
-        alive: a daemon holds the outbox and its last beat is younger than ``STALE_SECONDS``.
-        in_use: some blurguard holds the outbox.
-        state: what the daemon last said it was doing, None when it has said nothing.
-        why: of a pause.
-        age: seconds since its last beat, None when there was none.
-        pid: as the daemon sees it, 0 when not known.
-        queued, working, done, failed: files, of all that the record knows.
+        alive: whether a daemon holds the outbox and its last heartbeat is younger than ``STALE_SECONDS``.
+        in_use: whether a blurguard process holds the outbox.
+        state: of the daemon at its last heartbeat, None if unknown.
+        why: reason of a pause.
+        age: seconds since the last heartbeat, None if there was none.
+        pid: of the daemon, in its own PID namespace, 0 if unknown.
+        queued, working, done, failed: files in the journal.
         last_minute: files done in it.
         last_hour: files done in it.
-        error: message of the last failure that still stands, "" for none.
-        failed_at: when that was, seconds since 1970.
-        at_work: what is being worked on and since when (seconds since 1970), longest first, at most 20; when there is
-            no daemon, what its end has interrupted.
-        now: when this was found, seconds since 1970.
+        error: message of the latest failure in the journal, "" for none.
+        failed_at: time of that failure.
+        at_work: files that a worker has, each with its start. The oldest come first, at most 20. Without a daemon,
+            the files that its end interrupted.
+        now: time of this status.
     """
 
     alive: bool
@@ -234,11 +233,11 @@ class Status:
 
     @property
     def healthy(self) -> bool:
-        """Whether nobody needs to look: it is alive, and does not lack space."""
+        """Whether the daemon is alive and not paused."""
         return self.alive and self.state is not DaemonState.PAUSED
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON types; bytes of names that are no text are surrogates, which ``json`` escapes."""
+        """Return JSON types. Undecodable bytes in names are surrogates, which ``json`` escapes."""
         return asdict(self) | {
             "healthy": self.healthy,
             "per_minute": {"last_minute": float(self.last_minute), "last_hour": self._hourly},
@@ -246,38 +245,37 @@ class Status:
         }
 
     def lines(self) -> list[str]:
-        """Return it for people; names are raw, so each line must be escaped before it is printed."""
-        told = [
+        """Return lines for the terminal. Names are raw: escape each line before printing it."""
+        lines = [
             self._summary(),
             f"queued {self.queued}, working {self.working}, done {self.done}, failed {self.failed}",
             f"files per minute: {self.last_minute} in the last minute, {self._hourly:.1f} in the last hour",
         ]
-        verb = "working on" if self.in_use else "interrupted:"
-        told += [f"{verb} {name}, for {_ago(self.now - since)}" for name, since in self.at_work if self.in_use]
-        told += [f"{verb} {name}" for name, _ in self.at_work if not self.in_use]
+        for name, since in self.at_work:
+            lines.append(f"working on {name}, for {_ago(self.now - since)}" if self.in_use else f"interrupted: {name}")
         if self.error:
-            told.append(f"last error, {_ago(self.now - self.failed_at)} ago: {self.error}")
-        return told
+            lines.append(f"last error, {_ago(self.now - self.failed_at)} ago: {self.error}")
+        return lines
 
     @property
     def _hourly(self) -> float:
         return self.last_hour * MINUTE / HOUR
 
     def _summary(self) -> str:
-        said = f"last heard of {_ago(self.age)} ago" if self.age is not None else "never heard of"
+        heartbeat = f"last heartbeat {_ago(self.age)} ago" if self.age is not None else "no heartbeat"
         if self.alive:
-            return f"{self.state}{f': {self.why}' if self.why else ''} (process {self.pid}, {said})"
+            return f"{self.state}{f': {self.why}' if self.why else ''} (process {self.pid}, {heartbeat})"
         if self.in_use and self.state in (None, DaemonState.STOPPED):
-            return "no drop folder's daemon, but another blurguard is working in this folder"
+            return "no daemon is running, but another blurguard is working in this folder"
         if self.in_use:
-            return f"not responding (process {self.pid}, {said})"
+            return f"not responding (process {self.pid}, {heartbeat})"
         if self.state in (None, DaemonState.STOPPED):
             return "stopped"
-        return f"ended without a word while {self.state} (process {self.pid}, {said}); start it again"
+        return f"ended unexpectedly while {self.state} (process {self.pid}, {heartbeat}); start it again"
 
 
 def _ago(seconds: float) -> str:
-    """Return a duration for people; a clock that was set back makes none negative."""
+    """Format a duration. It is not negative, even if the clock was set back."""
     seconds = max(0.0, seconds)
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -286,37 +284,38 @@ def _ago(seconds: float) -> str:
 
 
 def read_status(outbox: Path, health: Path | None, now: float) -> Status:
-    """Return how a drop folder is; writes nothing.
+    """Return the status of a drop folder. Nothing is written.
 
     Args:
-        outbox: where the results go.
-        health: the daemon's health file, None for the usual place.
+        outbox: holds the results and the journal.
+        health: health file of the daemon, None for the default.
         now: seconds since 1970.
 
     Raises:
-        InputError: this is no outbox, or the health file may not be read.
-        OutputError: the record may not be read, or is damaged.
+        InputError: this is not an outbox, or the health file cannot be read.
+        OutputError: the journal cannot be read.
     """
     hourly = read_stats(outbox, now - HOUR)
     minutely = read_stats(outbox, now - MINUTE)
     if hourly is None or minutely is None:
-        raise InputError(f"{outbox}: no drop folder's outbox: there is no record in it")
+        raise InputError(f"{outbox}: not the outbox of a drop folder: it has no journal; name another folder")
+    counts = Counter(minutely.counts)
     held = is_in_use(outbox)
-    told, beaten = _read(health_file(outbox) if health is None else health)
-    age = None if told is None else now - beaten
-    # A clock that was set back leaves a beat in the future: the next one puts it right, if there is one.
+    content, written_at = _read(health_file(outbox) if health is None else health)
+    age = None if content is None else now - written_at
+    # A clock that was set back leaves a heartbeat in the future. The next one of a living daemon corrects it.
     fresh = age is not None and abs(age) < STALE_SECONDS
     return Status(
-        alive=held and fresh and told is not None and told.state is not DaemonState.STOPPED,
+        alive=held and fresh and content is not None and content.state is not DaemonState.STOPPED,
         in_use=held,
-        state=told.state if told else None,
-        why=told.why if told else "",
+        state=content.state if content else None,
+        why=content.why if content else "",
         age=age,
-        pid=told.pid if told else 0,
-        queued=_counted(minutely, FileState.QUEUED),
-        working=_counted(minutely, FileState.WORKING, FileState.PUBLISHING),
-        done=_counted(minutely, FileState.DONE),
-        failed=_counted(minutely, FileState.FAILED),
+        pid=content.pid if content else 0,
+        queued=counts[FileState.QUEUED],
+        working=counts[FileState.WORKING] + counts[FileState.PUBLISHING],
+        done=counts[FileState.DONE],
+        failed=counts[FileState.FAILED],
         last_minute=minutely.done_recently,
         last_hour=hourly.done_recently,
         error=minutely.error,
@@ -326,24 +325,20 @@ def read_status(outbox: Path, health: Path | None, now: float) -> Status:
     )
 
 
-def _counted(figures: JournalStats, *states: FileState) -> int:
-    return sum(figures.counts.get(state, 0) for state in states)
-
-
 def _read(path: Path) -> tuple[Health | None, float]:
-    """Return what a health file says and the time of its last beat; a damaged one says nothing."""
+    """Return the content of a health file and the time of its last heartbeat, None and 0 if it is damaged."""
     try:
         with path.open("rb") as file:
-            beaten, data = os.fstat(file.fileno()).st_mtime, file.read()
+            written_at, data = os.fstat(file.fileno()).st_mtime, file.read()
     except FileNotFoundError:
         return None, 0.0
     except OSError as error:
         raise InputError(f"{path}: the health file cannot be read: {error.strerror}") from error
     try:
         values = json.loads(data)
-        known = {field.name: values[field.name] for field in fields(Health)}
-        return Health(**known | {"state": DaemonState(known["state"])}), beaten
-    except (ValueError, KeyError, TypeError):  # a power cut, say; the next beat writes it afresh
+        known = {item.name: values[item.name] for item in fields(Health)}
+        return Health(**known | {"state": DaemonState(known["state"])}), written_at
+    except (ValueError, KeyError, TypeError):  # after a power cut, for instance. The next heartbeat repairs it
         return None, 0.0
 
 

@@ -1,4 +1,4 @@
-"""What lies in a drop folder's inbox, and what happens there: walking it, and watchdog's events."""
+"""Scans an inbox for files, and observes changes in it with watchdog."""
 
 from __future__ import annotations
 
@@ -11,48 +11,49 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from watchdog import events as happened
+from watchdog import events
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.polling import PollingObserverVFS
 
 from blurguard.files.stamp import FileStamp
+from blurguard.watch.folders import dev_inode
 
-# What browsers, rsync, WinSCP and the like append to a name until a file is complete.
+# Browsers, rsync, WinSCP and similar tools append one of these to a name until the file is complete.
 UNFINISHED_SUFFIXES = frozenset(
     {".crdownload", ".download", ".filepart", ".opdownload", ".part", ".partial", ".temp", ".tmp", ".upload"}
 )
 _LOOK = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-POLL_SECONDS = 1.0  # between two looks of watchdog's polling observer
-# Ours are opening and closing after reading, which are of no interest and would wake us up each time.
-_OF_INTEREST: list[type[FileSystemEvent]] = [
-    happened.FileCreatedEvent,
-    happened.FileModifiedEvent,
-    happened.FileMovedEvent,
-    happened.FileClosedEvent,
-    happened.FileDeletedEvent,
-    happened.DirCreatedEvent,
-    happened.DirMovedEvent,
-    happened.DirDeletedEvent,
-    *([happened.FileAttribEvent] if hasattr(happened, "FileAttribEvent") else []),  # since watchdog 7
+POLL_SECONDS = 1.0  # between two scans of watchdog's polling observer
+# Opening a file, and closing it after reading, are left out: our own reads would wake the event loop each time.
+_EVENT_FILTER: list[type[FileSystemEvent]] = [
+    events.FileCreatedEvent,
+    events.FileModifiedEvent,
+    events.FileMovedEvent,
+    events.FileClosedEvent,
+    events.FileDeletedEvent,
+    events.DirCreatedEvent,
+    events.DirMovedEvent,
+    events.DirDeletedEvent,
+    *([events.FileAttribEvent] if hasattr(events, "FileAttribEvent") else []),  # since watchdog 7
 ]
 
 
 class ChangeType(StrEnum):
-    """What has happened to a file or folder."""
+    """A change of a file or folder."""
 
     CHANGED = "changed"
-    COMPLETE = "complete"  # closed after writing, or renamed into its place
+    COMPLETE = "complete"  # closed after writing, or renamed into place
     GONE = "gone"
-    FOLDER = "folder"  # a new one, which may have been filled before anybody watched it
+    FOLDER = "folder"  # a new one. It may have been filled before it was watched
 
 
 OnChange = Callable[[ChangeType, Path], None]
 
 
 def has_final_name(name: Path) -> bool:
-    """Whether a name relative to the inbox is one that a complete file may have; hidden ones are not ours."""
+    """Whether a name relative to the inbox is neither hidden nor that of an unfinished file."""
     return not any(
         part.startswith((".", "~")) or part.endswith("~") or Path(part).suffix.lower() in UNFINISHED_SUFFIXES
         for part in name.parts
@@ -98,24 +99,24 @@ def files_below(folder: Path) -> Iterator[tuple[Path, FileStamp | None]]:
 
 
 class DirectoryScanner:
-    """A look at folders, one after the other and a few files at a time."""
+    """Scans folders one after another, a few files at a time."""
 
     def __init__(self) -> None:
-        """Begin with nothing to look at."""
+        """Create a scanner without folders."""
         self._folders: dict[Path, None] = {}
-        self._found: Iterator[tuple[Path, FileStamp | None]] = iter(())
+        self._files: Iterator[tuple[Path, FileStamp | None]] = iter(())
 
     def add(self, folder: Path) -> None:
-        """Have a folder looked at; once, however often it is asked for until then."""
+        """Schedule a folder. One that is scheduled already is scanned once."""
         self._folders[folder] = None
 
     def next(self) -> tuple[Path, FileStamp | None] | None:
-        """Return the next file as ``files_below`` tells it, None when there is nothing more to look at."""
-        while (found := next(self._found, None)) is None and self._folders:
+        """Return the next item of ``files_below``, None when all folders are scanned."""
+        while (file := next(self._files, None)) is None and self._folders:
             folder = next(iter(self._folders))
             del self._folders[folder]
-            self._found = files_below(folder)
-        return found
+            self._files = files_below(folder)
+        return file
 
 
 def _names_in(folder: Path) -> list[tuple[str, bool]]:
@@ -130,10 +131,10 @@ def _names_in(folder: Path) -> list[tuple[str, bool]]:
 
 
 def is_being_written(path: Path) -> bool | None:
-    """Whether some process has a file open for writing; None where the system does not tell.
+    """Whether a process has a file open for writing, None if the system cannot say.
 
-    Linux gives a read lease only on files that nobody has open for writing. The caller ignores SIGIO, with which
-    the system tells of a writer that comes while we have the lease.
+    Linux grants a read lease only on a file without writers. The caller must ignore SIGIO: the kernel sends it when
+    a writer appears during the lease.
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return None
@@ -145,7 +146,7 @@ def is_being_written(path: Path) -> bool | None:
         fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:
-        return True if error.errno == errno.EAGAIN else None  # of another user's files it does not tell
+        return True if error.errno == errno.EAGAIN else None  # no lease on files of another user
     finally:
         os.close(handle)
     return False
@@ -153,22 +154,31 @@ def is_being_written(path: Path) -> bool | None:
 
 @dataclass(slots=True)
 class InboxObserver:
-    """Tells what happens below a folder, from a thread of its own, until stopped."""
+    """Reports changes below a folder, from a thread of its own, until stopped.
+
+    Attributes:
+        folder: to observe.
+        on_change: called with every change, in that thread.
+        poll: scan the folder regularly instead of using the system's events.
+        identity: of the folder at the last start, see ``dev_inode``.
+    """
 
     folder: Path
     on_change: OnChange
     poll: bool = False
+    identity: tuple[int, int] | None = None
     _observer: BaseObserver | None = None
 
     def start(self) -> str:
-        """Begin; return "" or why there are no events, on a system that has run out of watches, say."""
+        """Start, and return "" or the reason why there are no events, such as a lack of inotify watches."""
+        self.identity = dev_inode(self.folder)
         observer: BaseObserver | None = None
         try:
             observer = _polling_observer() if self.poll else _native_observer()
-            ear = _EventAdapter(self.on_change, ChangeType.CHANGED if self.poll else ChangeType.COMPLETE)
-            observer.schedule(ear, os.fspath(self.folder), recursive=True, event_filter=_OF_INTEREST)
+            adapter = _EventAdapter(self.on_change, ChangeType.CHANGED if self.poll else ChangeType.COMPLETE)
+            observer.schedule(adapter, os.fspath(self.folder), recursive=True, event_filter=_EVENT_FILTER)
             observer.start()
-        except (OSError, RecursionError) as error:  # RecursionError: folders nested deeper than watchdog can walk
+        except (OSError, RecursionError) as error:  # RecursionError: watchdog walks nested folders recursively
             if observer is not None:
                 observer.stop()
             return f"{self.folder}: cannot be watched: {getattr(error, 'strerror', None) or error}"
@@ -176,22 +186,15 @@ class InboxObserver:
         return ""
 
     @property
-    def started(self) -> bool:
-        """Whether there were events to be heard of."""
-        return self._observer is not None
-
-    @property
-    def alive(self) -> bool:
-        """Whether all threads that hear of events are still there."""
-        threads = [
-            self._observer,
-            getattr(self._observer, "_inotify_fd", None),
-            *getattr(self._observer, "emitters", ()),
-        ]
-        return self._observer is not None and all(thread.is_alive() for thread in threads if thread is not None)
+    def died(self) -> bool:
+        """Whether one of its threads has ended before ``stop``."""
+        if self._observer is None:
+            return False
+        threads = [self._observer, getattr(self._observer, "_inotify_fd", None), *self._observer.emitters]
+        return not all(thread.is_alive() for thread in threads if thread is not None)
 
     def stop(self) -> None:
-        """End, and wait for the thread."""
+        """Stop, and wait for the thread."""
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()
@@ -199,43 +202,43 @@ class InboxObserver:
 
 
 def _polling_observer() -> BaseObserver:
-    # watchdog's usual one follows links, out of the inbox and in circles.
+    # watchdog's default polling observer follows links, out of the inbox and in circles.
     return PollingObserverVFS(os.lstat, os.scandir, polling_interval=POLL_SECONDS)
 
 
 def _native_observer() -> BaseObserver:
     try:
-        # Linux: tells a rename from outside from a new, empty file. What others there are do not know the word.
+        # On Linux this distinguishes a rename from outside from a new, empty file. Other observers lack the option.
         return Observer(generate_full_events=True)  # type: ignore[call-arg]
     except TypeError:
         return Observer()
 
 
 class _EventAdapter(FileSystemEventHandler):
-    """Turns watchdog's events into signs.
+    """Converts watchdog's events to ``ChangeType``.
 
-    Polling takes a new file that got the inode of one just deleted for a renamed one, so a rename it tells of
-    is no more than a change.
+    A polling observer takes a new file with the inode of a deleted one for a renamed file. There, a rename is only
+    a change.
     """
 
-    def __init__(self, tell: OnChange, renamed: ChangeType) -> None:
-        self._tell, self._renamed = tell, renamed
+    def __init__(self, on_change: OnChange, renamed: ChangeType) -> None:
+        self._on_change, self._renamed = on_change, renamed
 
     def dispatch(self, event: FileSystemEvent) -> None:
-        """Tell of one event."""
+        """Report one event."""
         source, target = (Path(os.fsdecode(name)) if name else None for name in (event.src_path, event.dest_path))
-        if event.event_type == happened.EVENT_TYPE_MOVED:
+        if event.event_type == events.EVENT_TYPE_MOVED:
             if source:
-                self._tell(ChangeType.GONE, source)
+                self._on_change(ChangeType.GONE, source)
             if target:
-                self._tell(ChangeType.FOLDER if event.is_directory else self._renamed, target)
+                self._on_change(ChangeType.FOLDER if event.is_directory else self._renamed, target)
         elif source is not None:
-            self._tell(_change_type(event), source)
+            self._on_change(_change_type(event), source)
 
 
 def _change_type(event: FileSystemEvent) -> ChangeType:
-    if event.event_type == happened.EVENT_TYPE_DELETED:
+    if event.event_type == events.EVENT_TYPE_DELETED:
         return ChangeType.GONE
     if event.is_directory:
         return ChangeType.FOLDER
-    return ChangeType.COMPLETE if event.event_type == happened.EVENT_TYPE_CLOSED else ChangeType.CHANGED
+    return ChangeType.COMPLETE if event.event_type == events.EVENT_TYPE_CLOSED else ChangeType.CHANGED

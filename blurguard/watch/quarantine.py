@@ -1,6 +1,6 @@
-"""Originals that failed: a place of their own, and a note of what went wrong beside each.
+"""Keeps failed originals, each with an error report in JSON.
 
-Notes are read back to undo it. What stands in them is not trusted: a name leads into the inbox or nowhere.
+Reports are read again to move originals back. They are not trusted: only names below the inbox are accepted.
 """
 
 from __future__ import annotations
@@ -38,31 +38,38 @@ _NO_PLACE = {errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 class Quarantine:
-    """The originals that failed, each with a note of why, in JSON.
+    """Failed originals and their error reports.
 
-    With a folder they are moved there, the note beside them; else they stay, and the notes lie apart. A note is
-    written before its original is moved, so that none lies there without.
+    With a folder, originals are moved there and each report lies beside its original. Without one, originals stay
+    in the inbox and reports lie in a folder of their own. A report is written before its original is moved, so that
+    no original there lacks one.
     """
 
-    def __init__(self, folder: Path | None, inbox: Path, notes: Path) -> None:
-        """Take the folder for failed originals, or None; and where notes go then."""
+    def __init__(self, folder: Path | None, inbox: Path, reports: Path) -> None:
+        """Set the folders.
+
+        Args:
+            folder: for failed originals. None leaves them in the inbox.
+            inbox: they come from here.
+            reports: for the reports on originals that stay in the inbox.
+        """
         self._folder = folder
         self._inbox = inbox
-        self._reports = notes
+        self._reports = reports
 
     def add(self, name: Path, outcome: Outcome, stamp: FileStamp) -> None:
-        """Note a failure, and move the original if there is a folder for it.
+        """Write an error report, and move the original if there is a folder for it.
 
-        An original that is gone or has changed is another file: it stays, without a note.
+        An original that is gone or has changed is not moved and gets no report there.
 
         Args:
             name: of the original, relative to the inbox.
             outcome: of the failure.
-            stamp: what the original was when it was handled.
+            stamp: of the original when it was processed.
 
         Raises:
             InputError: the name leads out of the inbox.
-            OutputError: the note cannot be written, or the original not be moved.
+            OutputError: the report cannot be written, or the original cannot be moved.
         """
         if not _stays_below(name):
             raise InputError(f"{name}: leads out of the inbox; rename it")
@@ -73,18 +80,18 @@ class Quarantine:
             _move_with_report(self._inbox / name, _kept_at(self._folder, name), stamp, record)
 
     def has_report(self, name: Path) -> bool:
-        """Whether a note on a file that stays in the inbox is there."""
+        """Whether there is a report on an original that stays in the inbox."""
         return any(map(os.path.lexists, _report_paths(self._reports / name)))
 
     def has_original(self, name: Path) -> bool:
-        """Whether an original that failed, or its note, is still where those that failed go."""
+        """Whether the folder holds a failed original or its report."""
         if self._folder is None:
             return False
         kept = _kept_at(self._folder, name)
         return any(map(os.path.lexists, (kept, *_report_paths(kept))))
 
     def forget(self, name: Path) -> None:
-        """Remove the note of a file that is done now; one that goes with an original that failed stays.
+        """Remove the report on a file that is done now. A report beside a failed original stays.
 
         Raises:
             OutputError: it cannot be removed.
@@ -94,27 +101,26 @@ class Quarantine:
             base, kept = self._folder, _kept_at(self._folder, name)
             if os.path.lexists(kept):
                 return
-        with moving_errors(kept, "its note cannot be removed"):
+        with moving_errors(kept, "its error report cannot be removed"):
             _remove_reports(kept)
             _prune(kept.parent, base)
 
     def put_back(self) -> int:
-        """Move every original that has a note back into the inbox; return how many went.
+        """Move every original that has a report back into the inbox, and return their number.
 
-        One whose name is taken by another file, or leads out of the inbox, stays where it is.
+        An original stays if its name there is taken by another file, or leads out of the inbox.
 
         Raises:
-            InputError: one was changed while it was moved.
+            InputError: one was changed during its move.
             OutputError: one cannot be moved.
         """
         if self._folder is None:
             return 0
-        with moving_errors(self._folder, "cannot be looked through"):
-            files = [path for path in files_below(self._folder) if not path.name.endswith(REPORT_SUFFIX)]
-        return sum(self._put_back(path, self._folder) for path in files)
+        with moving_errors(self._folder, "cannot be listed"):
+            originals = [path for path in files_below(self._folder) if not path.name.endswith(REPORT_SUFFIX)]
+        return sum(self._put_back(path, self._folder) for path in originals)
 
     def _put_back(self, kept: Path, folder: Path) -> bool:
-        """Move one original back; tells whether it went."""
         with moving_errors(kept, f"cannot be moved back to {self._inbox}"):
             target = self._place_of(kept)
             known = None if target is None or kept.is_symlink() else stat_regular(kept)
@@ -122,7 +128,7 @@ class Quarantine:
                 return False
             try:
                 with contextlib.suppress(FileNotFoundError):
-                    target.lstat()  # a path that is too long, before folders are made for it
+                    target.lstat()  # fails for a path that is too long, before folders are created for it
                 make_folders(target.parent, 0o777)
                 move_to(kept, known, target)
             except OSError as error:
@@ -134,20 +140,20 @@ class Quarantine:
             return True
 
     def _place_of(self, kept: Path) -> Path | None:
-        """Return where in the inbox an original came from; None when no note tells, or it lies."""
-        notes = filter(None, map(_read_report, _report_paths(kept)))
-        name = next(map(_name_in, notes), None)
+        """Return the former path of an original in the inbox, None without a valid report."""
+        reports = filter(None, map(_read_report, _report_paths(kept)))
+        name = next(map(_name_in, reports), None)
         if name is None:
             return None
         try:
             parent = (self._inbox / name).parent.resolve()
-        except (OSError, RuntimeError):  # RuntimeError: a circle of links
+        except (OSError, RuntimeError):  # RuntimeError: circular links
             return None
         return self._inbox / name if parent.is_relative_to(self._inbox.resolve()) else None
 
 
 def _record(name: Path, outcome: Outcome, stamp: FileStamp) -> dict[str, Any]:
-    """Return a note as JSON types; what is no text is escaped, a name given in bytes as well."""
+    """Return the content of a report. A name that is not valid text is escaped, and also given in bytes."""
     record = {
         "name": _text(str(name)),
         "error": outcome.error,
@@ -166,10 +172,10 @@ def _text(text: str) -> str:
 
 
 def _name_in(record: dict[str, Any]) -> Path | None:
-    """Return the name that a note tells, None when it is none that an original below the inbox can have."""
+    """Return the name in a report, None if it cannot be that of an original below the inbox."""
     try:
-        told = record.get("name_bytes")
-        raw = os.fsencode(record["name"]) if told is None else bytes.fromhex(told)
+        digits = record.get("name_bytes")
+        raw = os.fsencode(record["name"]) if digits is None else bytes.fromhex(digits)
         name = Path(os.fsdecode(raw))
     except (TypeError, ValueError):
         return None
@@ -177,12 +183,12 @@ def _name_in(record: dict[str, Any]) -> Path | None:
 
 
 def _stays_below(name: Path) -> bool:
-    """Whether a name cannot lead out of the folder it is relative to, links apart."""
+    """Whether a relative name cannot lead out of its folder, apart from links."""
     return bool(name.parts) and not name.is_absolute() and ".." not in name.parts
 
 
 def _kept_at(folder: Path, name: Path) -> Path:
-    """Return the place for an original that failed; no name of one ends as notes' do."""
+    """Return the path of a failed original. It never ends like that of a report."""
     kept = folder / name
     if kept.name.lower().endswith(REPORT_SUFFIX):
         return kept.with_name(fit_name(kept.name, ".original"))
@@ -190,7 +196,7 @@ def _kept_at(folder: Path, name: Path) -> Path:
 
 
 def _report_paths(kept: Path) -> list[Path]:
-    """Return where the note on a file may lie: best first, the last always possible."""
+    """Return the possible paths of a report, best first. The last one is never too long."""
     names = kept.name + REPORT_SUFFIX, digest_bytes(os.fsencode(kept.name)) + REPORT_SUFFIX
     return [kept.with_name(name) for name in names if len(os.fsencode(name)) <= MAX_NAME_BYTES]
 
@@ -231,7 +237,7 @@ def _write_report(kept: Path, record: dict[str, Any]) -> None:
 
 
 def _read_report(path: Path) -> dict[str, Any] | None:
-    """Return a note of ours, None when it is something else."""
+    """Return the content of an error report, None if the file is something else."""
     try:
         record = json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else None
     except (FileNotFoundError, ValueError, RecursionError):
@@ -246,7 +252,7 @@ def _remove_reports(kept: Path) -> None:
 
 
 def _prune(folder: Path, base: Path) -> None:
-    """Remove the folders below ``base`` that are empty, from ``folder`` upwards."""
+    """Remove empty folders below ``base``, from ``folder`` upwards."""
     with contextlib.suppress(OSError):
         while folder != base:
             folder.rmdir()
