@@ -13,7 +13,6 @@ from blurguard.anonymize.surfaces import surface_of
 from blurguard.anonymize.tracked import TrackRedactor, redact_tracks
 from blurguard.detection.detector import Detector
 from blurguard.images.still import ImageFile, Page
-from blurguard.redaction.mosaic import Surface
 from blurguard.redaction.regions import paired_regions
 from blurguard.settings import Settings
 from blurguard.tracking.lookahead import FrameDetections
@@ -34,13 +33,10 @@ def process_pages(image_file: ImageFile, job: MediaJob, log: FaceLog) -> Iterato
     log.info = MediaInfo(image_file.file_type, width, height, image_file.page_count)
     if not image_file.is_animated:
         return _process_alone(_detect_pages(image_file, detector, job.min_score), job, log)
-
-    def surfaces(page: Page) -> list[Surface]:
-        return [surface_of(page.image, job.settings.box_rgb)]
-
-    max_frames = max(_MIN_WINDOW_FRAMES, WINDOW_BYTES // (4 * width * height))
     frames = _detect_pages(image_file, detector, job.weak_score)
-    return redact_tracks(frames, surfaces, (width, height), job, max_frames, log)
+    max_frames = max(_MIN_WINDOW_FRAMES, WINDOW_BYTES // (4 * width * height))
+    box_rgb = job.settings.box_rgb
+    return redact_tracks(frames, lambda page: [surface_of(page.image, box_rgb)], (width, height), job, max_frames, log)
 
 
 def faces_in(image: Image, detections: Detections, margin: float, frame: int = 0) -> list[tuple[Face, Region]]:

@@ -26,7 +26,6 @@ from blurguard.boxes import NO_DETECTIONS, rescale_boxes
 from blurguard.detection.detector import Detector
 from blurguard.detection.multiscale import FAST_SIDE_PX
 from blurguard.errors import InputError
-from blurguard.redaction.mosaic import Surface
 from blurguard.settings import Audio, Mode
 from blurguard.tracking.lookahead import FrameDetections
 from blurguard.tracking.scene_cuts import SceneCutDetector
@@ -96,15 +95,17 @@ def _process(video: VideoReader, job: MediaJob, log: FaceLog, write: Callable[[V
 
 def _process_frames(video: VideoReader, job: MediaJob, log: FaceLog) -> Generator[VideoFrame, None, None]:
     """Yield every frame, with its faces hidden if the job says so. Other threads are ahead with the next frames."""
-    rotation, box_rgb = video.info.rotation, job.settings.box_rgb
-
-    def surfaces(frame: VideoFrame) -> list[Surface]:
-        return surfaces_of(frame, rotation, box_rgb)
-
-    stop = Event()
-    detected = _FrameDetector(video.info, job, stop).detect_all(prefetch(video.frames(), _READ_AHEAD, stop))
-    max_frames = _max_frames(video.info, job.settings.hold)
-    return prefetch(redact_tracks(detected, surfaces, video.info.upright_size, job, max_frames, log), _READ_AHEAD, stop)
+    info, box_rgb, stop = video.info, job.settings.box_rgb, Event()
+    detected = _FrameDetector(info, job, stop).detect_all(prefetch(video.frames(), _READ_AHEAD, stop))
+    redacted = redact_tracks(
+        detected,
+        lambda frame: surfaces_of(frame, info.rotation, box_rgb),
+        info.upright_size,
+        job,
+        _max_frames(info, job.settings.hold),
+        log,
+    )
+    return prefetch(redacted, _READ_AHEAD, stop)
 
 
 def _max_frames(video: VideoInfo, hold: float) -> int:
