@@ -97,7 +97,7 @@ def test_a_folder_of_that_name_is_an_error(draft: StagedFile, tmp_path: Path, re
 @pytest.mark.parametrize("replace", [False, True])
 def test_a_name_below_a_file_is_an_error(draft: StagedFile, tmp_path: Path, replace: bool) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="a file stands where its folder should be"):
+    with pytest.raises(OutputError, match="a file stands where a folder should be"):
         publish(draft, tmp_path / "file" / "folder" / "a.png", replace)
     assert names_in(draft.path.parent) == [draft.path.name]
 

@@ -23,6 +23,7 @@ from av.stream import Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
 from blurguard.errors import InputError
+from blurguard.files.errors import read_errors
 from blurguard.files.filetypes import PROBE_BYTES, ContainerFormat, sniff_container
 from blurguard.video.color import ColorSpace, parse_mastering_display, rotation_of
 from blurguard.video.structure import check_complete
@@ -337,11 +338,8 @@ def open_video(path: Path, *, max_pixels: int, threads: int = 0, salvage: bool =
         InputError: empty, truncated, damaged, encrypted, too large, without video or with several, or of a kind
             that is not supported.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(PROBE_BYTES)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    with read_errors(path), path.open("rb") as file:
+        head = file.read(PROBE_BYTES)
     if not head:
         raise InputError(f"{path}: is empty; get a complete copy")
     family = sniff_container(head)

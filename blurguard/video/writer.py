@@ -24,7 +24,7 @@ from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from blurguard.errors import InputError, OutputError
-from blurguard.files.errors import output_errors
+from blurguard.files.errors import os_errors
 from blurguard.files.filetypes import M2TS
 from blurguard.video.encoders import encoder_for, encoder_time_base
 from blurguard.video.passthrough import StreamCopier, allowed_metadata, allowed_texts
@@ -85,7 +85,7 @@ class VideoWriter:
         self._first_dts: int | None = None
         self._copies, self._strip = StreamCopier(video, keep_audio), SideDataFilter()
         try:
-            with output_errors(path):
+            with os_errors(path):
                 self._file = _FullWriteFile(path)
             try:
                 self._output = self._open(keep_metadata)
@@ -261,7 +261,7 @@ class VideoWriter:
     def _errors(self) -> Iterator[None]:
         """Turn what goes wrong while writing into ``OutputError``."""
         try:
-            with output_errors(self._path):
+            with os_errors(self._path):
                 yield
         except (av.FFmpegError, KeyError, ValueError) as error:
             raise OutputError(f"{self._path}: cannot write: {error}") from error
