@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,12 @@ class FileRecord:
         """Return the digest of the file at ``target`` if it is an unchanged result of this source, "" otherwise.
 
         Until a new result has its name, that is the digest of the earlier one, which this record does not describe.
+
+        Raises:
+            OSError: the file cannot be read.
         """
+        if not target.is_file():
+            return ""
         stamp = FileStamp.of(target)
         if (stamp.size, stamp.mtime_ns) == (self.output_size, self.output_mtime_ns):
             return self.output_digest
@@ -100,6 +105,11 @@ class FileRecord:
         """Whether ``source`` is still the file that was read. It is read again only if just its times differ."""
         stamp = FileStamp.of(source)
         return stamp == self.source or (stamp.size == self.source.size and digest_file(source) == self.source_digest)
+
+
+# The schema is older than the names of these fields. ``source`` has three columns.
+_COLUMNS = {"config_digest": "recipe", "output_mtime_ns": "output_mtime"}
+_FIELD_BY_COLUMN = {_COLUMNS.get(one.name, one.name): one.name for one in fields(FileRecord) if one.name != "source"}
 
 
 class Journal:
@@ -189,37 +199,15 @@ class Journal:
 
 
 def _to_row(record: FileRecord) -> dict[str, Any]:
-    return {
-        "state": record.state,
-        "source_size": record.source.size,
-        "source_mtime": record.source.mtime_ns,
-        "source_ctime": record.source.ctime_ns,
-        "source_digest": record.source_digest,
-        "recipe": record.config_digest,
-        "output_size": record.output_size,
-        "output_mtime": record.output_mtime_ns,
-        "output_digest": record.output_digest,
-        "replaced_digest": record.replaced_digest,
-        "error": record.error,
-        "root": record.root,
-        "changed": record.changed,
-    }
+    source = record.source
+    stamp = {"source_size": source.size, "source_mtime": source.mtime_ns, "source_ctime": source.ctime_ns}
+    return stamp | {column: getattr(record, name) for column, name in _FIELD_BY_COLUMN.items()}
 
 
 def _from_row(row: sqlite3.Row) -> FileRecord:
-    return FileRecord(
-        state=FileState(row["state"]),
-        source=FileStamp(row["source_size"], row["source_mtime"], row["source_ctime"]),
-        source_digest=row["source_digest"],
-        config_digest=row["recipe"],
-        output_size=row["output_size"],
-        output_mtime_ns=row["output_mtime"],
-        output_digest=row["output_digest"],
-        replaced_digest=row["replaced_digest"],
-        error=row["error"],
-        root=row["root"],
-        changed=row["changed"],
-    )
+    values = {name: row[column] for column, name in _FIELD_BY_COLUMN.items()}
+    source = FileStamp(row["source_size"], row["source_mtime"], row["source_ctime"])
+    return FileRecord(**values | {"state": FileState(row["state"]), "source": source})
 
 
 @contextlib.contextmanager

@@ -234,9 +234,7 @@ class OutputTree(OutputPolicy):
 
 def _own_digest(target: Path, record: FileRecord | None) -> str:
     """Return the digest of blurguard's result at ``target``, "" if there is none."""
-    if record is None or target.is_symlink() or not target.is_file():
-        return ""
-    return record.result_at(target)
+    return "" if record is None or target.is_symlink() else record.result_at(target)
 
 
 def _not_replaceable(target: Path, record: FileRecord | None) -> OutputError:

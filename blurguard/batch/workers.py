@@ -36,10 +36,6 @@ _PROGRESS_MESSAGE = struct.Struct("=32sqq")
 _PROGRESS_SECONDS = 0.2
 
 
-def _ignore_progress(source: Path, done: int, total: int | None) -> None:
-    """Do nothing: the default of ``WorkerConfig.progress``."""
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """One file to process.
@@ -71,7 +67,7 @@ class WorkerConfig:
     factory: Factory
     workers: int = 1
     threads: int = 1
-    progress: Progress = _ignore_progress
+    progress: Progress = lambda *_: None
 
     def sized_for(self, files: int) -> WorkerConfig:
         """Return a configuration for this number of files: fewer workers if there are few, with more threads each."""
