@@ -76,11 +76,11 @@ def recorded_results(folder: Path) -> dict[bytes, tuple[int, int]]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection | None]:
-    """Open a database as of one moment, without writing anything; None if it does not exist."""
+    """Open a database as of one moment, without writing anything, None if it does not exist."""
     with os_errors(path, _PROBLEM, OutputError, "allow reading it"):
         try:
             path.stat()
-            # SQLite creates a missing write-ahead log even to read, and leaves it. Without a log nobody writes.
+            # SQLite creates a missing write-ahead log even to read, and leaves it. Without a log no process writes.
             mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
         except (FileNotFoundError, NotADirectoryError):
             mode = ""

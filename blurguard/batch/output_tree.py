@@ -70,7 +70,7 @@ class OutputPolicy:
     """Decides on files and publishes their results. This one writes nothing, so that files are only searched."""
 
     def decide(self, source: Path) -> Job | Outcome:
-        """Return the job for a file, or its outcome if there is nothing to do.
+        """Return the job for a file, or its outcome without one.
 
         Raises:
             BlurguardError: the file fails.
@@ -106,7 +106,7 @@ def recover(out: Path, journal: Journal) -> None:
 
 
 def reconcile(out: Path, journal: Journal) -> bool:
-    """Settle the files whose publishing was interrupted; False if that cannot be recorded.
+    """Settle the files whose publishing was interrupted. False if that cannot be recorded.
 
     A result is recorded, renamed and recorded again. If the second record is missing, and the result neither has its
     name nor waits in scratch, then it was renamed and its recipient has taken it. A drop folder must not deliver it

@@ -120,7 +120,7 @@ def _decide(policy: OutputPolicy, source: Path) -> Job | Outcome:
 
 
 def _settle(policy: OutputPolicy, job: Job | None, result: StagedResult | Outcome) -> Outcome:
-    """Publish a result, or record a failure; return the outcome of the file."""
+    """Publish a result, or record a failure. Return the outcome of the file."""
     if isinstance(result, StagedResult):
         assert job is not None  # noqa: S101 - only a job gives a result
         try:

@@ -10,7 +10,6 @@ holds a lock on it, so the next start removes only the scratch that killed proce
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import itertools
@@ -28,13 +27,12 @@ from pathlib import Path
 from blurguard.errors import OutputError
 from blurguard.files.errors import os_errors
 from blurguard.files.locks import lock, open_descriptor, remove_unlocked
+from blurguard.files.rename import rename_noreplace
 from blurguard.files.walk import files_below
 
 STATE_FOLDER = ".blurguard"
 SCRATCH_FOLDER = "scratch"
 _PART_NAME = re.compile(r"\.blurguard-[0-9a-f]{16}\.part")
-_NOT_SUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # fcntl.h, linux/fs.h
 _MAX_ATTEMPTS = 20  # another process may remove the empty folder between two of our calls
 
 new_digest = partial(hashlib.blake2b, digest_size=32)
@@ -87,13 +85,13 @@ def atomic_file(
 ) -> Iterator[BufferedRandom]:
     """Give a new file, open for reading and writing, that gets its name at the end of the block.
 
-    After an error nothing is left. Until the end the file is private to its writer, beside ``path``: see its ``name``.
+    Until then it has a temporary name beside ``path``, which is its ``name``. After an error nothing is left.
 
     Args:
         path: the final name, in a folder that exists.
-        durable: the file survives a power cut, and is locked while it is written: ``remove_stale_parts`` removes
-            those that a kill has left. Otherwise its temporary name is always the same, for files with one writer:
-            the next write replaces the remains of a kill.
+        durable: whether the file must survive a power cut. A durable file is locked while it is written, so that
+            ``remove_stale_parts`` removes only the remains of a kill. Other files must have one writer. Their
+            temporary name is always the same, so that the next write clears the remains.
         replace: whether a file of that name may be replaced.
         mode: permissions, restricted by the umask.
 
@@ -112,11 +110,14 @@ def atomic_file(
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            (part.replace if replace else partial(rename_noreplace, part))(path)
-            if durable:
-                fsync_path(path.parent)
+            if replace:
+                part.replace(path)
+            else:
+                rename_noreplace(part, path)
         finally:
             part.unlink(missing_ok=True)
+    if durable:
+        fsync_path(path.parent)
 
 
 def part_path(folder: Path) -> Path:
@@ -125,7 +126,7 @@ def part_path(folder: Path) -> Path:
 
 
 def remove_stale_parts(folder: Path) -> int:
-    """Delete the unfinished files below ``folder`` that no living process writes; return their number.
+    """Delete the unfinished files below ``folder`` that no living process writes, and return their number.
 
     Raises:
         OutputError: one cannot be deleted.
@@ -141,7 +142,7 @@ def scratch_in(folder: Path, needed: Callable[[], bool] = lambda: False) -> Iter
 
     Args:
         folder: holds results. Created if missing.
-        needed: called at the end; returns whether the rest must stay for the next process.
+        needed: called at the end. Returns whether the rest must stay for the next process.
 
     Raises:
         OutputError: ``folder`` cannot be written to.
@@ -158,7 +159,7 @@ def scratch_in(folder: Path, needed: Callable[[], bool] = lambda: False) -> Iter
 
 
 def remove_stale(folder: Path, *, recorded: bool = False) -> int:
-    """Delete the scratch in ``folder`` that no living process holds; return the number of folders deleted.
+    """Delete the scratch in ``folder`` that no living process holds, and return the number of folders deleted.
 
     Args:
         folder: holds results.
@@ -245,7 +246,7 @@ def publish(draft: StagedFile, target: Path, replace: bool) -> None:
 
 
 def _make_scratch(folder: Path) -> tuple[Path, int]:
-    """Create a scratch folder, locked before any cleanup can see it; return it and the lock's descriptor."""
+    """Create a scratch folder, locked before any cleanup can see it. Return it and the lock's descriptor."""
     parent = folder / STATE_FOLDER / SCRATCH_FOLDER
     name = secrets.token_hex(8)
     folder.mkdir(parents=True, exist_ok=True)
@@ -263,14 +264,14 @@ def _make_scratch(folder: Path) -> tuple[Path, int]:
 
 @contextlib.contextmanager
 def _locked_folder(folder: Path) -> Iterator[int]:
-    """Hold the lock of a folder that is not a link; gives its descriptor."""
+    """Hold the lock of a folder that is not a link, and give its descriptor."""
     with open_descriptor(folder, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor:
         lock(descriptor)
         yield descriptor
 
 
 def _remove_scratch(path: Path) -> bool:
-    """Delete one scratch folder unless its owner lives, or a stray file; return whether it was deleted."""
+    """Delete one scratch folder unless its owner lives, or a stray file. Return whether it was deleted."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return True
@@ -310,41 +311,6 @@ def make_folders(folder: Path, mode: int = 0o700) -> None:
     for path in reversed([folder, *folder.parents]):
         if not path.is_dir():
             path.mkdir(mode, exist_ok=True)
-
-
-def rename_noreplace(draft: Path, target: Path) -> None:
-    """Rename a file without ever replacing another.
-
-    On systems without such a call the file may keep its old name as well.
-
-    Raises:
-        FileExistsError: the name is taken.
-        OSError: it cannot be renamed.
-    """
-    if _renameat2_noreplace(draft, target):
-        return
-    try:
-        os.link(draft, target)  # fails if the name is taken
-    except OSError as error:
-        # File systems without hard links (FAT, some network shares): check, then rename.
-        if error.errno not in (errno.EPERM, *_NOT_SUPPORTED, errno.EMLINK):
-            raise
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, "exists", str(target)) from error
-        draft.rename(target)
-
-
-def _renameat2_noreplace(draft: Path, target: Path) -> bool:
-    """Rename in one step if the name is free; False if the kernel or file system cannot."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, glibc 2.28 and later
-    if rename is None:
-        return False
-    if rename(_AT_FDCWD, os.fsencode(draft), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.EINVAL, *_NOT_SUPPORTED):
-        return False
-    raise OSError(number, os.strerror(number), os.fspath(draft), None, os.fspath(target))
 
 
 def fsync_path(path: Path) -> None:

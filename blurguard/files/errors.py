@@ -29,9 +29,9 @@ def os_errors(
 
     Args:
         path: the file to name.
-        problem: what failed, such as "cannot be read".
+        problem: the failure, such as "cannot be read".
         kind: the class to raise. ``OutputError`` becomes ``StorageError`` if the whole file system fails.
-        remedy: what to do. Without one, errors of writing get theirs from a table.
+        remedy: advice to the user. Without one, errors of writing get theirs from a table.
 
     Raises:
         BlurguardError: of class ``kind``.

@@ -32,7 +32,7 @@ def lock(descriptor: int) -> None:
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Take the lock of an open file if no other process holds it; return whether that succeeded."""
+    """Take the lock of an open file if no other process holds it. Return whether that succeeded."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
     except BlockingIOError:
@@ -56,7 +56,7 @@ def try_lock_past_probes(descriptor: int) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the exclusive lock of a file; False without such a file. Creates nothing.
+    """Whether a process holds the exclusive lock of a file. False without such a file. Creates nothing.
 
     The probe shares the lock for an instant (see ``try_lock_past_probes``). The system's list of locks would avoid
     that. But only Linux has one, it lacks locks held in other containers, and it numbers some file systems (overlay,
@@ -71,7 +71,7 @@ def is_locked(path: Path) -> bool:
 
 
 def remove_unlocked(path: Path, remove: Callable[[Path], object]) -> bool:
-    """Remove a file or folder unless a living process holds its lock; return whether it was removed."""
+    """Remove a file or folder unless a living process holds its lock. Return whether it was removed."""
     with contextlib.suppress(FileNotFoundError), open_descriptor(path, os.O_NOFOLLOW) as descriptor:
         if try_lock(descriptor):
             remove(path)

@@ -1,7 +1,7 @@
 """Moves and deletes originals that are not kept.
 
 An original is only touched while it is still the file that was processed, and its last copy is never removed.
-Whenever a process dies, the file is at its old place, its new one, or both; repeating the move completes it.
+Whenever a process dies, the file is at its old place, its new one, or both. Repeating the move completes it.
 One system call lies between the last check of a file and its removal. File systems offer nothing tighter.
 """
 
@@ -27,9 +27,9 @@ from blurguard.files.atomic import (
     make_folders,
     new_digest,
     part_path,
-    rename_noreplace,
 )
 from blurguard.files.errors import os_errors
+from blurguard.files.rename import rename_noreplace
 from blurguard.files.stamp import FileStamp
 
 MAX_NAME_BYTES = 255
@@ -70,7 +70,7 @@ def move(source: Path, target: Path, stamp: FileStamp) -> Path | None:
 
 
 def delete(source: Path, stamp: FileStamp) -> bool:
-    """Delete an original if it is still the file that was processed; return whether it was deleted.
+    """Delete an original if it is still the file that was processed. Return whether it was deleted.
 
     It is renamed first and checked again, because a newer file may have taken its name at the last moment.
 
@@ -179,7 +179,7 @@ def fit_name(stem: str, ending: str) -> str:
 
 
 def stat_regular(path: Path) -> os.stat_result | None:
-    """Return the status of a regular file, None if there is no file.
+    """Return the status of a regular file, None without one.
 
     Raises:
         InputError: it is a link or not a regular file.
@@ -200,7 +200,7 @@ def _move_to_first(source: Path, known: os.stat_result, target: Path) -> Path:
 
 
 def _try_rename(source: Path, known: os.stat_result, place: Path) -> bool:
-    """Rename a file and remove its old name; False if the new one is on another file system."""
+    """Rename a file and remove its old name. False if the new one is on another file system."""
     try:
         rename_noreplace(source, place)
     except OSError as error:
@@ -249,7 +249,7 @@ def _copy(source: Path, known: os.stat_result, place: Path) -> None:
 
 
 def _remove(source: Path, known: os.stat_result) -> bool:
-    """Remove a file that has a second copy, unless another file has its name; return whether it is gone."""
+    """Remove a file that has a second copy, unless another file has its name. Return whether it is gone."""
     with contextlib.suppress(FileNotFoundError):
         if _file_identity(source.lstat()) != _file_identity(known):
             return False

@@ -13,7 +13,7 @@ _FOLDER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOL
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """Size (bytes) and times (ns since 1970) of a file; -1 where they are not known."""
+    """Size (bytes) and times (ns since 1970) of a file, -1 if unknown."""
 
     size: int = -1
     mtime_ns: int = -1
@@ -35,7 +35,7 @@ class FileStamp:
 
 
 def stamp_at(path: Path, folder: Path) -> FileStamp | None:
-    """Return the stamp of a regular file below a folder, None if there is none. Follows no link on the way."""
+    """Return the stamp of a regular file below a folder, None without one. Follows no link on the way."""
     *parents, name = path.relative_to(folder).parts
     handle = -1
     try:

@@ -18,7 +18,7 @@ def walk(
 
     Args:
         folder: where to start.
-        enter: called with each subfolder before it is listed; returns whether to descend into it.
+        enter: called with each subfolder before it is listed. Returns whether to descend into it.
         follow_first: whether ``folder`` itself may be a link.
     """
     pending = [(folder, True)]  # no recursion: folders may be nested deeper than Python's stack
