@@ -1,4 +1,4 @@
-"""Detects file types and video containers by content, and file types by suffix."""
+"""What a file is, by its content; which files of a folder are ours to handle; what results are called."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from blurguard.errors import InputError
 from blurguard.files.atomic import open_regular
 from blurguard.files.errors import read_errors
 
-HEAD_BYTES = 600  # the longest signature is three packets of an MPEG transport stream
-PROBE_BYTES = 4096  # for containers: M2TS needs three packets, Matroska its document type
+HEAD_BYTES = 600  # three packets of an MPEG transport stream are the longest signature
 
 
 class FileType(StrEnum):
-    """Formats that are distinguished. Still images and videos can be read and written, the rest cannot."""
+    """Formats that are told apart; the first ones can be read and written."""
 
     JPEG = "JPEG"
     PNG = "PNG"
@@ -32,7 +31,7 @@ class FileType(StrEnum):
 
     @property
     def is_still(self) -> bool:
-        """Whether it is an image format that ``blurguard.images`` reads and writes."""
+        """Whether ``images`` reads and writes it."""
         return self not in (FileType.VIDEO, FileType.RAW, FileType.UNKNOWN)
 
 
@@ -47,7 +46,7 @@ _PREFIXES = (
     (b"MM\0+", FileType.TIFF),
     (b"\0\0\0\x0cjP  \r\n\x87\n", FileType.JPEG2000),
     (b"\xff\x4f\xff\x51", FileType.JPEG2000),
-    # ``sniff_container`` knows the supported videos. These are unsupported, and are refused by name.
+    # Videos that can be handled are known to `families`; these are told apart to be refused by name.
     (b"\0\0\x01\xba", FileType.VIDEO),  # MPEG program stream
     (b"\0\0\x01\xb3", FileType.VIDEO),  # MPEG video
     (b"0&\xb2u\x8ef\xcf\x11", FileType.VIDEO),  # ASF, WMV
@@ -75,7 +74,7 @@ TYPE_BY_SUFFIX = {f".{suffix}": kind for kind, names in _SUFFIXES.items() for su
 
 
 def sniff_type(head: bytes) -> FileType:
-    """Return the type of a file, from its first ``HEAD_BYTES``."""
+    """Return what the first ``HEAD_BYTES`` of a file say that it is."""
     for prefix, kind in _PREFIXES:
         if head.startswith(prefix):
             return kind
@@ -89,7 +88,7 @@ def sniff_type(head: bytes) -> FileType:
 
 
 def _type_of_brands(head: bytes) -> FileType:
-    """Return the type of an ISO base media file: image or video, from the brands that it lists."""
+    """Tell pictures from videos among the ISO base media files."""
     end = min(int.from_bytes(head[:4], "big"), len(head))
     brands = {head[8:12], *(head[i : i + 4] for i in range(16, end, 4))}
     if brands & _RAW_BRANDS:
@@ -102,15 +101,15 @@ def _type_of_brands(head: bytes) -> FileType:
 
 
 def type_of_file(path: Path) -> FileType:
-    """Return the type of a file by content. Raw files begin like TIFF, so for them the suffix counts as well.
+    """Return the kind of a file by content; raw files, which look like TIFF, by suffix as well.
 
     Raises:
-        InputError: it cannot be read, or is not a regular file.
+        InputError: when it cannot be read.
     """
     if path.is_dir():
-        raise InputError(f"{path}: this folder cannot be listed, so its images were not processed; allow reading it")
+        raise InputError(f"{path}: this folder cannot be listed, so its pictures were not handled")
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is not a regular file")  # opening a pipe would block
+        raise InputError(f"{path}: is no regular file")  # reading a pipe would wait for ever
     with read_errors(path), open_regular(path) as file:
         kind = sniff_type(file.read(HEAD_BYTES))
     if kind is FileType.TIFF and type_from_suffix(path) is FileType.RAW:
@@ -119,13 +118,16 @@ def type_of_file(path: Path) -> FileType:
 
 
 def type_from_suffix(path: Path) -> FileType:
-    """Return the type that the suffix of a file claims."""
+    """Return what the suffix says that a file is."""
     return TYPE_BY_SUFFIX.get(path.suffix.lower(), FileType.UNKNOWN)
+
+
+PROBE_BYTES = 4096  # M2TS needs three packets
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerFormat:
-    """A video container, with FFmpeg's names for reading and writing it, and whether it stores a rotation."""
+    """A kind of container: FFmpeg's names for reading and writing it, and whether it can tell a rotation."""
 
     label: str
     demuxer: str
@@ -133,20 +135,22 @@ class ContainerFormat:
     stores_rotation: bool = False
 
 
-MP4 = ContainerFormat("MP4", "mov", "mp4", stores_rotation=True)
-MOV = ContainerFormat("QuickTime", "mov", "mov", stores_rotation=True)
-THREE_GP = ContainerFormat("3GP", "mov", "3gp", stores_rotation=True)
-THREE_G2 = ContainerFormat("3G2", "mov", "3g2", stores_rotation=True)
+MP4, MOV = (
+    ContainerFormat("MP4", "mov", "mp4", stores_rotation=True),
+    ContainerFormat("QuickTime", "mov", "mov", stores_rotation=True),
+)
+THREE_GP, THREE_G2 = (
+    ContainerFormat("3GP", "mov", "3gp", stores_rotation=True),
+    ContainerFormat("3G2", "mov", "3g2", stores_rotation=True),
+)
 MATROSKA = ContainerFormat("Matroska", "matroska", "matroska", stores_rotation=True)
 WEBM = ContainerFormat("WebM", "matroska", "webm", stores_rotation=True)
-MPEG_TS = ContainerFormat("MPEG-TS", "mpegts", "mpegts")
-M2TS = ContainerFormat("M2TS", "mpegts", "mpegts")
-AVI = ContainerFormat("AVI", "avi", "avi")
-FLV = ContainerFormat("FLV", "flv", "flv")
+MPEG_TS, M2TS = ContainerFormat("MPEG-TS", "mpegts", "mpegts"), ContainerFormat("M2TS", "mpegts", "mpegts")
+AVI, FLV = ContainerFormat("AVI", "avi", "avi"), ContainerFormat("FLV", "flv", "flv")
 
 
 def sniff_container(head: bytes) -> ContainerFormat | None:
-    """Return the container of a video from the first bytes of the file, None if it is not supported."""
+    """Tell the container by its first bytes; None when it is not one of ours."""
     if head[4:8] == b"ftyp":
         brand = head[8:12]
         return {b"qt  ": MOV}.get(brand) or {b"3gp": THREE_GP, b"3g2": THREE_G2}.get(brand[:3], MP4)
@@ -158,8 +162,7 @@ def sniff_container(head: bytes) -> ContainerFormat | None:
         return AVI
     if head.startswith(b"FLV\x01"):
         return FLV
-    # ISO/IEC 13818-1: each packet begins with 0x47. M2TS puts four bytes of time before it.
-    for container, start, step in ((MPEG_TS, 0, 188), (M2TS, 4, 192)):
+    for family, start, step in ((MPEG_TS, 0, 188), (M2TS, 4, 192)):
         if len(head) > 2 * step + start and {head[start], head[start + step], head[start + 2 * step]} == {0x47}:
-            return container
+            return family
     return None
