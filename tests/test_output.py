@@ -218,7 +218,7 @@ def test_scratch_below_a_file_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="no permission to write here"), scratch_in(tmp_path):
+    with pytest.raises(OutputError, match="no permission; allow writing here"), scratch_in(tmp_path):
         pass
 
 

@@ -16,7 +16,7 @@ _WRITE_REMEDIES = {
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EXDEV: "it lies on another file system than the output folder; choose --out inside one file system",
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "no permission to write here; allow it or choose another folder"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "no permission; allow writing here or choose another folder"),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "a file stands where a folder should be; remove it"),
 }
 
