@@ -21,18 +21,19 @@ def walk(
         enter: called with each subfolder before it is listed. Returns whether to descend into it.
         follow_first: whether ``folder`` itself may be a link.
     """
-    pending = [(folder, True)]  # no recursion: folders may be nested deeper than Python's stack
+    pending = [(folder, "", True)]  # no recursion: folders may be nested deeper than Python's stack
     while pending:
-        path, is_folder = pending.pop()
+        parent, name, is_folder = pending.pop()
+        path = parent / name
         if not is_folder:
             yield path, None
-        elif path is folder or enter(path):
+        elif not name or enter(path):
             try:
-                entries = _list(path, 0 if follow_first and path is folder else os.O_NOFOLLOW)
+                entries = _list(path, 0 if follow_first and not name else os.O_NOFOLLOW)
             except OSError as error:
                 yield path, error
             else:
-                pending += [(path / name, is_subfolder) for name, is_subfolder in reversed(entries)]
+                pending += [(path, *entry) for entry in reversed(entries)]
 
 
 def files_below(folder: Path) -> list[Path]:
