@@ -212,6 +212,13 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert found.left_alone == {"links": 5}
 
 
+def test_discover_a_linked_folder(tmp_path: Path) -> None:
+    """The folder that the user names may itself be a link."""
+    make(tmp_path / "in", "a.jpg", "sub/b.jpg")
+    (tmp_path / "link").symlink_to("in")
+    assert names_found(tmp_path / "link") == ["a.jpg", "sub/b.jpg"]
+
+
 def test_special_files_are_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     os.mkfifo(tmp_path / "pipe")

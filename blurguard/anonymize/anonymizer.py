@@ -27,6 +27,7 @@ from blurguard.files.atomic import (
     stage_bytes,
     stage_file,
 )
+from blurguard.files.errors import read_errors
 from blurguard.files.filetypes import FileType, type_of_file
 from blurguard.files.stamp import FileStamp
 from blurguard.images.still import ImageFile, Page, open_image
@@ -224,10 +225,8 @@ class Anonymizer:
     def _film(self, source: Path, scratch: Path, started: float) -> StagedResult:
         from blurguard.anonymize.video import hide_video
 
-        try:
+        with read_errors(source):
             stamp, digest = FileStamp.of(source), digest_file(source)
-        except OSError as error:
-            raise InputError(f"{source}: cannot be read: {error.strerror}") from error
         films: list[VideoResult] = []
 
         def write(path: Path) -> None:
@@ -266,13 +265,11 @@ class Anonymizer:
 
     def _open(self, source: Path) -> tuple[ImageFile, FileStamp, str]:
         kind = type_of_file(source)
-        try:
+        with read_errors(source):
             stamp = FileStamp.of(source)
             if stamp.size > MAX_BYTES:
                 raise InputError(f"{source}: {stamp.size / 1e9:.1f} GB are more than any picture needs")
             data = source.read_bytes()
-        except OSError as error:
-            raise InputError(f"{source}: cannot be read: {error.strerror}") from error
         settings = self.settings
         still = open_image(data, kind, str(source), settings.max_pixels, settings.keep_metadata)
         return still, stamp, digest_bytes(data)
