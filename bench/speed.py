@@ -19,7 +19,7 @@ import numpy as np
 from bench.measure import Cost, Section, Target, cost_of, median, ms, now, ratio, times
 from bench.photos import QUALITY, Photo
 from blurguard import Anonymizer, Mode, Settings, Status
-from blurguard.anonymize.surfaces import hide_into
+from blurguard.anonymize.pages import hide_into
 from blurguard.batch.output_tree import FolderTask
 from blurguard.batch.runner import anonymize_folder
 from blurguard.batch.workers import WorkerConfig
@@ -124,7 +124,7 @@ def staged(anonymizer: Anonymizer, source: Path, target: Path) -> Stages:
     lap("detect")
     pixels = page.image.pixels if page.image.pixels.flags.writeable else page.image.pixels.copy()
     image = Image(pixels, page.image.layout)
-    hide_into(image, [region for _, region in found], settings.style, settings.shape)
+    hide_into(image, [region for _, region in found], settings)
     lap("hide")
     encoded = still.encode([type(page)(image, options=page.options)])
     lap("encode")

@@ -18,7 +18,7 @@ from bench.measure import Section, ms, now
 from bench.video import CLIP_SECONDS, full_hd
 from blurguard import Anonymizer, Mode, Settings
 from blurguard.anonymize import tracked, video
-from blurguard.anonymize.surfaces import planes_of
+from blurguard.anonymize.surfaces import surfaces_of
 from blurguard.anonymize.tracked import TrackRedactor
 from blurguard.tracking.lookahead import TrackingConfig, track_faces
 from blurguard.video.reader import VideoReader, open_video
@@ -109,7 +109,7 @@ def counted_stages(laps: Laps, anonymizer: Anonymizer) -> Iterator[None]:
         _changed(RgbConverter, RgbConverter.convert, laps.call(SCALE, RgbConverter.convert)),
         _changed(detector, detector.detect, laps.call(DETECT, detector.detect)),
         _changed(tracked, track_faces, followed),
-        _changed(video, planes_of, laps.call(HIDE, planes_of)),
+        _changed(video, surfaces_of, laps.call(HIDE, surfaces_of)),
         _changed(TrackRedactor, TrackRedactor.redact, laps.call(HIDE, TrackRedactor.redact)),
         _changed(VideoWriter, VideoWriter.write, laps.call(ENCODE, VideoWriter.write)),
         _changed(VideoWriter, VideoWriter.close, laps.call(ENCODE, VideoWriter.close)),

@@ -1,4 +1,4 @@
-"""The data that travels between the rooms; hardly any behaviour."""
+"""Data classes shared by all packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 class Layout(StrEnum):
-    """What the channels of an image mean; alpha, where there is one, is the last channel."""
+    """Meaning of an image's channels. Alpha, if any, is the last channel."""
 
     GREY = "grey"
     GREY_ALPHA = "grey+alpha"
@@ -24,22 +24,22 @@ class Layout(StrEnum):
 
     @property
     def channels(self) -> int:
-        """Channels in all, alpha included."""
+        """Number of channels, alpha included."""
         return {"grey": 1, "grey+alpha": 2, "rgb": 3, "rgba": 4, "cmyk": 4}[self.value]
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the last channel is opacity and not ink or light."""
+        """Whether the last channel is alpha."""
         return self in (Layout.GREY_ALPHA, Layout.RGBA)
 
     @property
     def colors(self) -> int:
-        """Channels that show something: all but alpha."""
+        """Number of color channels: all but alpha."""
         return self.channels - self.has_alpha
 
 
 class Palette(NamedTuple):
-    """The indexed form of an image: ``colors[indices]`` are its pixels."""
+    """Indexed form of an image: ``colors[indices]`` are its pixels."""
 
     colors: NDArray[np.uint8]  # (N, C), N <= 256
     indices: NDArray[np.uint8]  # (H, W)
@@ -47,12 +47,12 @@ class Palette(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """One upright picture in the file's own channels and depth; never BGR.
+    """One upright image in the file's own channels and bit depth. Never BGR.
 
     Attributes:
         pixels: (H, W, C) uint8 or uint16.
-        layout: what the C channels mean.
-        palette: how the file stores these pixels when it stores indices.
+        layout: meaning of the C channels.
+        palette: indexed form of the pixels, if the file stores one.
     """
 
     pixels: Pixels
@@ -60,7 +60,11 @@ class Image:
     palette: Palette | None = None
 
     def __post_init__(self) -> None:
-        """Refuse arrays that no format of ours has, before they travel any further."""
+        """Check shape and type of the pixels.
+
+        Raises:
+            ValueError: they do not fit the layout, or are neither uint8 nor uint16.
+        """
         if self.pixels.ndim != 3 or self.pixels.shape[2] != self.layout.channels or not self.pixels.size:
             raise ValueError(f"{self.layout} pixels need shape (H, W, {self.layout.channels}): {self.pixels.shape}")
         if self.pixels.dtype not in (np.uint8, np.uint16):
@@ -78,14 +82,13 @@ class Image:
 
     @property
     def white(self) -> int:
-        """The largest value of a channel: 255 or 65535."""
+        """Largest value of a channel: 255 or 65535."""
         return int(np.iinfo(self.pixels.dtype).max)
 
     def rgb8(self) -> NDArray[np.uint8]:
-        """Return the picture as detection sees it: (H, W, 3) uint8 RGB; alpha is ignored.
+        """Return the image for detection, (H, W, 3) uint8 RGB: a view if the pixels are that already.
 
-        Alpha is ignored on purpose: whoever gets the file can ignore it too. A view of the pixels where
-        they are RGB already.
+        Alpha is ignored on purpose: any viewer of the file can ignore it too.
         """
         color = _to_8_bit(self.pixels[:, :, : self.layout.colors])
         if self.layout in (Layout.GREY, Layout.GREY_ALPHA):
@@ -97,9 +100,9 @@ class Image:
 
 
 def _to_8_bit(color: Pixels) -> NDArray[np.uint8]:
-    """(H, W, C) of any depth -> uint8; 16-bit pictures that use only the low values are stretched.
+    """Return (H, W, C) of any depth as uint8. 16-bit images that use only low values are stretched.
 
-    12-bit scans stored in 16 bits would otherwise reach the detector as black pictures.
+    Otherwise 12-bit scans stored in 16 bits would be black for the detector.
     """
     if color.dtype == np.uint8:
         return np.asarray(color, np.uint8)
@@ -112,12 +115,12 @@ def _to_8_bit(color: Pixels) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """Faces as a detector saw them.
+    """Faces detected in one image.
 
     Attributes:
-        boxes: float32 (N, 4), x0 y0 x1 y1 in px of the whole upright image; may lie outside it.
+        boxes: float32 (N, 4), x0 y0 x1 y1 in px of the whole upright image. They may lie outside of it.
         scores: float32 (N,), 0 to 1, in falling order.
-        flaw: the exposure defect for which the detector added a second pass, or ``""``.
+        flaw: the ``detection.lighting.exposure_defect`` that caused a second pass, or ``""``.
     """
 
     boxes: NDArray[np.float32]
@@ -125,7 +128,11 @@ class Detections:
     flaw: str = ""
 
     def __post_init__(self) -> None:
-        """Make the arrays what the docstring says, and read-only."""
+        """Convert the arrays to these types and shapes, and make them read-only.
+
+        Raises:
+            ValueError: the numbers of boxes and scores differ.
+        """
         boxes = np.array(self.boxes, np.float32).reshape(-1, 4)
         scores = np.array(self.scores, np.float32).reshape(-1)
         if len(boxes) != len(scores):
@@ -135,16 +142,23 @@ class Detections:
         object.__setattr__(self, "scores", scores)
 
     def __len__(self) -> int:
-        """Count the faces."""
+        """Return the number of faces."""
         return len(self.scores)
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A hidden rectangle, or the one round a hidden ellipse: ints, half-open, inside the image, never empty.
+    """A rectangle that is hidden, or the ellipse in it: half-open, inside the image, never empty.
 
-    Only ``geometry.regions_from`` makes them. ``face_width`` is the width in px of the face that it hides:
-    the strength of the blur follows it.
+    Only ``redaction.regions`` makes them.
+
+    Attributes:
+        x0: left edge, px.
+        y0: top edge, px.
+        x1: right edge, px.
+        y1: bottom edge, px.
+        face_width: of the hidden face, px. The strength of the blur follows it.
+        ellipse: the rectangle before clipping. At the image's edge the ellipse keeps its true center and axes.
     """
 
     x0: int
@@ -152,7 +166,6 @@ class Region:
     x1: int
     y1: int
     face_width: float
-    # The rectangle before clipping: at the picture's edge the ellipse keeps its true centre and axes.
     ellipse: tuple[float, float, float, float]
 
     @property
@@ -163,15 +176,15 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """One hidden face as a report tells it: ``box`` as detected, ``region`` as hidden, px of the upright image.
+    """One hidden face, for reports. In a video or animation its best detection stands for all.
 
     Attributes:
-        box: in a video or animation, where it was seen best.
-        score: there.
-        region: there.
-        frame: the number of that page or frame.
+        box: x0 y0 x1 y1 as detected, px of the upright image.
+        score: 0 to 1, of this detection.
+        region: x0 y0 x1 y1 as hidden, px of the upright image.
+        frame: number of the page or frame of this detection.
         span: first and last frame in which the face is hidden, in a video or animation.
-        path: float32 (N, 4), where the face is taken to be in each frame of the span, when that was asked for.
+        path: float32 (N, 4), the box in each frame of the span, if requested.
     """
 
     box: tuple[float, float, float, float]
@@ -182,7 +195,7 @@ class Face:
     path: NDArray[np.float32] | None = field(default=None, compare=False)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the face as JSON types; ``frame`` only where there can be several."""
+        """Return the face as JSON types, with ``frame`` only for files of several frames."""
         record: dict[str, Any] = {
             "box": [round(v, 2) for v in self.box],
             "score": round(self.score, 4),
@@ -198,7 +211,7 @@ class Face:
 
 
 class Status(StrEnum):
-    """How one file ended. Skipped is never counted as done."""
+    """Result of one file. Skipped files never count as done."""
 
     DONE = "done"
     SKIPPED = "skipped"
@@ -207,19 +220,23 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one file; the report's lines and the exit code are computed from these.
+    """Result of one file. Reports and exit codes are computed from it.
 
     Attributes:
-        source: the file as it was named.
-        target: where the result is, or would be; None when nothing was to be written.
-        kind: the format by content, e.g. ``"JPEG"``; ``""`` when it could not be told.
-        error: class name of the failure, ``""`` otherwise.
-        exit_code: 0, or that of the failure.
-        reason: why it was skipped, what failed and what to do about it, or what of a done one was lost.
-        frames: pictures inside the file (pages, frames).
+        source: the file, as named by the user.
+        status: done, skipped or failed.
+        target: path of the result, even if it was not written, or None if none was wanted.
+        kind: format by content, e.g. ``"JPEG"``, or ``""`` if unknown.
+        reason: of a skip, of a failure with its remedy, or losses of a file that is done.
+        error: class name of the failure, or ``""``.
+        exit_code: of the failure, or 0.
+        faces: all hidden faces.
+        frames: number of pages or frames in the file.
+        width: of the first upright page or frame, px.
+        height: of the first upright page or frame, px.
         seconds: wall time spent on this file.
-        model: name and SHA-256 of the weights that looked.
-        second_pass: the exposure defects for which detection added a second pass; ``""`` mostly.
+        model: name and SHA-256 of the detector's weights.
+        second_pass: each ``detection.lighting.exposure_defect`` that caused a second pass, or ``""``.
     """
 
     source: Path

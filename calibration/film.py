@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blurguard.anonymize.anonymizer import Anonymizer
-from blurguard.anonymize.tracked import FaceLog
-from blurguard.anonymize.video import VideoJob, detect_video
+from blurguard.anonymize.media import FaceLog, MediaJob
+from blurguard.anonymize.video import detect_video
 from blurguard.boxes import iou, rescale_boxes
 from blurguard.detection.detector import Detector, load_detector
-from blurguard.redaction.mosaic import Canvas, Mosaic, redact_region
+from blurguard.redaction.mosaic import Mosaic, Surface, redact_region
 from blurguard.redaction.regions import regions_from
 from blurguard.settings import Mode, Settings, Shape, Style
 from blurguard.tracking.lookahead import TrackedBox
@@ -101,10 +101,10 @@ class Notes(FaceLog):
         super().__init__()
         self.frames: dict[int, list[tuple[TrackedBox, Region]]] = {}
 
-    def note(self, frame: int, cover: TrackedBox, region: Region) -> None:
+    def add(self, frame: int, tracked: TrackedBox, region: Region) -> None:
         """Write down that a face is hidden in a frame."""
-        super().add(frame, cover, region)
-        self.frames.setdefault(frame, []).append((cover, region))
+        super().add(frame, tracked, region)
+        self.frames.setdefault(frame, []).append((tracked, region))
 
 
 class Witness:
@@ -215,10 +215,11 @@ def watch(clip: Path, settings: Settings, stride: int) -> Watched:
         size = video.info.upright_size
     notes, witness = Notes(), Witness(load_detector(settings), size)
     threshold = witness.threshold if settings.min_score is None else settings.min_score
-    film = detect_video(clip, VideoJob([witness], threshold, settings, lambda *_: None, stride), notes)
-    hidden = [notes.frames.get(frame, []) for frame in range(film.frames)]
-    alone: list[list[Region]] = [[] for _ in range(film.frames)]
-    for frame, found in zip(range(0, film.frames, stride), witness.said, strict=True):
+    detect_video(clip, MediaJob([witness], threshold, settings, hide=False, detect_every=stride), notes)
+    count = notes.info.frames
+    hidden = [notes.frames.get(frame, []) for frame in range(count)]
+    alone: list[list[Region]] = [[] for _ in range(count)]
+    for frame, found in zip(range(0, count, stride), witness.said, strict=True):
         strong = found.scores >= threshold
         chosen = Detections(found.boxes[strong], found.scores[strong])
         alone[frame] = regions_from(chosen, settings.margin, *size)
@@ -273,9 +274,10 @@ def figures(labels: Sequence[Labels], watched: Watched) -> Figures:
 def mask_of(regions: Sequence[Region], picture: Labelled) -> Mask:
     """Return (H, W) what is hidden for good, feathers left out: drawn by what draws into frames."""
     pixels = np.zeros((picture.height, picture.width, 1), np.uint8)
-    canvas = Canvas(pixels, WHITE, np.array([WHITE], np.float32), 0.0)
+    white = np.array([WHITE], np.float32)
+    surface = Surface(pixels, WHITE, black=white, box_color=white, noise=0.0)
     for region in regions:
-        redact_region(canvas, region, Mosaic(), Style.SOLID, Shape.ELLIPSE)
+        redact_region(surface, region, Mosaic(), Style.SOLID, Shape.ELLIPSE)
     return np.asarray(pixels[:, :, 0] == WHITE)
 
 

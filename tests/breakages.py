@@ -11,6 +11,7 @@ import random
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from watchdog.observers.api import BaseObserver
 
-from blurguard.anonymize import anonymizer, surfaces
+from blurguard.anonymize import anonymizer, pages
 from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.batch import runner
 from blurguard.detection import blazeface, multiscale
@@ -29,7 +30,7 @@ from blurguard.files import atomic
 from blurguard.files.atomic import StagedFile
 from blurguard.images import codec, metadata, png, still
 from blurguard.redaction import masks, mosaic, regions
-from blurguard.settings import Settings, Shape, Style
+from blurguard.settings import Settings
 from blurguard.types import Image, Outcome, Region
 
 Breakage = Callable[[], None]
@@ -92,14 +93,12 @@ def feather_too_wide() -> None:
 
 
 def draw_boxes_that_nobody_asked_for() -> None:
-    whole = surfaces.hide_into
+    whole = pages.hide_into
 
-    def broken(image: Image, regions: Iterable[Region], style: Style, shape: Shape) -> None:
-        regions = list(regions)
-        whole(image, regions, style, shape)
-        surfaces.draw_boxes_into(image, regions, Settings().box_rgb)
+    def broken(image: Image, regions: Iterable[Region], settings: Settings) -> None:
+        whole(image, regions, replace(settings, boxes=True))
 
-    replace_in([anonymizer], whole, broken)
+    replace_in([anonymizer, pages], whole, broken)
 
 
 def open_the_target_first() -> None:
@@ -159,7 +158,7 @@ def fail_to_hide() -> None:
     def broken(*_: object, **__: object) -> NoReturn:
         raise KeyError("broken")
 
-    replace_in([anonymizer], surfaces.hide_into, broken)
+    replace_in([anonymizer, pages], pages.hide_into, broken)
 
 
 def run_out_of_watches() -> None:
@@ -211,7 +210,7 @@ def strike_in_hiding(fault: Fault) -> None:
     def broken(*_: object, **__: object) -> NoReturn:
         fault()
 
-    Anonymizer.hide_into = broken  # type: ignore[method-assign]
+    replace_in([anonymizer, pages], pages.hide_into, broken)
 
 
 def strike_in_encoding(fault: Fault) -> None:

@@ -188,6 +188,24 @@ def test_several_threads_give_the_same_film(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class DarkAndEmpty:
+    """Finds no face anywhere, and gives light frames a second pass."""
+
+    identity: str = "dark"
+    threshold: float = 0.5
+
+    def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
+        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), "dark" if rgb.mean() > 100 else "")
+
+
+def test_a_second_pass_is_reported_also_without_faces(tmp_path: Path) -> None:
+    source = write_film(tmp_path / "film.mp4", [[], [Square(30, 30, 60, (0, 0, 0))]] * 3)
+    anonymizer = Anonymizer(Settings(), DarkAndEmpty())
+    for outcome in (anonymizer.look(source), anonymizer.process(source, tmp_path / "out.mp4")):
+        assert (outcome.second_pass, outcome.faces) == ("dark", ())
+
+
+@dataclass(frozen=True)
 class FailsAt:
     """Fails at its n-th frame, by error or by telling nonsense."""
 

@@ -73,8 +73,11 @@ def test_the_first_bytes_tell_the_kind(content: bytes, kind: FileType) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("JPEG", FileType.JPEG), ("PNG", FileType.PNG), ("WEBP", FileType.WEBP), ("TIFF", FileType.TIFF), ("BMP", FileType.BMP),
-     ("GIF", FileType.GIF), ("AVIF", FileType.AVIF), ("JPEG2000", FileType.JPEG2000), ("DIB", FileType.UNKNOWN)],
+    [
+        ("JPEG", FileType.JPEG), ("PNG", FileType.PNG), ("WEBP", FileType.WEBP), ("TIFF", FileType.TIFF),
+        ("BMP", FileType.BMP), ("GIF", FileType.GIF), ("AVIF", FileType.AVIF), ("JPEG2000", FileType.JPEG2000),
+        ("DIB", FileType.UNKNOWN),
+    ],
 )  # fmt: skip
 def test_what_pillow_writes_is_recognised(name: str, kind: FileType, tmp_path: Path) -> None:
     stream = io.BytesIO()

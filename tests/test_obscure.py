@@ -1,6 +1,6 @@
 """Hidden faces are gone, and nothing but them has changed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from blurguard.anonymize.surfaces import color_in, draw_boxes_into, hide, hide_into
-from blurguard.redaction.mosaic import CELLS, SOLID_BELOW_PX, feather_px
+from blurguard.anonymize.pages import hide_into
+from blurguard.anonymize.surfaces import surface_of
+from blurguard.redaction.mosaic import CELLS, SOLID_BELOW_PX, draw_outline, feather_px
 from blurguard.redaction.regions import regions_from
-from blurguard.settings import Shape, Style
+from blurguard.settings import Settings, Shape, Style
 from blurguard.types import Detections, Image, Layout, Pixels, Region
 
 Mask = NDArray[np.bool_]
@@ -36,6 +37,18 @@ def checkerboard(layout: Layout, depth: type, width: int, height: int) -> Image:
 def regions_in(image: Image, *boxes: tuple[float, float, float, float], margin: float = 0.2) -> list[Region]:
     found = Detections(np.array(boxes, np.float32), np.ones(len(boxes), np.float32))
     return regions_from(found, margin, image.width, image.height)
+
+
+def hide(image: Image, regions: Sequence[Region], style: Style = Style.BLUR, shape: Shape = Shape.ELLIPSE) -> Image:
+    """Return a copy of the image with every region hidden."""
+    hidden = Image(image.pixels.copy(), image.layout, image.palette)
+    hide_into(hidden, regions, Settings(style=style, shape=shape))
+    return hidden
+
+
+def draw_boxes_into(image: Image, regions: Sequence[Region], rgb: tuple[int, int, int]) -> None:
+    for region in regions:
+        draw_outline(surface_of(image, rgb), region)
 
 
 def ellipse(image: Image, box: tuple[float, ...], wider: float = 0) -> Mask:
@@ -117,7 +130,7 @@ def test_covered_a_solid_cover_is_one_colour_on_every_pixel_of_the_hidden_area(c
     image, regions = case.picture(noise_picture)
     hidden = hide(image, regions, case.style, case.shape)
     covered = hidden.pixels[area(image, regions, case.shape)][:, : image.layout.colors]
-    assert (covered == color_in(image, (0, 0, 0))).all()
+    assert (covered == surface_of(image).black).all()
 
 
 @given(cases(styles=AVERAGED, most=1))
@@ -254,7 +267,7 @@ def test_blur_leaves_no_hard_edge_inside_or_at_the_border() -> None:
 def test_hiding_into_changes_the_image_itself() -> None:
     image = noise_picture(Layout.RGB, np.uint8, 80, 80)
     regions = regions_in(image, (20, 20, 60, 60))
-    hide_into(image, regions, Style.SOLID, Shape.BOX)
+    hide_into(image, regions, Settings(style=Style.SOLID, shape=Shape.BOX))
     assert not image.pixels[regions[0].y0 : regions[0].y1, regions[0].x0 : regions[0].x1].any()
 
 

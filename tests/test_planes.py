@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blurguard.anonymize.surfaces import is_supported, planes_of
+from blurguard.anonymize.surfaces import is_supported, surfaces_of
 from blurguard.anonymize.tracked import TrackRedactor
-from blurguard.redaction.masks import _to_alpha, make_mask
+from blurguard.redaction.masks import make_mask
 from blurguard.redaction.mosaic import feather_px
 from blurguard.redaction.regions import regions_from, scale_to_plane
 from blurguard.settings import Settings, Shape
@@ -56,7 +56,7 @@ def region_of(box: tuple[float, ...], width: int = WIDTH, height: int = HEIGHT) 
 def hidden_in(region: Region, width: int = WIDTH, height: int = HEIGHT, feather: bool = False) -> Any:
     """Return (H, W) which samples are hidden; with their feather, which may change at all."""
     shape = Shape.ELLIPSE
-    share = _to_alpha(make_mask((height, width), (0, 0), region, shape, feather_px(region)))
+    share = make_mask((height, width), (0, 0), region, shape, feather_px(region)).dense()
     return share > 0 if feather else share == 1
 
 
@@ -75,36 +75,36 @@ def test_nothing_of_the_face_is_left_in_any_plane(pixel_format: str) -> None:
         rgb = noise()
         rgb[inside] = noise(seed=seed)[inside]
         frame = frame_of(rgb, pixel_format)
-        TrackRedactor(Settings(style="solid")).redact(planes_of(frame, 0, (0, 255, 0)), [(0, region)])  # type: ignore[arg-type]
+        TrackRedactor(Settings(style="solid")).redact(surfaces_of(frame, 0, (0, 255, 0)), [(0, region)])  # type: ignore[arg-type]
         results.append(frame)
     first, second = (RgbConverter(0, Fraction(1), None).convert(frame) for frame in results)
     assert first[inside].max() <= 2
     assert np.abs(first[inside].astype(int) - second[inside]).max() == 0
-    for plane in planes_of(results[0], 0, (0, 0, 0)):
+    for plane in surfaces_of(results[0], 0, (0, 0, 0)):
         small = scale_to_plane(region, (plane.step_x, plane.step_y))
-        middle = plane.canvas.pixels[(small.y0 + small.y1) // 2, (small.x0 + small.x1) // 2]
-        assert np.array_equal(middle, np.rint(plane.canvas.black))
+        middle = plane.pixels[(small.y0 + small.y1) // 2, (small.x0 + small.x1) // 2]
+        assert np.array_equal(middle, np.rint(plane.black))
 
 
 @pytest.mark.parametrize("pixel_format", PAINTABLE)
 def test_outside_nothing_changes(pixel_format: str) -> None:
     region = region_of(BOX)
     frame = frame_of(noise(), pixel_format)
-    planes = planes_of(frame, 0, (0, 255, 0))
-    before, alpha = [plane.canvas.pixels.copy() for plane in planes], alpha_of(frame)
+    planes = surfaces_of(frame, 0, (0, 255, 0))
+    before, alpha = [plane.pixels.copy() for plane in planes], alpha_of(frame)
     TrackRedactor(Settings()).redact(planes, [(0, region)])
     for plane, plain in zip(planes, before, strict=True):
         height, width = plain.shape[:2]
         small = scale_to_plane(region, (plane.step_x, plane.step_y))
         beyond = ~hidden_in(small, width, height, feather=True)
-        assert np.array_equal(plane.canvas.pixels[beyond], plain[beyond])
-        assert not np.array_equal(plane.canvas.pixels, plain)
+        assert np.array_equal(plane.pixels[beyond], plain[beyond])
+        assert not np.array_equal(plane.pixels, plain)
     assert np.array_equal(alpha_of(frame), alpha)
 
 
 @pytest.mark.parametrize("width", [1, 4, 5, 6, 9, 97])
 def test_samples_stand_for_as_many_px_as_the_format_says(width: int) -> None:
-    _, chroma, _ = planes_of(av.VideoFrame(width, 8, "yuv411p"), 0, (0, 0, 0))
+    _, chroma, _ = surfaces_of(av.VideoFrame(width, 8, "yuv411p"), 0, (0, 0, 0))
     assert chroma.step_x == min(4, width) and chroma.step_y == 1
 
 
@@ -132,7 +132,7 @@ def test_regions_are_those_of_the_upright_picture(pixel_format: str, rotation: i
     frame = frame_of(noise(), pixel_format)
     height, width = np.rot90(noise(), rotation // 90).shape[:2]
     region = region_of((5, 10, 30, 40), width, height)
-    TrackRedactor(Settings(style="solid")).redact(planes_of(frame, rotation, (0, 0, 0)), [(0, region)])  # type: ignore[arg-type]
+    TrackRedactor(Settings(style="solid")).redact(surfaces_of(frame, rotation, (0, 0, 0)), [(0, region)])  # type: ignore[arg-type]
     rgb = RgbConverter(rotation, Fraction(1), None).convert(frame)
     assert rgb[hidden_in(region, width, height)].max() <= 2
     assert rgb[~hidden_in(region, width, height, feather=True)].mean() > 100
@@ -141,7 +141,7 @@ def test_regions_are_those_of_the_upright_picture(pixel_format: str, rotation: i
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p10le", "gbrp", "bgr24", "rgba", "nv12"])
 def test_boxes_have_their_colour(pixel_format: str) -> None:
     frame, region = frame_of(np.full((HEIGHT, WIDTH, 3), 128, np.uint8), pixel_format), region_of(BOX)
-    TrackRedactor(Settings(boxes=True)).redact(planes_of(frame, 0, (255, 0, 0)), [(0, region)])
+    TrackRedactor(Settings(boxes=True)).redact(surfaces_of(frame, 0, (255, 0, 0)), [(0, region)])
     line = RgbConverter(0, Fraction(1), None).convert(frame)[region.y0 - 1, region.x0 + 4 : region.x1 - 4]
     assert np.abs(line.astype(int) - (255, 0, 0)).max() < 40
 
@@ -162,7 +162,7 @@ def test_a_frame_that_the_decoder_still_needs_is_not_painted_on() -> None:
             for number, frame in enumerate(source.decode(video=0)):
                 if paint and number % 3 == 0:
                     region = region_of((10, 10, 60, 50), 96, 64)
-                    TrackRedactor(Settings()).redact(planes_of(frame, 0, (0, 0, 0)), [(0, region)])
+                    TrackRedactor(Settings()).redact(surfaces_of(frame, 0, (0, 0, 0)), [(0, region)])
                 pictures.append(frame.to_ndarray(format="rgb24"))
         return pictures
 

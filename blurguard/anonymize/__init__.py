@@ -1,1 +1,1 @@
-"""Joins detection, tracking, redaction and media into one path from file to anonymized file."""
+"""Detects and hides faces in photos, animations and videos: joins all packages below into one path per file."""

@@ -1,8 +1,8 @@
-"""Stages that overlap: each runs in threads of its own, and their order is that of the source.
+"""Pipeline stages that run at the same time, each in threads of its own. All keep the order of the source.
 
-What goes wrong in a stage surfaces where its results are taken, as it was raised. Closing the last stage stops
-all of them: no thread is left behind, and every source is closed in the thread that ran it. Stages that share a
-``stop`` need not wait until something reaches the last of them: each ends after what it has in hand.
+An error in a stage is raised again where its results are taken. Closing the last stage stops all of them: no thread
+is left behind, and every source is closed in the thread that ran it. Stages that share a ``stop`` event end after
+their current item, without waiting for an item to reach the last stage.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """The last thing in a queue; ``error`` is why, unless the source simply ended."""
+    """Last item of a queue, with the error that ended the source, if any."""
 
     error: BaseException | None
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error, and nobody gets to see it
-    """Ends a stage whose results nobody waits for any more."""
+class Stopped(Exception):  # noqa: N818 - not an error, and never visible outside
+    """Ends a stage whose results are not wanted any more."""
 
 
 def prefetch(source: Iterable[T], depth: int, stop: Event | None = None) -> Generator[T, None, None]:
-    """Yield the items of a source that runs in another thread, at most ``depth`` items ahead."""
+    """Yield the items of a source that runs in another thread.
+
+    Args:
+        source: closed in that thread at the end, if it is a generator.
+        depth: items that wait in the queue, at most.
+        stop: shared with other stages, set when this one is closed early.
+    """
     queue: Queue[T | _End] = Queue(depth)
     stop = stop or Event()
     thread = Thread(target=_fill, args=(source, queue, stop), daemon=True)
@@ -43,9 +49,9 @@ def prefetch(source: Iterable[T], depth: int, stop: Event | None = None) -> Gene
         if item.error is not None:
             raise item.error
     finally:
-        if not isinstance(item, _End):  # given up; at its natural end the other stages still have work
+        if not isinstance(item, _End):  # closed early: after a natural end the other stages still have work
             stop.set()
-        while not isinstance(item, _End):  # it may be waiting for room in the queue
+        while not isinstance(item, _End):  # the thread may be waiting for room in the queue
             item = queue.get()
         thread.join()
 
@@ -66,7 +72,18 @@ def _fill(source: Iterable[T], queue: Queue[T | _End], stop: Event) -> None:
 def parallel_map(
     function: Callable[[T], R], source: Iterable[T], workers: int, depth: int, stop: Event | None = None
 ) -> Generator[R, None, None]:
-    """Yield ``function`` of each item, in order, worked out by several threads; at most ``depth`` are held."""
+    """Yield ``function(item)`` for each item, in order, computed by several threads.
+
+    Args:
+        function: called in the threads.
+        source: iterated by the caller's thread, and closed at the end if it is a generator.
+        workers: number of threads.
+        depth: items in progress or finished, at most.
+        stop: shared with other stages.
+
+    Raises:
+        Stopped: ``stop`` was set.
+    """
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -85,7 +102,7 @@ def parallel_map(
 
 
 def _close(source: object) -> None:
-    """Close a generator, so that what it holds is given back now and not when somebody collects it."""
+    """Close a generator now rather than at garbage collection, to free its memory and files."""
     close = getattr(source, "close", None)
     if close is not None:
         close()

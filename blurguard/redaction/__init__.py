@@ -1,1 +1,1 @@
-"""The privacy core: which region is hidden, and with which pixels."""
+"""The privacy core: hidden regions, their masks, and the pixels that replace a face."""

@@ -1,4 +1,7 @@
-"""Alpha masks of hidden regions: which pixels are covered, and how much of each pixel in the feather band."""
+"""Alpha masks of hidden regions and of drawn boxes.
+
+A mask covers every pixel of the hidden area fully. Its feather band lies outside of that area.
+"""
 
 from __future__ import annotations
 
@@ -11,68 +14,95 @@ from numpy.typing import NDArray
 from blurguard.settings import Shape
 from blurguard.types import Region
 
-BOX_WIDTH_PX = 2
+Floats = NDArray[np.float32]
+
+OUTLINE_PX = 2  # width of the line of a drawn box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
-    """How much of each pixel of a patch is covered: (H, W) ``inside`` wholly, and a band of which part.
+    """Alpha of a patch (H, W): 1 inside, fractions in a thin band, 0 elsewhere.
 
-    ``rows``, ``columns`` and ``alpha`` (N,) are those of the band. Only the few pixels of the band need
-    arithmetic, so no array of floats is made for all of them.
+    Only the few pixels of the band need arithmetic, so no float array of the whole patch is made.
+
+    Attributes:
+        inside: bool (H, W), pixels with an alpha of 1.
+        rows: (N,), of the pixels of the band.
+        columns: (N,), of the pixels of the band.
+        alpha: float32 (N,), of the pixels of the band.
     """
 
     inside: NDArray[np.bool_]
     rows: NDArray[np.intp]
     columns: NDArray[np.intp]
-    alpha: NDArray[np.float32]
+    alpha: Floats
+
+    @classmethod
+    def from_dense(cls, alpha: Floats) -> Mask:
+        """Return the mask with this alpha, (H, W)."""
+        rows, columns = _nonzero((alpha > 0) & (alpha < 1))
+        return cls(alpha == 1, rows, columns, alpha[rows, columns])
+
+    def dense(self) -> Floats:
+        """Return the alpha of every pixel, float32 (H, W)."""
+        alpha = self.inside.astype(np.float32)
+        alpha[self.rows, self.columns] = self.alpha
+        return alpha
 
 
-@functools.lru_cache(maxsize=1)  # both planes of chroma are covered alike
+@functools.lru_cache(maxsize=1)  # both chroma planes of a frame have the same mask
 def make_mask(
     shape_hw: tuple[int, ...], origin_xy: tuple[int, int], region: Region, shape: Shape, feather: int
 ) -> Mask:
-    """Return how a patch is covered: wholly in the hidden area, less and less outside.
+    """Return the mask of a region on a patch: 1 in the hidden area, falling to 0 across the feather band.
 
-    The hidden area of a clipped region is both the ellipse of its visible rectangle, which is what the
-    report tells, and the visible part of the whole ellipse.
+    The hidden ellipse of a clipped region is a union of two: the ellipse in its visible rectangle, which the
+    report states, and the visible part of the whole ellipse.
+
+    Args:
+        shape_hw: of the patch, px.
+        origin_xy: of the patch in the image, px.
+        region: px of the image.
+        shape: of the hidden area.
+        feather: width of the band, px.
     """
-    xs = np.arange(shape_hw[1], dtype=np.float32) + np.float32(origin_xy[0] + 0.5)
-    ys = np.arange(shape_hw[0], dtype=np.float32) + np.float32(origin_xy[1] + 0.5)
+    xs, ys = _pixel_centers(shape_hw, origin_xy)
     box = tuple(float(v) for v in region.box)
     if shape is Shape.BOX:
-        return from_alpha(_box_alpha(xs, ys, box, feather))
-    coverage = _ellipse_mask(xs, ys, box, feather)
+        beyond = np.clip(np.maximum(*_outside_box(xs, ys, box)), 0, None)
+        return Mask.from_dense(np.asarray(np.clip(1 - beyond / feather, 0, 1), np.float32))
+    mask = _ellipse_mask(xs, ys, box, feather)
     if region.ellipse != box:
-        other = _ellipse_mask(xs, ys, region.ellipse, feather)
-        return from_alpha(np.maximum(_to_alpha(coverage), _to_alpha(other)))
-    return coverage
+        whole = _ellipse_mask(xs, ys, region.ellipse, feather)
+        return Mask.from_dense(np.maximum(mask.dense(), whole.dense()))
+    return mask
 
 
-def _to_alpha(coverage: Mask) -> NDArray[np.float32]:
-    """Return (H, W) the covered part of every pixel."""
-    shares = coverage.inside.astype(np.float32)
-    shares[coverage.rows, coverage.columns] = coverage.alpha
-    return shares
+def outline_mask(shape_hw: tuple[int, ...], origin_xy: tuple[int, int], region: Region) -> Mask:
+    """Return the mask of a line along the region's border, ``OUTLINE_PX`` wide, as ``make_mask`` does."""
+    xs, ys = _pixel_centers(shape_hw, origin_xy)
+    dx, dy = _outside_box(xs, ys, region.box)
+    beyond = np.hypot(np.clip(dx, 0, None), np.clip(dy, 0, None))  # rounds the outer corners
+    within = np.minimum(np.maximum(dx, dy), 0)
+    alpha = np.clip((OUTLINE_PX + 1) / 2 - np.abs(beyond + within), 0, 1)
+    return Mask.from_dense(np.asarray(alpha, np.float32))
 
 
-def from_alpha(shares: NDArray[np.float32]) -> Mask:
-    rows, columns = _nonzero((shares > 0) & (shares < 1))
-    return Mask(shares == 1, rows, columns, shares[rows, columns])
+def _pixel_centers(shape_hw: tuple[int, ...], origin_xy: tuple[int, int]) -> tuple[Floats, Floats]:
+    """Return x (W,) and y (H,) of the centers of a patch's pixels, px of the image."""
+    xs = np.arange(shape_hw[1], dtype=np.float32) + np.float32(origin_xy[0] + 0.5)
+    ys = np.arange(shape_hw[0], dtype=np.float32) + np.float32(origin_xy[1] + 0.5)
+    return xs, ys
 
 
-def _box_alpha(
-    xs: NDArray[np.float32], ys: NDArray[np.float32], box: tuple[float, ...], feather: int
-) -> NDArray[np.float32]:
+def _outside_box(xs: Floats, ys: Floats, box: tuple[float, ...]) -> tuple[Floats, Floats]:
+    """Return how far columns (1, W) and rows (H, 1) are outside of a box, px. Inside it is negative."""
     x0, y0, x1, y1 = box
-    beyond_x = np.clip(np.maximum(x0 - xs, xs - x1), 0, None)
-    beyond_y = np.clip(np.maximum(y0 - ys, ys - y1), 0, None)
-    beyond = np.maximum(beyond_x[None, :], beyond_y[:, None])
-    return np.asarray(np.clip(1 - beyond / feather, 0, 1), np.float32)
+    return np.maximum(x0 - xs, xs - x1)[None, :], np.maximum(y0 - ys, ys - y1)[:, None]
 
 
-def _ellipse_mask(xs: NDArray[np.float32], ys: NDArray[np.float32], box: tuple[float, ...], feather: int) -> Mask:
-    """Fall from 1 on the ellipse to 0 on the one with half-axes ``feather`` px longer."""
+def _ellipse_mask(xs: Floats, ys: Floats, box: tuple[float, ...], feather: int) -> Mask:
+    """Return a mask that falls from 1 on the ellipse to 0 on one with half-axes ``feather`` px longer."""
     x0, y0, x1, y1 = box
     dx, dy, half_w, half_h = xs - (x0 + x1) / 2, ys - (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
     inside = _within_chords(dx, _half_chords(dy, half_w, half_h))
@@ -80,19 +110,19 @@ def _ellipse_mask(xs: NDArray[np.float32], ys: NDArray[np.float32], box: tuple[f
     rows, columns = _nonzero(near & ~inside)
     to_inner = np.hypot(dx[columns] / half_w, dy[rows] / half_h) - 1
     to_outer = 1 - np.hypot(dx[columns] / (half_w + feather), dy[rows] / (half_h + feather))
-    share = np.clip(to_outer / np.maximum(to_inner + to_outer, 1e-6), 0, 1).astype(np.float32)
-    return Mask(inside, rows, columns, share)
+    alpha = np.clip(to_outer / np.maximum(to_inner + to_outer, 1e-6), 0, 1).astype(np.float32)
+    return Mask(inside, rows, columns, alpha)
 
 
-def _half_chords(dy: NDArray[np.float32], half_w: float, half_h: float) -> NDArray[np.float32]:
-    """Return how far an ellipse reaches to each side at these heights over its centre; -1 where it does not."""
+def _half_chords(dy: Floats, half_w: float, half_h: float) -> Floats:
+    """Return half the width of an ellipse at heights above its center, and -1 beyond its top and bottom."""
     squared = 1 - (dy / half_h) ** 2
-    chords: NDArray[np.float32] = np.where(squared >= 0, half_w * np.sqrt(np.maximum(squared, 0)), -1)
+    chords: Floats = np.where(squared >= 0, half_w * np.sqrt(np.maximum(squared, 0)), -1)
     return chords.astype(np.float32)
 
 
-def _within_chords(dx: NDArray[np.float32], reach: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return (H, W) which of the places (W,) lie within the reach (H,) of each row."""
+def _within_chords(dx: Floats, reach: Floats) -> NDArray[np.bool_]:
+    """Return (H, W) whether a place (W,) is within the reach (H,) of each row."""
     first = np.searchsorted(dx, -reach, side="left").astype(np.int16)
     stop = np.searchsorted(dx, reach, side="right").astype(np.int16)
     number = np.arange(len(dx), dtype=np.int16)
@@ -100,17 +130,6 @@ def _within_chords(dx: NDArray[np.float32], reach: NDArray[np.float32]) -> NDArr
 
 
 def _nonzero(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return rows and columns where a mask (H, W) is true: numpy.nonzero, three times quicker."""
+    """Return rows and columns of the true values in (H, W): ``numpy.nonzero``, three times faster."""
     rows, columns = np.divmod(np.flatnonzero(mask), mask.shape[1])
     return rows, columns
-
-
-def outline_alpha(shape_hw: tuple[int, ...], origin_xy: tuple[int, int], region: Region) -> NDArray[np.float32]:
-    """Return (H, W) how much of each pixel lies on a line of ``BOX_WIDTH_PX`` along the region's border."""
-    xs = np.arange(shape_hw[1], dtype=np.float32) + np.float32(origin_xy[0] + 0.5)
-    ys = np.arange(shape_hw[0], dtype=np.float32) + np.float32(origin_xy[1] + 0.5)
-    dx = np.maximum(region.x0 - xs, xs - region.x1)[None, :]
-    dy = np.maximum(region.y0 - ys, ys - region.y1)[:, None]
-    beyond = np.hypot(np.clip(dx, 0, None), np.clip(dy, 0, None))  # rounds the outer corners
-    within = np.minimum(np.maximum(dx, dy), 0)
-    return np.asarray(np.clip((BOX_WIDTH_PX + 1) / 2 - np.abs(beyond + within), 0, 1), np.float32)

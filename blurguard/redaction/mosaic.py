@@ -1,10 +1,9 @@
-"""What takes a face's place: averaged cells with fresh noise, then, for looks, blur.
+"""Mosaics: a few averaged cells with fresh noise replace a face. Blur on top only makes them pleasant to see.
 
-Blur alone can be undone, or recognised through (arXiv 1609.00408, 2506.12344). Here nothing of the face
-reaches the result but the averages of at most 3 x 3 cells, and those carry noise from the system's random
-source; the blur on top only makes them pleasant to look at.
+Blur alone can be reversed, or the face still recognized (arXiv 1609.00408, 2506.12344). Here only the averages
+of at most 3 x 3 cells reach the result, and each average carries noise from the system's random source.
 
-Regions are hidden fully up to their border. What is blended is a band outside of it, ``feather_px`` wide.
+Regions are hidden fully up to their border. Only a band outside of it, ``feather_px`` wide, is blended.
 """
 
 from __future__ import annotations
@@ -18,101 +17,109 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.redaction.masks import BOX_WIDTH_PX, Mask, from_alpha, make_mask, outline_alpha
+from blurguard.redaction.masks import OUTLINE_PX, Mask, make_mask, outline_mask
+from blurguard.redaction.regions import scale_to_plane
 from blurguard.settings import Shape, Style
 from blurguard.types import Pixels, Region
 
-# Across the longer side of what is hidden. Of faces averaged into 6 cells a good detector (CenterFace) still sees
-# twice as many as of those in 3, and in 3 hardly more than in one flat colour, where it goes by the surroundings.
+# Cells across the longer side of a hidden patch. A good detector (CenterFace) finds twice as many of the faces
+# averaged into 6 cells as of those in 3. In 3 cells it finds hardly more than in one flat color, where only the
+# surroundings are left to it.
 CELLS = 3
-SOLID_BELOW_PX = 24.0  # a face narrower than this, or of which no more lies in the picture, is one cell
-# Standard deviation of the noise, as a share of white; clipping at black or white leaves 0.58 of it.
+SOLID_BELOW_PX = 24.0  # narrower faces, and smaller visible rests of larger ones, are one cell
+# Standard deviation of the noise, as a share of white. Clipping at black or white leaves 0.58 of it.
 NOISE_RATIO = 8 / 255
-MIN_RADIUS_PX = 15.0
 RADIUS_RATIO = 0.3  # Gaussian radius, as a share of the face's width; sigma is half of it
-# Cells are blurred at this size at most and enlarged afterwards: the eye sees no difference, and a face of
+MIN_RADIUS_PX = 15.0
+# Cells are blurred at this size at most and enlarged afterwards. The difference is invisible, and a face of
 # 2,000 px takes no longer than one of 200.
 MAX_BLUR_PX = 96
+# Width of the feather band, as a share of the region's longer side, and its bounds.
+FEATHER_RATIO, MIN_FEATHER_PX, MAX_FEATHER_PX = 0.05, 2, 24
 
 _RANDOM = random.SystemRandom()
 
 
-def feather_px(region: Region) -> int:
-    """Return the width of the band outside the hidden area that is blended, px."""
-    side = max(region.x1 - region.x0, region.y1 - region.y0)
-    return max(2, min(24, round(0.05 * side)))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Canvas:
-    """What is painted on: a picture, or one plane of a video's frame, without alpha.
+class Surface:
+    """Pixels to draw on, without alpha: a whole image, or one plane of a video frame.
 
     Attributes:
-        pixels: (H, W, C), a writable view.
-        white: the largest value of a channel.
-        black: float32 (C,), what black is here.
-        noise: standard deviation of the noise that cells get, in values of a channel.
+        pixels: (H, W, C) uint8 or uint16, upright, a writable view.
+        white: largest value of a channel.
+        black: float32 (C,), black in these channels.
+        box_color: float32 (C,), color of drawn boxes.
+        noise: standard deviation of a mosaic's noise, in values of a channel.
+        step_x: width of a sample, px of the image. It is more than 1 in subsampled chroma.
+        step_y: height of a sample, px of the image.
     """
 
     pixels: Pixels
     white: int
     black: NDArray[np.float32]
+    box_color: NDArray[np.float32]
     noise: float
+    step_x: int = 1
+    step_y: int = 1
 
 
 class Mosaic:
-    """The cells that take one face's place, taken once: through all frames of a video they stay the same.
+    """The cells that replace one face on one surface, computed once and kept through all frames of a video.
 
-    So an attacker gets no more from a thousand frames than from one, and the mosaic does not crawl. Not for
-    two faces, nor for two planes of one.
+    So a thousand frames reveal no more than one, and the mosaic does not flicker. Each face needs its own, and
+    so does each plane of a frame.
     """
 
     def __init__(self) -> None:
         self._cells: dict[int, NDArray[np.float32]] = {}
 
-    def cells(self, canvas: Canvas, patch: Pixels, face_width: float) -> NDArray[np.float32]:
-        """Return float32 (rows, columns, C); the canvas's patch (H, W, C) is looked at when there are none yet."""
+    def cells(self, surface: Surface, patch: Pixels, face_width: float) -> NDArray[np.float32]:
+        """Return the cells, float32 (rows, columns, C).
+
+        Args:
+            surface: gives the noise and the largest value.
+            patch: (H, W, C) of it, averaged if there are no cells of this fineness yet.
+            face_width: samples of the surface.
+        """
         height, width = patch.shape[:2]
         count = 1 if min(face_width, max(width, height)) < SOLID_BELOW_PX else CELLS
         if count not in self._cells:
             rows, columns = (max(1, math.ceil(count * side / max(width, height))) for side in (height, width))
-            self._cells[count] = _add_noise(_average_cells(patch, rows, columns), canvas)
+            self._cells[count] = _add_noise(_average_cells(patch, rows, columns), surface)
         return self._cells[count]
 
 
-def redact_region(canvas: Canvas, region: Region, veil: Mosaic, style: Style, shape: Shape) -> None:
-    """Hide one region on the canvas itself behind this veil."""
+def feather_px(region: Region) -> int:
+    """Return the width of the blended band outside the hidden area, px."""
+    side = max(region.x1 - region.x0, region.y1 - region.y0)
+    return max(MIN_FEATHER_PX, min(MAX_FEATHER_PX, round(FEATHER_RATIO * side)))
+
+
+def redact_region(surface: Surface, region: Region, mosaic: Mosaic, style: Style, shape: Shape) -> None:
+    """Hide one region, px of the image, on the surface itself."""
+    region = scale_to_plane(region, (surface.step_x, surface.step_y))
     feather = feather_px(region)
-    x0, y0 = max(region.x0 - feather, 0), max(region.y0 - feather, 0)
-    # A slice ends at the image's edge by itself.
-    patch = canvas.pixels[y0 : region.y1 + feather, x0 : region.x1 + feather]
+    patch, origin_xy = _cut_patch(surface, region, feather)
     if style is Style.SOLID:
-        cover = round_like(canvas.black, patch)
+        cover = _round_like(surface.black, patch)
     else:
-        cells = veil.cells(canvas, patch, region.face_width)
+        cells = mosaic.cells(surface, patch, region.face_width)
         cover = _render(cells, patch, region.face_width, smooth=style is Style.BLUR)
-    blend(patch, cover, make_mask(patch.shape[:2], (x0, y0), region, shape, feather))
+    _blend(patch, cover, make_mask(patch.shape[:2], origin_xy, region, shape, feather))
 
 
-def draw_outline(canvas: Canvas, r: Region, color: NDArray[np.float32]) -> None:
-    """Draw an antialiased 2-px rectangle of a colour, float32 (C,), round a region, on the canvas itself."""
-    x0, y0 = max(r.x0 - BOX_WIDTH_PX, 0), max(r.y0 - BOX_WIDTH_PX, 0)
-    patch = canvas.pixels[y0 : r.y1 + BOX_WIDTH_PX, x0 : r.x1 + BOX_WIDTH_PX]
-    blend(patch, round_like(color, patch), from_alpha(outline_alpha(patch.shape[:2], (x0, y0), r)))
+def draw_outline(surface: Surface, region: Region) -> None:
+    """Draw an antialiased rectangle of ``surface.box_color`` around a region, px of the image."""
+    region = scale_to_plane(region, (surface.step_x, surface.step_y), beyond=0)
+    patch, origin_xy = _cut_patch(surface, region, OUTLINE_PX)
+    _blend(patch, _round_like(surface.box_color, patch), outline_mask(patch.shape[:2], origin_xy, region))
 
 
-def _render(cells: NDArray[np.float32], patch: Pixels, face_width: float, smooth: bool) -> Any:
-    """Return what hides the patch: of its type and shape, or (1, 1, C) where there is one cell only."""
-    height, width = patch.shape[:2]
-    if cells.shape[:2] == (1, 1):
-        return round_like(cells, patch)
-    if not smooth:
-        return _resize(round_like(cells, patch), width, height, cv2.INTER_NEAREST)
-    scale = min(1.0, MAX_BLUR_PX / max(width, height))
-    mosaic = _resize(cells, math.ceil(width * scale), math.ceil(height * scale), cv2.INTER_NEAREST)
-    sigma = max(MIN_RADIUS_PX, RADIUS_RATIO * face_width) / 2 * scale
-    blurred = cv2.GaussianBlur(mosaic, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-    return _resize(round_like(blurred, patch).reshape(mosaic.shape), width, height, cv2.INTER_LINEAR)
+def _cut_patch(surface: Surface, region: Region, border: int) -> tuple[Pixels, tuple[int, int]]:
+    """Return the pixels (H, W, C) of a region and the border around it, a view, and their first x and y."""
+    x0, y0 = max(region.x0 - border, 0), max(region.y0 - border, 0)
+    # A slice ends at the image's edge by itself.
+    return surface.pixels[y0 : region.y1 + border, x0 : region.x1 + border], (x0, y0)
 
 
 def _average_cells(patch: Pixels, rows: int, columns: int) -> NDArray[np.float32]:
@@ -121,45 +128,42 @@ def _average_cells(patch: Pixels, rows: int, columns: int) -> NDArray[np.float32
     return np.asarray(small, np.float32).reshape(rows, columns, -1)
 
 
-def _add_noise(cells: NDArray[np.float32], canvas: Canvas) -> NDArray[np.float32]:
-    """Add Gaussian noise from the system's random source to every cell and channel; stays in 0..white."""
-    noise = np.array([_RANDOM.gauss(0, canvas.noise) for _ in range(cells.size)], np.float32)
-    return np.asarray(np.clip(cells + noise.reshape(cells.shape), 0, canvas.white), np.float32)
+def _add_noise(cells: NDArray[np.float32], surface: Surface) -> NDArray[np.float32]:
+    """Add Gaussian noise from the system's random source to every cell and channel, within 0..white."""
+    noise = np.array([_RANDOM.gauss(0, surface.noise) for _ in range(cells.size)], np.float32)
+    return np.asarray(np.clip(cells + noise.reshape(cells.shape), 0, surface.white), np.float32)
 
 
-def round_like(values: Any, patch: Pixels) -> Any:
-    """Return the values as integers of the patch's type."""
+def _render(cells: NDArray[np.float32], patch: Pixels, face_width: float, smooth: bool) -> Any:
+    """Return the cover of a patch: of its type and shape, or (1, 1, C) for a single cell."""
+    height, width = patch.shape[:2]
+    if cells.shape[:2] == (1, 1):
+        return _round_like(cells, patch)
+    if not smooth:
+        return _resize(_round_like(cells, patch), width, height, cv2.INTER_NEAREST)
+    scale = min(1.0, MAX_BLUR_PX / max(width, height))
+    mosaic = _resize(cells, math.ceil(width * scale), math.ceil(height * scale), cv2.INTER_NEAREST)
+    sigma = max(MIN_RADIUS_PX, RADIUS_RATIO * face_width) / 2 * scale
+    blurred = cv2.GaussianBlur(mosaic, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    return _resize(_round_like(blurred, patch).reshape(mosaic.shape), width, height, cv2.INTER_LINEAR)
+
+
+def _blend(patch: Pixels, cover: Pixels, mask: Mask) -> None:
+    """Draw ``cover`` over ``patch`` in place. Pixels outside the mask keep every bit."""
+    rows, columns, alpha = mask.rows, mask.columns, mask.alpha[:, None]
+    whole: Any = np.broadcast_to(cover, patch.shape)
+    patch[rows, columns] = _round_like(whole[rows, columns] * alpha + patch[rows, columns] * (1 - alpha), patch)
+    if cover.shape == patch.shape and patch.strides[1] == patch.shape[2] * patch.itemsize:
+        cv2.copyTo(cover, mask.inside.view(np.uint8), patch)  # faster, but only pixels without gaps work in place
+    else:
+        np.copyto(patch, whole, where=mask.inside[:, :, None])
+
+
+def _round_like(values: Any, patch: Pixels) -> Any:
+    """Round values to integers of the patch's type."""
     return np.rint(values).astype(patch.dtype)
 
 
 def _resize(pixels: Any, width: int, height: int, interpolation: int) -> Any:
-    """cv2.resize that keeps (H, W, 1)."""
+    """Resize as OpenCV does, but keep (H, W, 1)."""
     return cv2.resize(pixels, (width, height), interpolation=interpolation).reshape(height, width, -1)
-
-
-def blend(patch: Pixels, cover: Pixels, coverage: Mask) -> None:
-    """Lay ``cover`` over ``patch`` in place; what is not covered stays bit for bit."""
-    rows, columns, opacity = coverage.rows, coverage.columns, coverage.alpha[:, None]
-    whole: Any = np.broadcast_to(cover, patch.shape)
-    patch[rows, columns] = round_like(whole[rows, columns] * opacity + patch[rows, columns] * (1 - opacity), patch)
-    if cover.shape == patch.shape and patch.strides[1] == patch.shape[2] * patch.itemsize:
-        cv2.copyTo(cover, coverage.inside.view(np.uint8), patch)  # quicker, where it can write in place
-    else:
-        np.copyto(patch, whole, where=coverage.inside[:, :, None])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Plane:
-    """A part of a picture that is painted on: all of its channels, or luma, or chroma.
-
-    Attributes:
-        canvas: upright.
-        step_x: width of a sample, px of the picture.
-        step_y: height of a sample, px of the picture.
-        box_color: float32 (C,), the colour of drawn boxes here.
-    """
-
-    canvas: Canvas
-    step_x: int
-    step_y: int
-    box_color: NDArray[np.float32]

@@ -9,37 +9,39 @@ from numpy.typing import NDArray
 
 from blurguard.types import Detections, Region
 
-# A face box is a guess: however small the face, this many px round it are hidden too.
+# A face box is an estimate. However small the face, at least this border around it is hidden too.
 MIN_MARGIN_PX = 1.5
 
 
-def regions_from(found: Detections, margin: float, width: int, height: int) -> list[Region]:
-    """Return what is to be hidden for each face, in the order of ``detections``; faces wholly outside have none.
+def regions_from(detections: Detections, margin: float, width: int, height: int) -> list[Region]:
+    """Return the region of each face, in the order of the detections. Faces outside the image have none.
+
+    Regions are rounded outward and clipped to the image's size, so a face at the edge is hidden to the last
+    row and column.
 
     Args:
-        found: faces in px of an image of ``width`` x ``height`` px.
+        detections: faces in px of the image.
         margin: share of the face's width and height that is added on each side.
         width: of the image, px.
         height: of the image, px.
 
-    Rounds outward and clips to ``width`` and ``height`` themselves: a face at the edge is hidden to the
-    last row and column.
+    Raises:
+        ValueError: a box has a coordinate that is not finite.
     """
-    paired = paired_regions(found, margin, width, height)
-    return [region for region in paired if region is not None]
+    return [region for region in paired_regions(detections, margin, width, height) if region is not None]
 
 
-def paired_regions(found: Detections, margin: float, width: int, height: int) -> list[Region | None]:
-    """Return the region of each face as ``regions_from`` does, None for a face outside the image."""
-    size = np.clip(found.boxes[:, 2:] - found.boxes[:, :2], 0, None)
+def paired_regions(detections: Detections, margin: float, width: int, height: int) -> list[Region | None]:
+    """Return one item per face: its region as of ``regions_from``, or None for a face outside the image."""
+    size = np.clip(detections.boxes[:, 2:] - detections.boxes[:, :2], 0, None)
     grow = np.maximum(size * np.float32(margin), np.float32(MIN_MARGIN_PX))
-    grown = np.concatenate([found.boxes[:, :2] - grow, found.boxes[:, 2:] + grow], axis=1)
+    grown = np.concatenate([detections.boxes[:, :2] - grow, detections.boxes[:, 2:] + grow], axis=1)
     widths = size[:, 0].astype(float)
     return [_clip_region(box, face, width, height) for box, face in zip(grown.astype(float), widths, strict=True)]
 
 
 def _clip_region(box: NDArray[np.float64], face_width: float, width: int, height: int) -> Region | None:
-    """Round one enlarged box outward and clip it."""
+    """Round one enlarged box outward and clip it to the image."""
     if not np.isfinite(box).all():
         raise ValueError(f"a face without a place cannot be hidden: {box}")
     x0, y0, x1, y1 = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
@@ -50,10 +52,16 @@ def _clip_region(box: NDArray[np.float64], face_width: float, width: int, height
 
 
 def scale_to_plane(region: Region, step_xy: tuple[int, int], beyond: int = 1) -> Region:
-    """Return a region in samples of a plane that has one for each ``step_xy`` px, as chroma has.
+    """Return a region in samples of a plane, for example of subsampled chroma.
 
-    The result is ``beyond`` samples larger on each side, unless samples are px, and may leave the plane by as
-    many: an ellipse goes by their centres, and each that tells of a px in the region is to be inside.
+    An ellipse covers a sample by its center, but each sample that shows a hidden px has to be covered. So the
+    result grows by ``beyond`` samples on each side, and may leave the plane by as many. If samples are px, the
+    region stays as it is.
+
+    Args:
+        region: px of the image.
+        step_xy: width and height of a sample, px.
+        beyond: samples.
     """
     if step_xy == (1, 1):
         return region
