@@ -2,9 +2,12 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from io import BufferedRandom
 from pathlib import Path
 from typing import TypeVar
+
+from blurguard.files.atomic import atomic_file
 
 __all__ = ["FILE_IDENTIFIER", "CalibrationError", "counted", "read_network", "whole_at", "write_whole"]
 
@@ -32,21 +35,15 @@ def read_network(path: Path) -> bytes:
     return data
 
 
-@contextmanager
-def whole_at(path: Path) -> Iterator[Path]:
-    """Give a file to write, which gets its name once it is whole; if writing fails, the name keeps what it has."""
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+def whole_at(path: Path) -> AbstractContextManager[BufferedRandom]:
+    """Give a new file to write, which replaces the one at ``path`` once it is complete."""
+    return atomic_file(path, durable=False, mode=0o666)
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is whole or absent at its name."""
-    with whole_at(path) as part:
-        part.write_bytes(data)
+    """Replace a file in one step."""
+    with whole_at(path) as file:
+        file.write(data)
 
 
 def counted(items: Sequence[Item]) -> Iterator[Item]:

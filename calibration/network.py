@@ -199,7 +199,7 @@ def box_channels(graph: Graph, weights: Mapping[str, Tensor]) -> int:
 def save_npz(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write the weights, float32; the file is whole or absent at its name."""
     values = {key: value.detach().cpu().float().numpy() for key, value in weights.items()}
-    with whole_at(path) as part, part.open("wb") as file:
+    with whole_at(path) as file:
         np.savez(file, allow_pickle=False, **values)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from calibration import whole_at
+
 __all__ = ["draw"]
 
 PANELS = (
@@ -30,9 +32,8 @@ def draw(log: Path, out: Path) -> None:
         axis.legend(loc="upper right", fontsize="small")
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
-    part = out.with_name(out.name + ".part")
-    figure.savefig(part, format="png")
-    part.replace(out)
+    with whole_at(out) as file:
+        figure.savefig(file, format="png")
 
 
 def _curve(records: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:

@@ -353,8 +353,8 @@ def _contact(crops: Pixels, chosen: Sequence[Candidate]) -> bytes:
 def _save(path: Path, crops: Pixels) -> None:
     """Write the .npz; uncompressed and of a fixed time, so that the same crops give the same bytes."""
     with (
-        whole_at(path) as part,
-        zipfile.ZipFile(part, "w") as archive,
+        whole_at(path) as whole,
+        zipfile.ZipFile(whole, "w") as archive,
         archive.open(zipfile.ZipInfo("crops.npy"), "w", force_zip64=True) as file,
     ):
         np.lib.format.write_array(file, crops, allow_pickle=False)

@@ -274,8 +274,8 @@ class Trainer:
         write_whole(self.out / "units.tflite", exported(graph, state.average))
         stored = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         stored |= {"optimiser": state.optimiser.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
-        with whole_at(self.out / "state.pt") as part:
-            torch.save(stored, part)
+        with whole_at(self.out / "state.pt") as file:
+            torch.save(stored, file)
         if self.held:
             self._log(**self.validate(), **(self.measure() if self.watched else {}))
         plot.draw(self.out / "log.jsonl", self.out / "plot.png")

@@ -168,7 +168,8 @@ def write_at_once(path: str) -> None:
 
 
 def look_at_inbox(inbox: str) -> None:
-    from blurguard.watch.inbox import files_below, is_being_written, stamp_at
+    from blurguard.files.stamp import stamp_at
+    from blurguard.watch.inbox import files_below, is_being_written
 
     for path in sorted(Path(inbox).iterdir()):
         print(path.name, is_being_written(path), stamp_at(path, path.parent))
@@ -187,10 +188,10 @@ def watch_without_handles(inbox: str) -> None:
 
 
 def hold_part(folder: str) -> None:
-    from blurguard.files.move import temporary_part
+    from blurguard.files.atomic import atomic_file
 
-    with temporary_part(Path(folder)) as (part, _):
-        print(part, flush=True)
+    with atomic_file(Path(folder) / "whole") as part:
+        print(part.name, flush=True)
         sys.stdin.read()
 
 

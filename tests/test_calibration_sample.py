@@ -123,7 +123,7 @@ def test_a_second_run_gives_the_same_bytes_and_another_seed_others(folder: Path,
     for name in ("set.npz", "manifest.jsonl", "contact.png"):
         one, two, other = ((tmp_path / run / name).read_bytes() for run in ("one", "two", "other"))
         assert one == two != other
-    assert not list(tmp_path.glob("*/*.part"))
+    assert not list(tmp_path.glob("*/*.tmp"))
 
 
 def test_no_two_crops_show_one_scene_and_none_a_held_back_picture(folder: Path, tmp_path: Path, recipe: Path) -> None:

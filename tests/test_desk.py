@@ -15,12 +15,11 @@ from blurguard.batch.journal import FileRecord, FileState, Journal, open_journal
 from blurguard.batch.output_tree import FolderTask, reconcile
 from blurguard.batch.workers import Job, WorkerConfig, failed_outcome
 from blurguard.files.atomic import StagedFile, scratch_in
-from blurguard.files.stamp import FileStamp
+from blurguard.files.stamp import FileStamp, stamp_at
 from blurguard.settings import Originals
 from blurguard.types import Outcome
 from blurguard.watch.coordinator import Coordinator, Decision, JobResult, WatchPaths
 from blurguard.watch.folders import Folders
-from blurguard.watch.inbox import stamp_at
 from tests.commands import names, pixels, put, small_disk, snapshot
 from tests.stubs import anonymizer
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from blurguard import __version__
 from blurguard.errors import InputError, OutputError, StorageError
-from blurguard.files.atomic import digest_bytes
-from blurguard.files.move import remove_stale_parts
+from blurguard.files.atomic import digest_bytes, remove_stale_parts
 from blurguard.files.stamp import FileStamp
 from blurguard.types import Outcome, Status
 from blurguard.watch.quarantine import REPORT_KEYS, Quarantine

@@ -14,8 +14,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from blurguard.files.stamp import FileStamp
-from blurguard.watch.inbox import ChangeType, InboxObserver, files_below, has_final_name, is_being_written, stamp_at
+from blurguard.files.stamp import FileStamp, stamp_at
+from blurguard.watch.inbox import ChangeType, InboxObserver, files_below, has_final_name, is_being_written
 from tests.children import look_at_inbox, watch_without_handles, write_at_once, write_slowly
 from tests.commands import put
 from tests.conftest import Starter

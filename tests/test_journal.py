@@ -12,15 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from blurguard.batch.journal import (
-    SCHEMA_VERSION,
-    FileRecord,
-    FileState,
-    Journal,
-    JournalStats,
-    open_journal,
-    read_stats,
-)
+from blurguard.batch.journal import SCHEMA_VERSION, FileRecord, FileState, Journal, open_journal
+from blurguard.batch.journal_reader import JournalStats, read_stats
 from blurguard.errors import OutputError
 from blurguard.files.atomic import digest_bytes
 from blurguard.files.stamp import FileStamp
@@ -164,40 +157,42 @@ def entry_for(result: Path) -> FileRecord:
 
 def test_a_result_is_ours_after_its_rename(result: Path) -> None:
     entry = entry_for(result)
-    assert entry.made(result.rename(result.with_name("final.png")))
+    assert entry.result_at(result.rename(result.with_name("final.png")))
 
 
 def test_a_result_that_was_copied_back_is_still_ours(result: Path) -> None:
     entry = entry_for(result)
     os.utime(result, ns=(0, 0))
-    assert entry.made(result)
+    assert entry.result_at(result)
 
 
 def test_an_edited_result_is_not_ours(result: Path) -> None:
     entry = entry_for(result)
     result.write_bytes(b"edited")
     os.utime(result, ns=(0, 0))
-    assert not entry.made(result)
+    assert not entry.result_at(result)
     result.write_bytes(b"hidden and more")
     os.utime(result, ns=(0, entry.output_mtime_ns))
-    assert not entry.made(result)
+    assert not entry.result_at(result)
 
 
 def test_the_result_about_to_be_replaced_is_ours(result: Path) -> None:
     entry = FileRecord(
         FileState.PUBLISHING, output_digest=digest_bytes(b"next"), replaced_digest=digest_bytes(b"hidden")
     )
-    assert entry.made(result)
+    assert entry.result_at(result)
     result.write_bytes(b"next")
-    assert entry.made(result)
+    assert entry.result_at(result)
     result.write_bytes(b"somebody's")
-    assert not entry.made(result)
+    assert not entry.result_at(result)
 
 
 def test_nothing_was_made_where_no_result_is_known(result: Path) -> None:
-    assert not FileRecord(FileState.FAILED).made(result)
+    assert not FileRecord(FileState.FAILED).result_at(result)
     info = result.stat()
-    assert not FileRecord(FileState.FAILED, output_size=info.st_size, output_mtime_ns=info.st_mtime_ns).made(result)
+    assert not FileRecord(FileState.FAILED, output_size=info.st_size, output_mtime_ns=info.st_mtime_ns).result_at(
+        result
+    )
 
 
 def source_entry(source: Path) -> FileRecord:
@@ -318,7 +313,7 @@ def test_marks_are_all_made_or_none(tmp_path: Path) -> None:
 
 
 def is_durable(journal: Journal) -> bool:
-    return bool(journal._db.execute("PRAGMA synchronous").fetchone() == (2,))
+    return bool(journal._db.execute("PRAGMA synchronous").fetchone()[0] == 2)
 
 
 def test_marks_on_a_full_disk_are_an_error_and_leave_what_was(tmp_path: Path) -> None:
@@ -363,7 +358,7 @@ def test_withdrawing_leaves_an_earlier_result_known_but_of_no_source(
         journal.forget(Path("a.jpg"))
         entry = journal.get(Path("a.jpg"))
     assert entry == replace(before, source=FileStamp(), error="")
-    assert entry is not None and entry.made(result) and not entry.is_unchanged(result)
+    assert entry is not None and entry.result_at(result) and not entry.is_unchanged(result)
     figures = read_stats(tmp_path, 1.0)
     assert figures is not None and figures.done_recently == 0
 

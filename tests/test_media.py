@@ -73,8 +73,11 @@ def test_the_first_bytes_tell_the_kind(content: bytes, kind: FileType) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("JPEG", FileType.JPEG), ("PNG", FileType.PNG), ("WEBP", FileType.WEBP), ("TIFF", FileType.TIFF), ("BMP", FileType.BMP),
-     ("GIF", FileType.GIF), ("AVIF", FileType.AVIF), ("JPEG2000", FileType.JPEG2000), ("DIB", FileType.UNKNOWN)],
+    [
+        ("JPEG", FileType.JPEG), ("PNG", FileType.PNG), ("WEBP", FileType.WEBP), ("TIFF", FileType.TIFF),
+        ("BMP", FileType.BMP), ("GIF", FileType.GIF), ("AVIF", FileType.AVIF), ("JPEG2000", FileType.JPEG2000),
+        ("DIB", FileType.UNKNOWN),
+    ],
 )  # fmt: skip
 def test_what_pillow_writes_is_recognised(name: str, kind: FileType, tmp_path: Path) -> None:
     stream = io.BytesIO()
@@ -210,6 +213,13 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     found = discover(tmp_path / "in")
     assert [path.name for path in found.media] == ["a.jpg"]
     assert found.left_alone == {"links": 5}
+
+
+def test_discover_a_linked_folder(tmp_path: Path) -> None:
+    """The folder that the user names may itself be a link."""
+    make(tmp_path / "in", "a.jpg", "sub/b.jpg")
+    (tmp_path / "link").symlink_to("in")
+    assert names_found(tmp_path / "link") == ["a.jpg", "sub/b.jpg"]
 
 
 def test_special_files_are_never_opened(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blurguard.errors import InputError, OutputError, StorageError
-from blurguard.files.atomic import scratch_in, stage_bytes
-from blurguard.files.move import candidate_names, delete, destination_for, move, remove_stale_parts, verify
+from blurguard.files.atomic import remove_stale_parts, scratch_in, stage_bytes
+from blurguard.files.move import candidate_names, delete, destination_for, move, verify
 from blurguard.files.stamp import FileStamp
 from tests.children import hold_part
 from tests.commands import put, small_disk
@@ -175,7 +175,7 @@ def test_links_and_what_is_no_file_are_refused(source: Path, away: Path) -> None
     os.mkfifo(fifo)
     folder.mkdir()
     for path in (link, fifo, folder):
-        with pytest.raises(InputError, match=r"is a link or no regular file"):
+        with pytest.raises(InputError, match=r"is a link or not a regular file"):
             move(path, away / "x", FileStamp.of(path))
         assert os.path.lexists(path)
     assert source.exists() and list(away.iterdir()) == []
@@ -315,7 +315,7 @@ def test_a_copy_that_cannot_be_read_back_is_no_copy(
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OutputError, match="is not what was written; check the disk"):
+    with pytest.raises(OutputError, match="returns other content than was written; check the disk"):
         moved(source, other_disk / "a.jpg")
     assert source.read_bytes() == BIG and files(other_disk) == {}
 
@@ -397,7 +397,7 @@ def test_a_draft_is_verified_by_what_the_disk_holds(tmp_path: Path) -> None:
         with draft.path.open("r+b") as file:
             file.seek(1000)
             file.write(b"damage")
-        with pytest.raises(OutputError, match="is not what was written"):
+        with pytest.raises(OutputError, match="returns other content than was written"):
             verify(draft)
         draft.path.unlink()
         with pytest.raises(OutputError, match="cannot be read back: No such file"):

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from blurguard.errors import OutputError
-from blurguard.files.atomic import StagedFile, digest_bytes, digest_file, publish, remove_stale, scratch_in, stage_bytes
+from blurguard.files.atomic import (
+    StagedFile,
+    atomic_file,
+    digest_bytes,
+    digest_file,
+    publish,
+    remove_stale,
+    scratch_in,
+    stage_bytes,
+)
 from tests.children import hold_draft, publish_under_umask, write_too_much
 from tests.conftest import Starter
 
@@ -97,7 +106,7 @@ def test_a_folder_of_that_name_is_an_error(draft: StagedFile, tmp_path: Path, re
 @pytest.mark.parametrize("replace", [False, True])
 def test_a_name_below_a_file_is_an_error(draft: StagedFile, tmp_path: Path, replace: bool) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="a file stands where its folder should be"):
+    with pytest.raises(OutputError, match="a file stands where a folder should be"):
         publish(draft, tmp_path / "file" / "folder" / "a.png", replace)
     assert names_in(draft.path.parent) == [draft.path.name]
 
@@ -209,5 +218,47 @@ def test_scratch_below_a_file_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="no permission to write here"), scratch_in(tmp_path):
+    with pytest.raises(OutputError, match="no permission; allow writing here"), scratch_in(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_atomic_file_replaces(tmp_path: Path, durable: bool) -> None:
+    """The old content stays at the name until the block ends."""
+    (tmp_path / "a").write_bytes(b"old")
+    with atomic_file(tmp_path / "a", durable=durable, mode=0o640) as file:
+        file.write(b"new")
+        file.flush()
+        assert (tmp_path / "a").read_bytes() == b"old" and mode_of(Path(file.name)) == 0o640
+    assert (tmp_path / "a").read_bytes() == b"new" and names_in(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_atomic_file_after_error(tmp_path: Path, durable: bool) -> None:
+    """An error in the block leaves the old content and nothing else."""
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "a", durable=durable) as file:
+        file.write(b"new")
+        raise ZeroDivisionError
+    assert (tmp_path / "a").read_bytes() == b"old" and names_in(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("system", ["this system", "old system"])
+def test_atomic_file_keeps_a_taken_name(tmp_path: Path, system: str, request: pytest.FixtureRequest) -> None:
+    """Without ``replace``, a file that appears meanwhile stays."""
+    if system == "old system":
+        request.getfixturevalue("old_system")
+    with pytest.raises(FileExistsError), atomic_file(tmp_path / "a", replace=False):
+        (tmp_path / "a").write_bytes(b"other")
+    assert (tmp_path / "a").read_bytes() == b"other" and names_in(tmp_path) == ["a"]
+    with atomic_file(tmp_path / "b", replace=False) as file:
+        file.write(b"new")
+    assert (tmp_path / "b").read_bytes() == b"new" and names_in(tmp_path) == ["a", "b"]
+
+
+def test_atomic_file_clears_remains(tmp_path: Path) -> None:
+    """A file that need not be durable has one temporary name, so a kill never leaves more than one."""
+    (tmp_path / ".a.tmp").write_bytes(b"half")
+    with atomic_file(tmp_path / "a", durable=False) as file:
+        file.write(b"new")
+    assert names_in(tmp_path) == ["a"]

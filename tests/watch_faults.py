@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from blurguard.batch.journal import FileRecord, FileState, open_journal, read_stats
+from blurguard.batch.journal import FileRecord, FileState, open_journal
+from blurguard.batch.journal_reader import read_stats
 from blurguard.errors import OutputError
 from blurguard.files.atomic import digest_bytes
 from tests.commands import blurguard

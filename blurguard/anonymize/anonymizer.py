@@ -28,6 +28,7 @@ from blurguard.files.atomic import (
     stage_bytes,
     stage_file,
 )
+from blurguard.files.errors import read_errors
 from blurguard.files.filetypes import FileType, type_of_file
 from blurguard.files.stamp import FileStamp
 from blurguard.images.still import ImageFile, open_image
@@ -180,13 +181,11 @@ class Anonymizer:
 
     def _open_image(self, source: Path, kind: FileType) -> tuple[ImageFile, FileStamp, str]:
         """Return an opened image file, its stamp before reading, and the digest of its content."""
-        try:
+        with read_errors(source):
             stamp = FileStamp.of(source)
             if stamp.size > MAX_BYTES:
                 raise InputError(f"{source}: {stamp.size / 1e9:.1f} GB are more than any picture needs")
             data = source.read_bytes()
-        except OSError as error:
-            raise InputError(f"{source}: cannot be read: {error.strerror}") from error
         settings = self.settings
         image_file = open_image(data, kind, str(source), settings.max_pixels, settings.keep_metadata)
         return image_file, stamp, digest_bytes(data)
@@ -257,7 +256,5 @@ def config_digest(settings: dict[str, object], identity: str) -> str:
 
 def _identify(source: Path) -> tuple[FileStamp, str]:
     """Return stamp and digest of a video, which is too large to be read into memory."""
-    try:
+    with read_errors(source):
         return FileStamp.of(source), digest_file(source)
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read: {error.strerror}") from error

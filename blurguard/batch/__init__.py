@@ -1,1 +1,1 @@
-"""Many files: discovery, workers, the journal and the output tree."""
+"""Processes many files: discovery, workers, the journal and the output tree."""

@@ -8,43 +8,46 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blurguard.batch.journal import recorded_results
+from blurguard.batch.journal_reader import recorded_results
 from blurguard.errors import ConfigError, InputError
 from blurguard.files.atomic import STATE_FOLDER
 from blurguard.files.filetypes import FileType, type_from_suffix, type_of_file
+from blurguard.files.walk import walk
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What a folder holds: ``media`` to handle, and how many files were left alone, by reason."""
+    """The files of a folder.
+
+    Attributes:
+        media: to process, in a stable order.
+        left_alone: number of other files, by reason.
+    """
 
     media: tuple[Path, ...]
     left_alone: Counter[str] = field(default_factory=Counter)
 
 
 HIDDEN, OWN, LINKS, NOT_MEDIA, SPECIAL = "hidden", "own output", "links", "not media", "special"
-_UNLISTED = "cannot be listed"
 
 
 def discover(folder: Path) -> Discovery:
     """Search a folder and everything under it, in a stable order.
 
-    A file is media when its content or its suffix says so: what claims to be media and is not shall fail
-    loudly. Links are not followed: they may lead out of the folder, or round in it. Results of ours in
-    folders below, as their journals tell, are left alone; what else lies there is not.
+    A file is media if its content or its suffix says so: a damaged image must fail by name. Links are not followed,
+    since they may lead out of the folder or in circles. Results of blurguard in subfolders are left alone if the
+    journals there record them. A subfolder that cannot be listed counts as media, so that it fails by name.
 
     Raises:
-        InputError: when ``folder`` is none or cannot be listed.
+        InputError: ``folder`` does not exist, is not a folder, or cannot be listed.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: not a folder" if folder.exists() else f"{folder}: no such folder")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InputError(f"{folder}: cannot be listed; its permissions forbid it")
     media, left_alone = [], Counter[str]()
-    for path, reason in _walk(folder, _RecordedResults(folder, {})):
-        if reason == _UNLISTED:
-            media.append(path)  # nobody knows what is in there: it fails by name, and the others are done
-        elif reason := reason or _reason_to_leave(path):
+    for path, reason in _files_and_reasons(folder):
+        if reason:
             left_alone[reason] += 1
         else:
             media.append(path)
@@ -53,12 +56,12 @@ def discover(folder: Path) -> Discovery:
 
 @dataclass(frozen=True, slots=True)
 class _RecordedResults:
-    """Which files below a folder are ours, as its journal tells; one that has changed since is not."""
+    """The unchanged results of blurguard below a folder: name -> (size, mtime in ns), from its journal."""
 
     folder: Path
     stamps: dict[bytes, tuple[int, int]]
 
-    def have(self, path: Path) -> bool:
+    def include(self, path: Path) -> bool:
         stamp = self.stamps.get(os.fsencode(path.relative_to(self.folder))) if self.stamps else None
         if stamp is None or path.is_symlink():
             return False
@@ -66,21 +69,26 @@ class _RecordedResults:
         return stamp == (info.st_size, info.st_mtime_ns)
 
 
-def _walk(folder: Path, results: _RecordedResults, within: str = "") -> Iterator[tuple[Path, str]]:
-    """Yield every file below with the reason why it is left alone, ``""`` when that is not known yet."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        yield folder, within or _UNLISTED
-        return
-    for entry in entries:
-        path = Path(entry.path)
-        reason = within or (HIDDEN if entry.name.startswith(".") else "")
-        if not entry.is_dir(follow_symlinks=False):
-            yield path, reason or (OWN if results.have(path) else "")
-        elif entry.name != STATE_FOLDER:  # our own record is nobody's pictures
-            stamps = recorded_results(path)
-            yield from _walk(path, _RecordedResults(path, stamps) if stamps else results, reason)
+def _files_and_reasons(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield every file below a folder with the reason to leave it alone, "" for media."""
+    hidden = {folder: False}
+    results = {folder: _RecordedResults(folder, {})}
+
+    def enter(subfolder: Path) -> bool:
+        if subfolder.name == STATE_FOLDER:
+            return False
+        parent, stamps = subfolder.parent, recorded_results(subfolder)
+        hidden[subfolder] = hidden[parent] or subfolder.name.startswith(".")
+        results[subfolder] = _RecordedResults(subfolder, stamps) if stamps else results[parent]
+        return True
+
+    for path, error in walk(folder, enter, follow_first=True):
+        if error is not None:
+            yield path, HIDDEN if hidden[path] else ""
+        elif hidden[path.parent] or path.name.startswith("."):
+            yield path, HIDDEN
+        else:
+            yield path, OWN if results[path.parent].include(path) else _reason_to_leave(path)
 
 
 def _reason_to_leave(path: Path) -> str:
@@ -89,7 +97,7 @@ def _reason_to_leave(path: Path) -> str:
     if not path.is_file():
         return SPECIAL
     if type_from_suffix(path) is FileType.UNKNOWN:
-        # An unreadable file without a media suffix claims nothing; one with it fails later, by name.
+        # An unreadable file without a media suffix claims nothing. One with it fails later, by name.
         try:
             return NOT_MEDIA if type_of_file(path) is FileType.UNKNOWN else ""
         except InputError:
@@ -105,11 +113,11 @@ def blurred_name(path: Path) -> Path:
 def targets_for(files: list[Path], out: Path | None) -> list[tuple[Path, Path]]:
     """Return each file with the name of its result.
 
-    Without ``out`` that is ``NAME_blurred.SUFFIX`` beside it. ``out`` is a folder when it is one, when there
-    are several files, or when it has no suffix of a picture; else it is the name of the one result.
+    Without ``out`` the name is ``NAME_blurred.SUFFIX`` beside the file. ``out`` is the folder of the results if it
+    is one, has no suffix, or there are several files. Otherwise it is the name of the only result.
 
     Raises:
-        ConfigError: two results of one name, a result that is a source, or a suffix of another format.
+        ConfigError: two results have the same name, a result is also a source, or a suffix is of another format.
     """
     folder = out is not None and (len(files) > 1 or out.is_dir() or not out.suffix)
     if folder and out is not None and out.exists() and not out.is_dir():
@@ -118,7 +126,7 @@ def targets_for(files: list[Path], out: Path | None) -> list[tuple[Path, Path]]:
     sources, taken = {file.resolve() for file in files}, dict[Path, Path]()
     for source, target in pairs:
         if (other := taken.setdefault(target.resolve(), source)) != source:
-            raise ConfigError(f"{other} and {source} would both become {target}; handle them one at a time")
+            raise ConfigError(f"{other} and {source}: both results would be {target}; process them one at a time")
         if target.resolve() in sources:
             raise ConfigError(f"{source}: the result would replace {target}; choose another --out")
     return pairs
@@ -135,12 +143,12 @@ def _target(file: Path, out: Path | None, folder: bool) -> Path:
 
 
 def folder_beside(photos: Path) -> Path:
-    """Return the default folder of results: ``photos`` -> ``photos_blurred``, also for ``.`` and names like it.
+    """Return the default folder of results: ``photos`` -> ``photos_blurred``, for ``.`` and ``..`` as well.
 
     Raises:
-        ConfigError: the root of the file system has nothing beside it.
+        ConfigError: the root of the file system has no folder beside it.
     """
     named = photos.resolve() if photos.name in ("", "..") else photos
     if not named.name:
-        raise ConfigError(f"{photos}: has no folder beside it; say where the results go with --out")
+        raise ConfigError(f"{photos}: has no folder beside it; choose one for the results with --out")
     return named.with_name(f"{named.name}_blurred")

@@ -1,31 +1,30 @@
-"""What has been done to which file, so that it is done once: a small interface over SQLite.
+"""Records the state of every source file in an output folder's journal, an SQLite database.
 
-The journal of an output folder lies in ``FOLDER/.blurguard/journal.sqlite``. A row is written before a result
-gets its name (state ``publishing``, with the result's hash) and again after it (``done``): whatever moment a
-process dies at, the next one can tell its own results from anybody else's file. A drop folder also tells there
-what waits and what is being worked on.
+The journal is ``FOLDER/.blurguard/journal.sqlite``. A row is written before a result gets its name (state
+``publishing``, with the result's hash) and again after it (``done``). Whenever a process dies, the next one can
+distinguish its own results from other files. A drop folder also records there which files wait or are in work.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from blurguard.errors import OutputError, StorageError
 from blurguard.files.atomic import STATE_FOLDER, digest_file
-from blurguard.files.errors import output_errors
+from blurguard.files.errors import os_errors
+from blurguard.files.locks import try_lock_past_probes
 from blurguard.files.stamp import FileStamp
 
 FILE_NAME = "journal.sqlite"
-IN_PLACE_NAME = "in-place.sqlite"  # of a folder that holds originals as well, and is no output folder
+IN_PLACE_NAME = "in-place.sqlite"  # of a folder whose originals are replaced, so that it is not an output folder
 LOCK_NAME = "journal.lock"
 SCHEMA_VERSION = 2
 SCHEMA = """
@@ -42,14 +41,12 @@ CREATE TABLE IF NOT EXISTS files (
     changed REAL NOT NULL DEFAULT 0
 ) WITHOUT ROWID
 """
-_LOCK_ATTEMPTS, _PAUSE_SECONDS = 100, 0.01  # for those who only look whether a folder is in use to be gone
-MAX_IN_PROGRESS = 20  # files of ``JournalStats``
 FROM_VERSION_1 = "ALTER TABLE files ADD COLUMN changed REAL NOT NULL DEFAULT 0"
 INDEX = "CREATE INDEX IF NOT EXISTS files_by_state ON files (state, changed)"
 
 
 class FileState(StrEnum):
-    """How far a file has come. Drop folders have the first two as well, with or without an earlier result."""
+    """Progress of a file. Only drop folders have the first two, with or without an earlier result."""
 
     QUEUED = "queued"
     WORKING = "working"
@@ -60,24 +57,24 @@ class FileState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One source file: what it was, what it was made into, and how.
+    """One source file and its result.
 
     Attributes:
         state: see ``FileState``.
         source: stamp of the source when it was read.
         source_digest: BLAKE2b of the content that was read.
-        recipe: digest of settings and model.
-        output_size: of our result, bytes.
-        output_mtime_ns: of our result.
-        output_digest: BLAKE2b of our result, "" when there is none.
-        replaced_digest: that of our earlier result, while a new one may not have got its name yet.
+        config_digest: digest of settings and model.
+        output_size: of the result, bytes.
+        output_mtime_ns: of the result.
+        output_digest: BLAKE2b of the result, "" without one.
+        replaced_digest: of the earlier result, as long as the new one may not have its name yet.
         error: message of the failure.
         root: digest of the name of the input folder.
-        changed: when this was recorded, seconds since 1970, 0 when that is not known.
+        changed: time of this record, seconds since 1970, 0 if unknown.
     """
 
     state: FileState
-    source: FileStamp = FileStamp()
+    source: FileStamp = field(default_factory=FileStamp)
     source_digest: str = ""
     config_digest: str = ""
     output_size: int = -1
@@ -89,105 +86,96 @@ class FileRecord:
     changed: float = field(default=0.0, compare=False)
 
     def result_at(self, target: Path) -> str:
-        """Return the digest of the result of ours that lies at ``target`` as we left it, "" if none does.
+        """Return the digest of the file at ``target`` if it is an unchanged result of this source, "" otherwise.
 
-        Until a new result has got its name, that is the one before: ours, but not what this entry tells of.
+        Until a new result has its name, that is the digest of the earlier one, which this record does not describe.
+
+        Raises:
+            OSError: the file cannot be read.
         """
+        if not target.is_file():
+            return ""
         stamp = FileStamp.of(target)
         if (stamp.size, stamp.mtime_ns) == (self.output_size, self.output_mtime_ns):
             return self.output_digest
         digest = digest_file(target)
         return digest if digest in {self.output_digest, self.replaced_digest} else ""
 
-    def made(self, target: Path) -> bool:
-        """Whether the file at ``target`` is a result of ours, as we left it."""
-        return bool(self.output_digest) and bool(self.result_at(target))
-
     def is_unchanged(self, source: Path) -> bool:
-        """Whether ``source`` still is what was read; reads it only when its times have changed and its size has not."""
+        """Whether ``source`` is still the file that was read. It is read again only if just its times differ."""
         stamp = FileStamp.of(source)
         return stamp == self.source or (stamp.size == self.source.size and digest_file(source) == self.source_digest)
 
 
-@dataclass(frozen=True, slots=True)
-class JournalStats:
-    """What a journal tells in numbers.
-
-    Attributes:
-        counts: files by state.
-        done_lately: files done since the time that was asked for.
-        error: message of the last failure that still stands, "" for none.
-        failed_at: when that was, seconds since 1970.
-        at_work: what is being worked on or published and since when, longest first, at most ``MAX_IN_PROGRESS``.
-    """
-
-    counts: dict[FileState, int]
-    done_recently: int
-    error: str
-    failed_at: float
-    in_progress: tuple[tuple[Path, float], ...] = ()
+# The schema is older than the names of these fields. ``source`` has three columns.
+_COLUMNS = {"config_digest": "recipe", "output_mtime_ns": "output_mtime"}
+_FIELD_BY_COLUMN = {_COLUMNS.get(one.name, one.name): one.name for one in fields(FileRecord) if one.name != "source"}
 
 
 class Journal:
-    """The record of one output folder; one process at a time. Use ``open_journal``."""
+    """The record of one output folder, used by one process at a time. See ``open_journal``."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        """Take an open connection to a database with our schema."""
+        """Use an open connection to a database with ``SCHEMA``."""
+        connection.row_factory = sqlite3.Row
         self._db = connection
 
     def get(self, name: Path) -> FileRecord | None:
-        """Return what is known of the source file of that name, relative to the input folder."""
+        """Return the record of a source file, by its name relative to the input folder."""
         row = self._db.execute("SELECT * FROM files WHERE name = ?", (os.fsencode(name),)).fetchone()
-        return None if row is None else _entry(row)
+        return None if row is None else _from_row(row)
 
-    def put(self, name: Path, entry: FileRecord) -> None:
-        """Record it durably before anything else happens, with the present time.
+    def put(self, name: Path, record: FileRecord) -> None:
+        """Write a record with the present time, and return once it is on disk.
 
         Raises:
-            OutputError: the disk is full, or the like.
+            StorageError: it cannot be written.
         """
-        self._write(name, entry, time.time())
+        self._write(name, replace(record, changed=time.time()))
 
-    def _write(self, name: Path, entry: FileRecord, changed: float) -> None:
-        stamp = entry.source
-        values = (
-            os.fsencode(name), entry.state, stamp.size, stamp.mtime_ns, stamp.ctime_ns, entry.source_digest,
-            entry.config_digest, entry.output_size, entry.output_mtime_ns, entry.output_digest, entry.replaced_digest,
-            entry.error, entry.root, changed,
-        )  # fmt: skip
+    def _write(self, name: Path, record: FileRecord) -> None:
+        row = {"name": os.fsencode(name)} | _to_row(record)
+        put = f"INSERT OR REPLACE INTO files ({', '.join(row)}) VALUES (:{', :'.join(row)})"  # noqa: S608 - our columns
         with _record_errors(name):
-            self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self._db.execute(put, row)
 
     def fail(self, name: Path, message: str, source: FileStamp | None = None) -> None:
-        """Record a failure, and of which file if that is known; what is known of an earlier result stays known.
+        """Record a failure, and the stamp of the file that failed if it is known. An earlier result stays recorded.
 
-        That result is of another version than ``source``: without a recipe nobody takes it for this one's.
-        """
-        entry = self.get(name) or FileRecord(FileState.FAILED)
-        if source is not None:
-            entry = replace(entry, source=source, source_digest="", config_digest="")
-        told = message.encode("utf-8", "backslashreplace").decode()  # names may be no text, which SQLite refuses
-        self.put(name, replace(entry, state=FileState.FAILED, error=told))
-
-    def mark(self, names: Iterable[Path], state: FileState) -> None:
-        """Set the state of files, whether known or not, and nothing else.
-
-        Losing this in a power cut does no harm, so nobody waits until it is on disk.
+        That result is of another version than ``source``. Without a config digest it is never up to date.
 
         Raises:
-            OutputError: the disk is full, or the like.
+            StorageError: it cannot be written.
+        """
+        record = self.get(name) or FileRecord(FileState.FAILED)
+        if source is not None:
+            record = replace(record, source=source, source_digest="", config_digest="")
+        text = message.encode("utf-8", "backslashreplace").decode()  # SQLite refuses names that are not text
+        self.put(name, replace(record, state=FileState.FAILED, error=text))
+
+    def mark(self, names: Iterable[Path], state: FileState) -> None:
+        """Set only the state of files, known or not, all or none. Does not wait for the disk.
+
+        Losing this in a power cut does no harm.
+
+        Raises:
+            StorageError: it cannot be written.
         """
         with _record_errors(Path(state)), self._without_fsync():
             for name in names:
                 self.put(name, replace(self.get(name) or FileRecord(state), state=state))
 
     def forget(self, name: Path) -> None:
-        """Take back that a file waits or has failed: it is gone. What is known of an earlier result stays known."""
-        entry = self.get(name)
-        if entry is None or entry.state in (FileState.PUBLISHING, FileState.DONE):
+        """Forget that a file waits or has failed, because it is gone. An earlier result stays recorded.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        record = self.get(name)
+        if record is None or record.state in (FileState.PUBLISHING, FileState.DONE):
             return
-        if entry.output_digest:  # of another version, whose times are not known any more; nor is it done just now
-            self._write(name, replace(entry, state=FileState.DONE, source=FileStamp(), error=""), 0.0)
+        if record.output_digest:  # of another version, whose stamp and time are not known any more
+            self._write(name, replace(record, state=FileState.DONE, source=FileStamp(), error="", changed=0.0))
             return
         with _record_errors(name):
             self._db.execute("DELETE FROM files WHERE name = ?", (os.fsencode(name),))
@@ -196,11 +184,11 @@ class Journal:
         """Return the files in these states, by name."""
         marks = ", ".join("?" * len(states))
         rows = self._db.execute(f"SELECT * FROM files WHERE state IN ({marks}) ORDER BY name", states)  # noqa: S608 - only question marks
-        return [(Path(os.fsdecode(row[0])), _entry(row)) for row in rows]
+        return [(Path(os.fsdecode(row["name"])), _from_row(row)) for row in rows]
 
     @contextlib.contextmanager
     def _without_fsync(self) -> Iterator[None]:
-        """Do all or nothing, and do not wait for the disk."""
+        """Make one transaction of the block, without waiting for the disk."""
         self._db.execute("PRAGMA synchronous = NORMAL")
         try:
             with self._db:
@@ -210,98 +198,48 @@ class Journal:
             self._db.execute("PRAGMA synchronous = FULL")
 
 
-def _entry(row: tuple[Any, ...]) -> FileRecord:
-    _, state, size, mtime, ctime, *rest = row
-    return FileRecord(FileState(state), FileStamp(size, mtime, ctime), *rest)
+def _to_row(record: FileRecord) -> dict[str, Any]:
+    source = record.source
+    stamp = {"source_size": source.size, "source_mtime": source.mtime_ns, "source_ctime": source.ctime_ns}
+    return stamp | {column: getattr(record, name) for column, name in _FIELD_BY_COLUMN.items()}
 
 
-def read_stats(folder: Path, since: float) -> JournalStats | None:
-    """Return what the journal of an output folder tells in numbers, None where there is none; writes nothing.
-
-    Args:
-        folder: the output folder.
-        since: files done after this time, seconds since 1970, count as ``done_recently``.
-
-    Raises:
-        OutputError: it cannot be read.
-    """
-    path = folder / STATE_FOLDER / FILE_NAME
-    with _reading(path) as database:
-        version = 0 if database is None else database.execute("PRAGMA user_version").fetchone()[0]
-        if database is None or version == 0:  # just being made
-            return None
-        if version != SCHEMA_VERSION:
-            raise OutputError(f"{path}: written by another version of blurguard (schema {version})")
-        counts = database.execute("SELECT state, COUNT(*) FROM files GROUP BY state").fetchall()
-        lately = "SELECT COUNT(*) FROM files WHERE state = ? AND changed > ?"
-        done = database.execute(lately, (FileState.DONE, since)).fetchone()[0]
-        last = "SELECT error, changed FROM files WHERE state = ? ORDER BY changed DESC LIMIT 1"
-        message, failed_at = database.execute(last, (FileState.FAILED,)).fetchone() or ("", 0.0)
-        busy = "SELECT name, changed FROM files WHERE state IN (?, ?) ORDER BY changed, name LIMIT ?"
-        rows = database.execute(busy, (FileState.WORKING, FileState.PUBLISHING, MAX_IN_PROGRESS)).fetchall()
-    at_work = tuple((Path(os.fsdecode(name)), changed) for name, changed in rows)
-    return JournalStats({FileState(state): count for state, count in counts}, done, message, failed_at, at_work)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection | None]:
-    """Open a database, as it is at one moment, so that nothing is written; None where there is none."""
-    try:
-        path.stat()
-        # SQLite's readers make the write-ahead log where it is absent, and leave it; without a log nobody writes.
-        mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
-    except (FileNotFoundError, NotADirectoryError):
-        yield None
-        return
-    except OSError as error:
-        raise OutputError(f"{path}: the record of this folder cannot be read: {error.strerror}") from error
-    try:
-        uri = f"{path.absolute().as_uri()}?{mode}"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as database:
-            database.execute("BEGIN")
-            yield database
-    except sqlite3.Error as error:
-        raise OutputError(f"{path}: the record of this folder cannot be read: {error}") from error
-
-
-def recorded_results(folder: Path) -> dict[bytes, tuple[int, int]]:
-    """Return the results that an output folder's journal tells of: name below the folder -> (size, mtime in ns).
-
-    A journal that is not there, or cannot be read, tells of nothing: what lies there is then the user's.
-    """
-    path = folder / STATE_FOLDER / FILE_NAME
-    if not os.access(path, os.R_OK):
-        return {}
-    try:
-        with contextlib.closing(sqlite3.connect(path)) as connection:
-            rows = connection.execute("SELECT name, output_size, output_mtime FROM files").fetchall()
-    except sqlite3.Error:
-        return {}
-    return {bytes(name): (size, mtime) for name, size, mtime in rows}
+def _from_row(row: sqlite3.Row) -> FileRecord:
+    values = {name: row[column] for column, name in _FIELD_BY_COLUMN.items()}
+    source = FileStamp(row["source_size"], row["source_mtime"], row["source_ctime"])
+    return FileRecord(**values | {"state": FileState(row["state"]), "source": source})
 
 
 @contextlib.contextmanager
 def open_journal(folder: Path, name: str = FILE_NAME) -> Iterator[Journal]:
-    """Open the journal of an output folder, making it if need be; ``name`` is ``IN_PLACE_NAME`` for another kind.
+    """Open the journal of an output folder, created if missing, and hold its lock.
+
+    Args:
+        folder: the output folder.
+        name: ``IN_PLACE_NAME`` for a folder whose originals are replaced.
 
     Raises:
-        OutputError: not writable, damaged, or another process works in the same folder.
+        OutputError: not writable, damaged, or in use by another process.
     """
     state = folder / STATE_FOLDER
     path = state / name
-    with output_errors(state):
+    with os_errors(state):
         folder.mkdir(parents=True, exist_ok=True)
         state.mkdir(mode=0o700, exist_ok=True)
         lock = os.open(state / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # sqlite would ask the umask
-    with contextlib.closing(_Lock(lock, folder)):
-        try:
-            with contextlib.closing(_connect(path)) as connection:
-                yield Journal(connection)
-        except sqlite3.Error as error:
-            raise OutputError(
-                f"{path}: the record of this folder cannot be used: {error}; remove it to start afresh"
-            ) from error
+    try:
+        with os_errors(folder, "cannot be locked", OutputError, "choose an output folder on another file system"):
+            if not try_lock_past_probes(lock):
+                raise OutputError(f"{folder}: another blurguard is working in this folder; wait for it")
+        with os_errors(state):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would apply the umask
+        with _connect(path) as connection:
+            yield Journal(connection)
+    except sqlite3.Error as error:
+        problem = "the record of this folder cannot be used"
+        raise OutputError(f"{path}: {problem}: {error}; remove it to start afresh") from error
+    finally:
+        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -310,62 +248,33 @@ def _record_errors(name: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise StorageError(f"{name}: what was done cannot be recorded: {error}") from error
+        raise StorageError(f"{name}: its progress cannot be recorded: {error}") from error
 
 
-class _Lock:
-    """Holds a lock file's lock until closed."""
-
-    def __init__(self, handle: int, folder: Path) -> None:
-        self._handle = handle
-        try:
-            _lock(handle)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise OutputError(f"{folder}: another blurguard is working in this folder; wait for it") from error
-        except OSError as error:
-            os.close(handle)
-            raise OutputError(
-                f"{folder}: cannot be locked: {error.strerror}; choose an output folder on another file system"
-            ) from error
-
-    def close(self) -> None:
-        os.close(self._handle)
+@contextlib.contextmanager
+def _connect(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open the database in write-ahead mode with every commit on disk, and bring its schema up to date."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        version = schema_version(connection, path, (0, 1, SCHEMA_VERSION))
+        with connection:
+            connection.execute("BEGIN")
+            tables = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchall()
+            # Version 1 gave a new file its table and its number in two steps: killed in between, it left 0.
+            connection.execute(FROM_VERSION_1 if tables and version < SCHEMA_VERSION else SCHEMA)
+            connection.execute(INDEX)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        yield connection
 
 
-def _lock(handle: int) -> None:
-    """Take the lock for good, at once or not at all; who only looks (``health.is_in_use``) is waited for.
+def schema_version(database: sqlite3.Connection, path: Path, readable: tuple[int, ...]) -> int:
+    """Return the version of a journal's schema.
 
-    Such a one lets others share the lock, an owner does not: so the two are told apart.
+    Raises:
+        OutputError: it is not among ``readable``.
     """
-    exclusive, shared = fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_SH | fcntl.LOCK_NB
-    for _ in range(_LOCK_ATTEMPTS):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(handle, exclusive)
-            return
-        fcntl.flock(handle, shared)
-        fcntl.flock(handle, fcntl.LOCK_UN)
-        time.sleep(_PAUSE_SECONDS)
-    fcntl.flock(handle, exclusive)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open the database in write-ahead mode with every commit on disk."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version not in (0, 1, SCHEMA_VERSION):
-        connection.close()
-        raise OutputError(f"{path}: written by another version of blurguard (schema {version})")
-    with connection:
-        connection.execute("BEGIN")
-        # Version 1 gave a new file its table and its number in two steps: killed in between, it left 0.
-        old = (
-            version < SCHEMA_VERSION
-            and connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchone()
-        )
-        connection.execute(FROM_VERSION_1 if old else SCHEMA)
-        connection.execute(INDEX)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    return connection
+    version: int = database.execute("PRAGMA user_version").fetchone()[0]
+    if version not in readable:
+        raise OutputError(f"{path}: written by another version of blurguard (schema {version}); use that one")
+    return version

@@ -1,4 +1,4 @@
-"""The results of one folder: what is up to date, what may be replaced, and how results are published."""
+"""The results of a folder: which are up to date, which may be replaced, and how they are published."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from blurguard.batch.workers import Job, WorkerConfig
 from blurguard.errors import ConfigError, InputError, OutputError, StorageError
 from blurguard.files.atomic import SCRATCH_FOLDER, STATE_FOLDER, digest_bytes, publish, remove_stale
 from blurguard.files.stamp import FileStamp
+from blurguard.files.walk import files_below
 from blurguard.types import Outcome, Status
 
 
 @dataclass(frozen=True, slots=True)
 class FolderTask:
-    """What ``anonymize_folder`` is to do.
+    """The arguments of ``anonymize_folder``.
 
     Attributes:
         folder: searched with everything below it.
-        out: the mirrored tree; ``folder`` itself replaces the originals.
-        crew: who works.
-        overwrite: replace files of ``out`` that are not known to be ours.
-        dry_run: find faces and tell, write nothing.
+        out: root of the results, which mirrors ``folder``. If both are the same, the originals are replaced.
+        worker_config: see ``WorkerConfig``.
+        overwrite: replace files in ``out`` even if blurguard did not make them.
+        dry_run: only find faces, write nothing.
     """
 
     folder: Path
@@ -37,11 +38,11 @@ class FolderTask:
     dry_run: bool = False
 
     def discover(self) -> Discovery:
-        """Return what is to be handled.
+        """Return the files to process.
 
         Raises:
-            InputError: no such folder.
-            ConfigError: ``out`` lies where it must not.
+            InputError: the folder does not exist.
+            ConfigError: ``out`` is a file, or overlaps with the originals.
         """
         if self.out.exists() and not self.out.is_dir():
             raise ConfigError(f"{self.out}: is a file; choose a folder for --out")
@@ -50,7 +51,7 @@ class FolderTask:
         return discover(self.folder)
 
     def _check_overlap(self) -> None:
-        """Keep results from mingling with originals: what is left alone as ours must be ours."""
+        """Keep results apart from originals: every file left alone as a result must be one."""
         folder, out = self.folder.resolve(), self.out.resolve()
         if out in folder.parents:
             raise ConfigError(f"{self.out}: holds the originals in {self.folder}; choose another --out")
@@ -65,31 +66,59 @@ class FolderTask:
         return self.folder.resolve() == self.out.resolve()
 
 
+class OutputPolicy:
+    """Decides on files and publishes their results. This one writes nothing, so that files are only searched."""
+
+    def decide(self, source: Path) -> Job | Outcome:
+        """Return the job for a file, or its outcome without one.
+
+        Raises:
+            BlurguardError: the file fails.
+            OSError: the file cannot be read, and fails.
+        """
+        return Job(source)
+
+    def publish(self, job: Job, result: StagedResult) -> None:
+        """Give a result its final name.
+
+        Raises:
+            BlurguardError: the file fails.
+            OSError: the file fails.
+        """
+
+    def record_failure(self, job: Job, outcome: Outcome) -> None:
+        """Record that a job has failed.
+
+        Raises:
+            OutputError: it cannot be recorded.
+        """
+
+
 def recover(out: Path, journal: Journal) -> None:
-    """Make the journal true after whatever has happened to the last process, and remove what that left in scratch.
+    """Complete the journal after the end of the last process, and remove the scratch that it left.
 
     Raises:
         StorageError: nothing can be recorded.
     """
     if not reconcile(out, journal):
-        raise StorageError(f"{out}: what was done cannot be recorded; free some space and run again")
+        raise StorageError(f"{out}: its progress cannot be recorded; free some space and run again")
     remove_stale(out, recorded=True)
 
 
 def reconcile(out: Path, journal: Journal) -> bool:
-    """Settle the files whose results were to get their names when something came in between; False if that fails.
+    """Settle the files whose publishing was interrupted. False if that cannot be recorded.
 
-    A result is recorded, renamed and recorded again. If it was not recorded again, and neither has its name nor
-    waits in scratch, it was renamed and somebody has taken it: with a drop folder, it must not come out twice. So
-    nobody may remove a draft from scratch before this has been called.
+    A result is recorded, renamed and recorded again. If the second record is missing, and the result neither has its
+    name nor waits in scratch, then it was renamed and its recipient has taken it. A drop folder must not deliver it
+    twice. So staged files may be removed only after this call.
     """
-    drafts = set(_staged_files(out / STATE_FOLDER / SCRATCH_FOLDER))
+    staged = set(_staged_files(out / STATE_FOLDER / SCRATCH_FOLDER))
     with contextlib.suppress(StorageError):
-        for name, entry in journal.all_in(FileState.PUBLISHING):
+        for name, record in journal.all_in(FileState.PUBLISHING):
             target = out / name
-            taken = not os.path.lexists(target) and (entry.output_size, entry.output_mtime_ns) not in drafts
-            if taken or (target.is_file() and entry.result_at(target) == entry.output_digest):
-                journal.put(name, replace(entry, state=FileState.DONE))
+            taken = not os.path.lexists(target) and (record.output_size, record.output_mtime_ns) not in staged
+            if taken or (target.is_file() and record.result_at(target) == record.output_digest):
+                journal.put(name, replace(record, state=FileState.DONE))
             else:
                 journal.mark([name], FileState.QUEUED)
         return True
@@ -97,46 +126,47 @@ def reconcile(out: Path, journal: Journal) -> bool:
 
 
 def _staged_files(scratch: Path) -> Iterator[tuple[int, int]]:
-    """Yield size and time of the drafts that never got a name; one that has two is linked to its name already."""
-    for parent, _, names in os.walk(scratch):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # somebody works there
-                info = Path(parent, name).lstat()
-                if info.st_nlink == 1:
-                    yield info.st_size, info.st_mtime_ns
+    """Yield size and mtime (ns) of the staged files without a final name: a second link is such a name already."""
+    for path in files_below(scratch):
+        with contextlib.suppress(FileNotFoundError):  # a worker is still writing there
+            info = path.lstat()
+            if info.st_nlink == 1:
+                yield info.st_size, info.st_mtime_ns
 
 
-class OutputTree:
-    """The decisions about one output folder, which its journal informs."""
+class OutputTree(OutputPolicy):
+    """Mirrors a folder in an output folder, whose journal records the results."""
 
-    def __init__(self, task: FolderTask, journal: Journal, recipe: str, scratch: Path) -> None:
+    def __init__(self, task: FolderTask, journal: Journal, config_digest: str, scratch: Path) -> None:
+        """Take the digest of settings and model, by which results are up to date, and a scratch in ``task.out``."""
         self._task = task
         self._journal = journal
-        self._recipe = recipe
+        self._config_digest = config_digest
         self._scratch = scratch
         self._out = task.out.resolve()
         self._root = digest_bytes(os.fsencode(task.folder.resolve()))
         self._may_replace = task.overwrite or task.in_place
 
     def decide(self, source: Path) -> Job | Outcome:
-        """Return what is to be done, or that it is done already.
+        """Return the job for a file, or its outcome if its result is up to date.
 
         Raises:
-            OutputError: a file is in the way that is not ours to replace.
+            OutputError: the name of the result holds a file that may not be replaced.
+            OSError: the source or that file cannot be read.
         """
         name = source.relative_to(self._task.folder)
         target = self._task.out / name
         self._check_inside(target)
-        entry = self._journal.get(name)
+        record = self._journal.get(name)
         if not os.path.lexists(target):
             return Job(source, target, self._scratch)
-        ours = _own_digest(target, entry)
-        if ours and entry is not None and ours == entry.output_digest and self._up_to_date(entry, source):
+        own_digest = _own_digest(target, record)
+        if record and own_digest and own_digest == record.output_digest and self._up_to_date(record, source):
             return Outcome(source, Status.SKIPPED, target, reason="done before and unchanged")
         if not self._may_replace:
-            if not ours or entry is None:
-                raise OutputError(_refusal(target, entry))
-            if entry.root != self._root and not entry.is_unchanged(source):
+            if not own_digest or record is None:
+                raise _not_replaceable(target, record)
+            if record.root != self._root and not record.is_unchanged(source):
                 raise OutputError(f"{target}: is the result of another folder's picture; choose another --out")
         return Job(source, target, self._scratch, replace=True)
 
@@ -144,68 +174,70 @@ class OutputTree:
         if not target.parent.resolve().is_relative_to(self._out):
             raise OutputError(f"{target.parent}: leads out of {self._task.out}; remove that link")
 
-    def _up_to_date(self, entry: FileRecord, source: Path) -> bool:
-        if entry.state not in (FileState.PUBLISHING, FileState.DONE) or entry.config_digest != self._recipe:
+    def _up_to_date(self, record: FileRecord, source: Path) -> bool:
+        if record.state not in (FileState.PUBLISHING, FileState.DONE) or record.config_digest != self._config_digest:
             return False
-        return self._task.in_place or entry.is_unchanged(source)
+        return self._task.in_place or record.is_unchanged(source)
 
-    def publish(self, job: Job, work: StagedResult, then: Callable[[], None] = lambda: None) -> None:
-        """Give the result its name, and have it in the journal whatever moment we die at.
+    def publish(self, job: Job, result: StagedResult, then: Callable[[], None] = lambda: None) -> None:
+        """Give a result its name, and record it so that every moment of death leaves the journal right.
 
         Args:
-            job: as ``decide`` made it; what was so then is looked at again.
-            work: with the draft.
-            then: called between name and last record.
+            job: from ``decide``. The state of the files is checked once more.
+            result: with the staged file.
+            then: called after the rename and before the last record.
 
         Raises:
             InputError: the original is to be replaced, and has changed.
-            OutputError: the result cannot get its name; the draft is still there then.
+            OutputError: the result cannot get its name. The staged file is still there.
         """
-        assert job.target is not None and work.staged is not None  # noqa: S101 - decide() made it so
-        name, draft = job.source.relative_to(self._task.folder), work.staged
-        if self._task.in_place and FileStamp.of(job.source) != work.source_stamp:
-            raise InputError(f"{job.source}: was changed while it was worked on; run again")
+        assert job.target is not None and result.staged is not None  # noqa: S101 - decide() made it so
+        name, staged = job.source.relative_to(self._task.folder), result.staged
+        if self._task.in_place and FileStamp.of(job.source) != result.source_stamp:
+            raise InputError(f"{job.source}: was changed while it was processed; run again")
         self._check_inside(job.target)
         known = self._journal.get(name)
-        ours = _own_digest(job.target, known)
-        if job.replace and not (ours or self._may_replace) and os.path.lexists(job.target):
-            raise OutputError(_refusal(job.target, known))
-        entry = FileRecord(
+        own_digest = _own_digest(job.target, known)
+        if job.replace and not (own_digest or self._may_replace) and os.path.lexists(job.target):
+            raise _not_replaceable(job.target, known)
+        record = FileRecord(
             FileState.PUBLISHING,
-            work.source_stamp,
-            work.source_digest,
-            self._recipe,
-            draft.size,
-            draft.mtime_ns,
-            draft.digest,
-            replaced_digest=ours,
+            source=result.source_stamp,
+            source_digest=result.source_digest,
+            config_digest=self._config_digest,
+            output_size=staged.size,
+            output_mtime_ns=staged.mtime_ns,
+            output_digest=staged.digest,
+            replaced_digest=own_digest,
             root=self._root,
         )
         try:
-            self._journal.put(name, entry)
-            publish(draft, job.target, job.replace)
-        except BaseException:  # Ctrl-C as well: what has no name must not be taken for what has lost it
-            if draft.path.exists():
-                with contextlib.suppress(StorageError):  # then the draft must stay: see put_right
+            self._journal.put(name, record)
+            publish(staged, job.target, job.replace)
+        except BaseException:  # Ctrl-C as well: a result without its name must not count as taken
+            if staged.path.exists():
+                with contextlib.suppress(StorageError):  # then the staged file must stay: see reconcile()
                     self._journal.mark([name], FileState.QUEUED)
             raise
         then()
-        with contextlib.suppress(OutputError):  # a full disk, say; `publishing` tells as much
-            self._journal.put(name, replace(entry, state=FileState.DONE))
+        with contextlib.suppress(OutputError):  # a full disk, for example. `publishing` is enough for reconcile()
+            self._journal.put(name, replace(record, state=FileState.DONE))
 
     def record_failure(self, job: Job, outcome: Outcome) -> None:
-        """Remember a failure."""
+        """Record that a job has failed.
+
+        Raises:
+            StorageError: it cannot be recorded.
+        """
         self._journal.fail(job.source.relative_to(self._task.folder), outcome.reason)
 
 
-def _own_digest(target: Path, entry: FileRecord | None) -> str:
-    """Return the digest of our result at ``target``, "" where there is none."""
-    if entry is None or target.is_symlink() or not target.is_file():
-        return ""
-    return entry.result_at(target)
+def _own_digest(target: Path, record: FileRecord | None) -> str:
+    """Return the digest of blurguard's result at ``target``, "" if there is none."""
+    return "" if record is None or target.is_symlink() else record.result_at(target)
 
 
-def _refusal(target: Path, entry: FileRecord | None) -> str:
-    if entry is None or not entry.output_digest:
-        return f"{target}: exists, and blurguard did not make it; give --overwrite to replace it"
-    return f"{target}: was changed after blurguard made it; give --overwrite to replace it"
+def _not_replaceable(target: Path, record: FileRecord | None) -> OutputError:
+    if record is None or not record.output_digest:
+        return OutputError(f"{target}: exists, and blurguard did not make it; give --overwrite to replace it")
+    return OutputError(f"{target}: was changed after blurguard made it; give --overwrite to replace it")

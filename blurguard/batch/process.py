@@ -1,4 +1,4 @@
-"""What belongs to a whole process: set it in processes that are blurguard's alone, never from a library."""
+"""Sets up whole processes: only for processes of blurguard's own, never from a library."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def cpu_count() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS
 
 
 def configure_process() -> None:
-    """Set what belongs to a whole process; for processes that are blurguard's alone, not for libraries."""
-    cv2.setNumThreads(1)  # one thread per worker: workers are what uses the processors
-    Pillow.MAX_IMAGE_PIXELS = None  # --max-pixels decides, and says so
-    if hasattr(cv2.utils, "logging"):  # not before OpenCV 4.12
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our errors name the file, its do not
+    """Set options of OpenCV and Pillow that apply to the whole process."""
+    cv2.setNumThreads(1)  # the workers already use all processors
+    Pillow.MAX_IMAGE_PIXELS = None  # --max-pixels is the limit, with its own message
+    if hasattr(cv2.utils, "logging"):  # since OpenCV 4.12
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our errors name the file, its errors do not
 
 
 def configure_worker() -> None:
-    """Set up a worker, which does not outlive its parent, and leaves to it what a terminal says to all of them."""
+    """Set up a worker process. It ends with its parent, and leaves Ctrl-C and the end of the terminal to it."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -42,16 +42,17 @@ def configure_worker() -> None:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Put off what signals do in the main thread: a process that is half started can be neither used nor stopped.
+    """Delay the handlers of signals until the end of the block, while a process or thread starts.
 
-    Blocking them keeps them from threads and processes that start meanwhile, but not from this thread: libraries
-    have threads of their own, one of those takes the signal, and Python runs its handler here all the same.
+    A process that is half started can be neither used nor stopped. Blocking the signals keeps them from threads and
+    processes that start meanwhile, but not from this thread: a thread of some library takes the signal, and Python
+    still runs the handler here. So the handlers are replaced as well.
     """
-    came: list[int] = []
+    received: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():
         wanted = [number for number in _INTERRUPTS if callable(signal.getsignal(number))]
-        before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in wanted}
+        before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in wanted}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -59,11 +60,11 @@ def defer_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, handler)
-        for late in came:
+        for late in received:
             signal.raise_signal(late)
 
 
 def _exit_with_parent(parent: multiprocessing.process.BaseProcess) -> None:
-    """End this process as soon as its parent has: nobody is left to publish what it does."""
+    """End this process as soon as its parent has ended, since no process would publish its results."""
     parent.join()
     os._exit(1)

@@ -1,150 +1,137 @@
-"""Many files: what is to be done with each, by one process or several, and one place that gives results names.
+"""Processes many files, in this process or several, and publishes their results in one place.
 
-Workers read, detect, hide and leave drafts in scratch; only the caller's process decides, publishes and keeps
-the journal. A worker that dies costs its own file.
+Workers read, detect, redact and leave results in scratch. Only the caller's process decides, publishes and keeps
+the journal. A worker that dies fails only the file it was processing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from blurguard.anonymize.anonymizer import StagedResult
 from blurguard.batch.journal import FILE_NAME, IN_PLACE_NAME, open_journal
-from blurguard.batch.output_tree import FolderTask, OutputTree, reconcile, recover
+from blurguard.batch.output_tree import FolderTask, OutputPolicy, OutputTree, reconcile, recover
 from blurguard.batch.workers import Job, WorkerConfig, failed_outcome, run_jobs
-from blurguard.errors import BlurguardError, InputError, OutputError
+from blurguard.errors import BlurguardError, OutputError
 from blurguard.files.atomic import publish, remove_stale, scratch_in
+from blurguard.files.errors import read_errors
 from blurguard.files.filetypes import FileType, type_from_suffix, type_of_file
 from blurguard.types import Outcome, Status
 
 
 def anonymize_folder(task: FolderTask, files: Iterable[Path]) -> Iterator[Outcome]:
-    """Hide the faces in files of a folder and yield what became of each, in their order.
+    """Hide the faces in files of a folder and yield their outcomes, in order, with videos last.
 
-    Videos come last, for a long one holds up what comes after it.
+    A long video would hold up the outcomes of the files after it.
 
     Raises:
         ModelError: the detector cannot run.
         OutputError: the output folder as a whole cannot be used.
     """
     files = sorted(files, key=lambda file: type_from_suffix(file) is FileType.VIDEO)
-    crew = task.worker_config.sized_for(len(files))
+    config = task.worker_config.sized_for(len(files))
     if task.dry_run or not files:
-        yield from _dry_run(files, crew)
+        yield from _dry_run(files, config)
         return
-    anonymizer = crew.factory()
+    anonymizer = config.factory()
     name = IN_PLACE_NAME if task.in_place else FILE_NAME
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(open_journal(task.out, name))
         recover(task.out, journal)
         scratch = stack.enter_context(scratch_in(task.out, lambda: not reconcile(task.out, journal)))
-        mirror = OutputTree(task, journal, anonymizer.recipe, scratch)
-        yield from run_and_publish(crew, files, mirror.decide, mirror.publish, mirror.record_failure)
+        yield from run_and_publish(config, files, OutputTree(task, journal, anonymizer.recipe, scratch))
 
 
 def anonymize_files(
-    pairs: Iterable[tuple[Path, Path]], crew: WorkerConfig, *, overwrite: bool = False, dry_run: bool = False
+    pairs: Iterable[tuple[Path, Path]], config: WorkerConfig, *, overwrite: bool = False, dry_run: bool = False
 ) -> Iterator[Outcome]:
-    """Hide the faces in single files, given with the names of their results; yields what became of each."""
+    """Hide the faces in single files, given with the names of their results, and yield their outcomes in order.
+
+    Raises:
+        ModelError: the detector cannot run.
+    """
     targets = dict(pairs)
-    crew = crew.sized_for(len(targets))
+    config = config.sized_for(len(targets))
     if dry_run:
-        yield from _dry_run(targets, crew)
+        yield from _dry_run(targets, config)
         return
-    crew.factory()  # a detector that cannot run is no file's failure
+    config.factory()  # raises if the detector cannot run, which is not one file's failure
     with contextlib.ExitStack() as stack:
-        scratches: dict[Path, Path] = {}
-
-        def decide(source: Path) -> Job:
-            target, folder = targets[source], targets[source].parent
-            if not overwrite and os.path.lexists(target):
-                raise OutputError(f"{target}: exists already; give --overwrite to replace it")
-            type_of_file(source)  # a source that is not there leaves no folder behind
-            if folder not in scratches:
-                remove_stale(folder)
-                scratches[folder] = stack.enter_context(scratch_in(folder))
-            return Job(source, target, scratches[folder], overwrite)
-
-        yield from run_and_publish(crew, targets, decide, _publish_alone, lambda *_: None)
+        yield from run_and_publish(config, targets, _SingleFiles(targets, overwrite, stack))
 
 
-def detect_files(files: Iterable[Path], crew: WorkerConfig) -> Iterator[Outcome]:
-    """Find the faces in files, hide nothing; yields what was found in each, in their order."""
-    return run_and_publish(crew, files, Job, _publish_nothing, lambda *_: None)
+def detect_files(files: Iterable[Path], config: WorkerConfig) -> Iterator[Outcome]:
+    """Find the faces in files, without writing anything, and yield their outcomes in order."""
+    return run_and_publish(config, files, OutputPolicy())
 
 
-def _publish_alone(job: Job, work: StagedResult) -> None:
-    assert job.target is not None and work.staged is not None  # noqa: S101 - blur_files made it so
-    publish(work.staged, job.target, job.replace)
+class _SingleFiles(OutputPolicy):
+    """Publishes each result under its own name, without a journal."""
+
+    def __init__(self, targets: dict[Path, Path], overwrite: bool, stack: contextlib.ExitStack) -> None:
+        self._targets = targets
+        self._overwrite = overwrite
+        self._stack = stack  # removes the scratch folders
+        self._scratch: dict[Path, Path] = {}
+
+    def decide(self, source: Path) -> Job:
+        target, folder = self._targets[source], self._targets[source].parent
+        if not self._overwrite and os.path.lexists(target):
+            raise OutputError(f"{target}: exists already; give --overwrite to replace it")
+        type_of_file(source)  # raises before a folder is made for a missing source
+        if folder not in self._scratch:
+            remove_stale(folder)
+            self._scratch[folder] = self._stack.enter_context(scratch_in(folder))
+        return Job(source, target, self._scratch[folder], self._overwrite)
+
+    def publish(self, job: Job, result: StagedResult) -> None:
+        assert job.target is not None and result.staged is not None  # noqa: S101 - decide() made it so
+        publish(result.staged, job.target, job.replace)
 
 
-def _publish_nothing(job: Job, work: StagedResult) -> None:
-    """Files that are only looked at have no result."""
-
-
-def _dry_run(files: Iterable[Path], crew: WorkerConfig) -> Iterator[Outcome]:
-    for outcome in detect_files(files, crew):
+def _dry_run(files: Iterable[Path], config: WorkerConfig) -> Iterator[Outcome]:
+    for outcome in detect_files(files, config):
         done = outcome.status is Status.DONE
         yield replace(outcome, status=Status.SKIPPED, reason="dry run") if done else outcome
 
 
-def run_and_publish(
-    crew: WorkerConfig,
-    files: Iterable[Path],
-    decide: Callable[[Path], Job | Outcome],
-    publish_one: Callable[[Job, StagedResult], None],
-    note: Callable[[Job, Outcome], None],
-) -> Iterator[Outcome]:
-    """Decide on each file, have it worked on, publish it; failures become outcomes.
-
-    Results get their names as soon as they are there; what became of the files is told in their order.
-    """
-
-    def decided() -> Iterator[Job | Outcome]:
-        for source in files:
-            job = Job(source)
-            try:
-                yield decide(source)
-            except BlurguardError as error:
-                yield failed_outcome(job, error)
-            except OSError as error:
-                yield failed_outcome(job, InputError(f"{source}: cannot be read: {error.strerror}"))
-
+def run_and_publish(config: WorkerConfig, files: Iterable[Path], policy: OutputPolicy) -> Iterator[Outcome]:
+    """Process files and publish their results as they arrive. Yields one outcome per file, failed or not, in order."""
     waiting: dict[int, Outcome] = {}
-    told = 0
-    for ended, job, result in run_jobs(crew, decided()):
-        waiting[ended] = _settle(job, result, publish_one, note)
-        while told in waiting:
-            yield waiting.pop(told)
-            told += 1
+    next_number = 0
+    for number, job, result in run_jobs(config, (_decide(policy, source) for source in files)):
+        waiting[number] = _settle(policy, job, result)
+        while next_number in waiting:
+            yield waiting.pop(next_number)
+            next_number += 1
 
 
-def _settle(
-    job: Job | None,
-    result: StagedResult | Outcome,
-    publish_one: Callable[[Job, StagedResult], None],
-    note: Callable[[Job, Outcome], None],
-) -> Outcome:
-    """Publish a result, or remember a failure; return what became of the file."""
-    if isinstance(result, Outcome):
-        if job is not None and result.status is Status.FAILED:
-            _try_to_note(note, job, result)
-        return result
-    assert job is not None  # noqa: S101 - only a job gives work
+def _decide(policy: OutputPolicy, source: Path) -> Job | Outcome:
     try:
-        publish_one(job, result)
-    except (BlurguardError, OSError) as error:
-        outcome = failed_outcome(job, error)
-        _try_to_note(note, job, outcome)
-        return outcome
-    return replace(result.outcome, target=job.target)
+        with read_errors(source):
+            decision = policy.decide(source)
+    except BlurguardError as error:
+        decision = failed_outcome(Job(source), error)
+    return decision
 
 
-def _try_to_note(note: Callable[[Job, Outcome], None], job: Job, outcome: Outcome) -> None:
-    """Remember a failure; that it cannot be remembered, on a full disk say, is no failure of the others."""
-    with contextlib.suppress(OutputError):
-        note(job, outcome)
+def _settle(policy: OutputPolicy, job: Job | None, result: StagedResult | Outcome) -> Outcome:
+    """Publish a result, or record a failure. Return the outcome of the file."""
+    if isinstance(result, StagedResult):
+        assert job is not None  # noqa: S101 - only a job gives a result
+        try:
+            policy.publish(job, result)
+        except (BlurguardError, OSError) as error:
+            outcome = failed_outcome(job, error)
+        else:
+            return replace(result.outcome, target=job.target)
+    else:
+        outcome = result
+    if job is not None and outcome.status is Status.FAILED:
+        with contextlib.suppress(OutputError):  # a full disk, for example, which does not fail the other files
+            policy.record_failure(job, outcome)
+    return outcome

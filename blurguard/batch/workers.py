@@ -1,4 +1,4 @@
-"""Those who work on files: this process, or several others. A worker that dies costs its own file."""
+"""Runs jobs in this process or in a pool of workers. A worker that dies fails only the job it was running."""
 
 from __future__ import annotations
 
@@ -26,28 +26,24 @@ from blurguard.files.atomic import digest_bytes
 from blurguard.types import Outcome, Status
 
 Factory = Callable[[], Anonymizer]
-# Files handed out to each worker, with the one it works on: enough that no worker waits.
+# Jobs submitted per worker, with the one it is running: enough to keep every worker busy.
 _AHEAD_PER_WORKER = 3
-_START_SECONDS = 5.0  # the longest wait for a worker that is still starting when the others are done
-_DYING_SECONDS = 2.0  # after the workers were stopped, until nobody can tell anything any more
-# How a worker tells of a video: who (digest of the path), frames done, frames in all or -1. Writes to a pipe of
-# less than PIPE_BUF (POSIX: at least 512) bytes are atomic, so workers need no lock that one could die with.
+_START_SECONDS = 5.0  # longest wait for a worker that is still starting when the pool closes
+_DYING_SECONDS = 2.0  # longest wait for the last messages of stopped workers
+# Progress of a video: digest of its path, frames done, frames in total or -1. Writes to a pipe of up to PIPE_BUF
+# bytes (POSIX: at least 512) are atomic, so workers need no lock, which a dying worker would keep.
 _PROGRESS_MESSAGE = struct.Struct("=32sqq")
 _PROGRESS_SECONDS = 0.2
 
 
-def _ignore_progress(source: Path, done: int, total: int | None) -> None:
-    """Keep the progress of videos to ourselves."""
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One file on its way.
+    """One file to process.
 
     Attributes:
         source: to read.
-        target: name of the result; None when files are only looked at.
-        scratch: where a worker leaves the result; None when nothing is to be written.
+        target: name of the result, None without one.
+        scratch: folder in which a worker leaves the result, None to find faces only.
         replace: whether ``target`` may be replaced.
     """
 
@@ -59,22 +55,22 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Who works.
+    """Number and equipment of the workers.
 
     Attributes:
-        factory: makes a worker's ``Anonymizer``; is sent to other processes.
-        workers: processes; 1 works in the caller's.
+        factory: makes the ``Anonymizer`` of a worker. It is sent to other processes.
+        workers: processes. With 1, jobs run in the caller's process.
         threads: of each worker, for the frames of videos.
-        progress: is told how videos go; may be called from another thread.
+        progress: called with the progress of videos, perhaps from another thread.
     """
 
     factory: Factory
     workers: int = 1
     threads: int = 1
-    progress: Progress = _ignore_progress
+    progress: Progress = lambda *_: None
 
     def sized_for(self, files: int) -> WorkerConfig:
-        """Return a crew for so many files: with fewer workers than there were to be, each gets more threads."""
+        """Return a configuration for this number of files: fewer workers if there are few, with more threads each."""
         workers = max(1, min(self.workers, files))
         return replace(self, workers=workers, threads=max(1, self.workers * self.threads // workers))
 
@@ -82,36 +78,34 @@ class WorkerConfig:
 Results = Iterator[tuple[int, Job | None, StagedResult | Outcome]]
 
 
-def run_jobs(crew: WorkerConfig, jobs: Iterable[Job | Outcome]) -> Results:
-    """Yield what became of each job, as it ends, with its number; outcomes pass as they are."""
-    return (_serial if crew.workers == 1 else _parallel)(crew, jobs)
+def run_jobs(config: WorkerConfig, jobs: Iterable[Job | Outcome]) -> Results:
+    """Run jobs and yield (number, job, result) as each ends. An ``Outcome`` among the jobs passes through."""
+    return (_serial if config.workers == 1 else _parallel)(config, jobs)
 
 
-def _serial(crew: WorkerConfig, jobs: Iterable[Job | Outcome]) -> Results:
-    """Work in this process."""
-    anonymizer = crew.factory()
-    anonymizer.threads, anonymizer.progress = crew.threads, _throttled(crew.progress)
+def _serial(config: WorkerConfig, jobs: Iterable[Job | Outcome]) -> Results:
+    anonymizer = config.factory()
+    anonymizer.threads, anonymizer.progress = config.threads, _throttled(config.progress)
     for number, job in enumerate(jobs):
         yield (number, None, job) if isinstance(job, Outcome) else (number, job, _attempt(anonymizer, job))
 
 
-def _parallel(crew: WorkerConfig, jobs: Iterable[Job | Outcome]) -> Results:
-    """Work in other processes."""
+def _parallel(config: WorkerConfig, jobs: Iterable[Job | Outcome]) -> Results:
     pending: dict[Future[StagedResult | Outcome], tuple[int, Job]] = {}
-    with contextlib.closing(Pool(crew)) as pool:
+    with contextlib.closing(Pool(config)) as pool:
         for number, job in enumerate(jobs):
             if isinstance(job, Outcome):
                 yield number, None, job
                 continue
             pending[pool.submit(job)] = number, job
-            while len(pending) >= crew.workers * _AHEAD_PER_WORKER:
+            while len(pending) >= config.workers * _AHEAD_PER_WORKER:
                 yield from _completed(pending)
         while pending:
             yield from _completed(pending)
 
 
 def _completed(pending: dict[Future[StagedResult | Outcome], tuple[int, Job]]) -> Results:
-    """Wait until at least one job has ended, and yield those that have."""
+    """Wait until at least one job has ended, and yield all that have."""
     wait(pending, return_when=FIRST_COMPLETED)
     for future in [future for future in pending if future.done()]:
         number, job = pending.pop(future)
@@ -119,41 +113,34 @@ def _completed(pending: dict[Future[StagedResult | Outcome], tuple[int, Job]]) -
 
 
 class Pool:
-    """Other processes, which work on jobs as they are handed over. One that dies costs its own file.
+    """A pool of worker processes. A worker that dies fails only the job it was running.
 
-    A job that is cancelled while somebody works on it costs its worker as well: another one takes its place.
+    Cancelling a job that is running stops its worker, and another one takes its place.
     """
 
-    def __init__(self, crew: WorkerConfig, recycle: int = 0) -> None:
-        """Get ready; the processes start with the first job.
+    def __init__(self, config: WorkerConfig, recycle: int = 0) -> None:
+        """Create the pool. Workers start with the first job.
 
         Args:
-            crew: who works.
-            recycle: files after which a worker is replaced; 0 is never.
+            config: number and equipment of the workers.
+            recycle: number of files after which a worker is replaced, 0 for never.
         """
-        # Forked interpreters have hung: every worker starts afresh.
+        # Forked interpreters have hung, so every worker starts a new one.
         context = multiprocessing.get_context("spawn")
         self._started, self._starting = context.Semaphore(0), 0
-        self._workers = crew.workers
-        resource_tracker.ensure_running()  # its start would let Ctrl-C through to what starts after it
-        self._reader = _ProgressReader(crew.progress)
-        arguments = crew.factory, crew.threads, self._started, self._reader.send_end
-        self._start = partial(
-            ProcessPool,
-            crew.workers,
-            max_tasks=recycle,
-            initializer=_start_worker,
-            initargs=arguments,
-            context=context,
-        )
+        self._workers = config.workers
+        resource_tracker.ensure_running()  # started later, it would let Ctrl-C through to the workers after it
+        self._reader = _ProgressReader(config.progress)
+        arguments = config.factory, config.threads, self._started, self._reader.send_end
+        self._start = partial(ProcessPool, config.workers, recycle, _start_worker, arguments, context)
         self._pool = self._start()
 
     def submit(self, job: Job) -> Future[StagedResult | Outcome]:
-        """Hand over a job; ``result_of`` tells what became of it."""
-        self._starting = self._workers  # the pool starts all of them with its first task
+        """Submit a job. ``result_of`` returns its result from the future."""
+        self._starting = self._workers  # the pool starts all workers with its first task
         self._reader.expect(job.source)
         with defer_signals():
-            if not self._pool.active:  # pebble's gives up when a worker dies while none has anything to do
+            if not self._pool.active:  # pebble's pool stops if a worker dies while all are idle
                 self._stop()
                 self._pool = self._start()
             future: Future[StagedResult | Outcome] = self._pool.schedule(_attempt_here, args=[job])
@@ -161,8 +148,8 @@ class Pool:
         return future
 
     def close(self) -> None:
-        """Stop all workers, whatever they are doing."""
-        for _ in range(self._starting):  # a worker that is stopped while it starts complains on standard error
+        """Stop all workers at once, with the jobs that they are running."""
+        for _ in range(self._starting):  # a worker that is stopped while it starts prints an error
             self._started.acquire(timeout=_START_SECONDS)
         self._stop()
         self._reader.close()
@@ -173,7 +160,7 @@ class Pool:
 
 
 class _ProgressReader:
-    """Reads in a thread what workers tell of their videos, and passes it on."""
+    """Receives the progress of videos from the workers, in a thread, and passes it on."""
 
     def __init__(self, progress: Progress) -> None:
         self._receive_end, self.send_end = multiprocessing.Pipe(duplex=False)
@@ -184,18 +171,18 @@ class _ProgressReader:
             self._thread.start()
 
     def expect(self, source: Path) -> None:
-        """Know a file by its digest."""
+        """Pass on the progress of a file from now on."""
         self._sources[_key(source)] = source
 
     def forget(self, source: Path) -> None:
-        """Know it no more."""
+        """Ignore the progress of a file from now on."""
         self._sources.pop(_key(source), None)
 
     def close(self) -> None:
-        """End the thread; what was told last may get lost."""
+        """End the thread. The last messages may be lost."""
         self.send_end.close()
         self._thread.join(_DYING_SECONDS)
-        if not self._thread.is_alive():  # else somebody who shall be dead still holds the other end: leave him
+        if not self._thread.is_alive():  # otherwise a dying process still holds the other end
             self._receive_end.close()
 
     def _run(self) -> None:
@@ -211,20 +198,20 @@ def _key(source: Path) -> bytes:
 
 
 def _throttled(progress: Progress) -> Progress:
-    """Return a progress that passes on a few reports a second, and the last one."""
+    """Return a progress function that passes on a few calls a second, and the last one."""
     last = 0.0
 
-    def told(source: Path, done: int, total: int | None) -> None:
+    def report(source: Path, done: int, total: int | None) -> None:
         nonlocal last
         if (now := monotonic()) - last >= _PROGRESS_SECONDS or done == total:
             last = now
             progress(source, done, total)
 
-    return told
+    return report
 
 
 def result_of(job: Job, future: Future[StagedResult | Outcome]) -> StagedResult | Outcome:
-    """Return the result of a job that has ended; a worker that died or was stopped is the failure of its file."""
+    """Return the result of a job that has ended. If its worker died or was stopped, that is a failure of the file."""
     try:
         return future.result()
     except ProcessExpired as error:
@@ -236,7 +223,7 @@ def result_of(job: Job, future: Future[StagedResult | Outcome]) -> StagedResult 
 
 
 def _attempt(anonymizer: Anonymizer, job: Job) -> StagedResult | Outcome:
-    """Work on one file; whatever goes wrong with it is its outcome and nobody else's."""
+    """Run one job. Every error becomes the outcome of its file."""
     try:
         if job.scratch is None:
             return anonymizer.look(job.source)
@@ -246,34 +233,31 @@ def _attempt(anonymizer: Anonymizer, job: Job) -> StagedResult | Outcome:
 
 
 def failed_outcome(job: Job, error: Exception) -> Outcome:
-    """Return what became of a file with which something went wrong."""
-    known = isinstance(error, BlurguardError)
-    told = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
-    return Outcome(
-        job.source,
-        Status.FAILED,
-        job.target,
-        reason=told if known else f"{job.source}: unforeseen failure: {type(error).__name__}: {error}",
-        error=type(error).__name__,
-        exit_code=error.exit_code if isinstance(error, BlurguardError) else EXIT_UNFORESEEN,
-    )
+    """Return the outcome of a job that has failed, with a message that names the file."""
+    reason, name = str(error), type(error).__name__
+    if not isinstance(error, BlurguardError):
+        reason = f"{job.source}: unforeseen failure: {name}: {error}"
+    elif str(job.source) not in reason:
+        reason = f"{job.source}: {error}"
+    exit_code = error.exit_code if isinstance(error, BlurguardError) else EXIT_UNFORESEEN
+    return Outcome(job.source, Status.FAILED, job.target, reason=reason, error=name, exit_code=exit_code)
 
 
 _anonymizer: Anonymizer | None = None  # of this worker process
 
 
-def _start_worker(factory: Factory, threads: int, started: Semaphore, mouth: Connection) -> None:
-    """Set up a worker process, and tell that it has started."""
-    global _anonymizer  # noqa: PLW0603 - the pool gives tasks no other place to keep a worker's state
+def _start_worker(factory: Factory, threads: int, started: Semaphore, send_end: Connection) -> None:
+    """Set up a worker process, and report that it has started."""
+    global _anonymizer  # noqa: PLW0603 - pebble offers no other place for the state of a worker
     configure_worker()
     started.release()
     _anonymizer = factory()
     _anonymizer.threads = threads
 
-    def told(source: Path, done: int, total: int | None) -> None:
-        mouth.send_bytes(_PROGRESS_MESSAGE.pack(_key(source), done, -1 if total is None else total))
+    def report(source: Path, done: int, total: int | None) -> None:
+        send_end.send_bytes(_PROGRESS_MESSAGE.pack(_key(source), done, -1 if total is None else total))
 
-    _anonymizer.progress = _throttled(told)
+    _anonymizer.progress = _throttled(report)
 
 
 def _attempt_here(job: Job) -> StagedResult | Outcome:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from blurguard.errors import OutputError
-from blurguard.files.errors import output_errors
+from blurguard.files.errors import os_errors
 from blurguard.settings import Settings
 from blurguard.types import Outcome
 
@@ -65,7 +65,7 @@ class JsonLines:
         if path == Path("-"):
             self._file = sys.stdout
         elif path is not None:
-            with output_errors(path):
+            with os_errors(path):
                 _refuse_other_files(path)
                 self._file = path.open("w", encoding="utf-8")
 
@@ -78,7 +78,7 @@ class JsonLines:
         if self._file is None:
             return
         try:
-            with output_errors(self._path):
+            with os_errors(self._path):
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
         except OutputError:
@@ -95,7 +95,7 @@ class JsonLines:
     ) -> None:
         """Close the file, unless it is standard output."""
         if self._file is not None and self._file is not sys.stdout:
-            with output_errors(self._path):
+            with os_errors(self._path):
                 self._file.close()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blurguard.errors import ModelError
+from blurguard.files.errors import os_errors
 from blurguard.settings import Mode
 
 MANIFEST = "manifest.toml"
@@ -132,10 +133,8 @@ def load_weights(spec: ModelSpec, models: Path | None = None) -> bytes:
         ModelError: the file is missing, or not the one in the manifest.
     """
     path = (models or models_dir()) / spec.file
-    try:
+    with os_errors(path, "cannot read the model", ModelError, "reinstall blurguard"):
         data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot read the model: {error.strerror}; reinstall blurguard") from error
     if hashlib.sha256(data).hexdigest() != spec.sha256:
         raise ModelError(f"{path}: the file is not the one that was released (SHA-256 differs); reinstall blurguard")
     return data

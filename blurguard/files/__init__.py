@@ -1,1 +1,1 @@
-"""Leak-free files: staged in private scratch, published in one rename."""
+"""Files that never leak: written in private scratch, published in one rename, moved and deleted with care."""

@@ -1,46 +1,52 @@
-"""Files that are whole at their final name, or absent; and the private scratch where they wait until then.
+"""Files that are complete at their final name, or absent.
 
-A result is written in two halves, because one process may do the work and another decide: ``stage_bytes``
-puts it, already hidden and encoded, into scratch and on disk; ``publish`` gives it its name. Scratch lies in
-``FOLDER/.blurguard/scratch/``, on the file system of the results, 0700, its files 0600. It is locked while its
-owner lives, so what ``kill -9`` leaves is told from what is in use, and swept at the next start.
+A result is written in two steps, since a worker produces it and another process decides on it. ``stage_bytes`` and
+``stage_file`` write it, already redacted, into scratch and to the disk. ``publish`` gives it its name.
+Scratch is ``FOLDER/.blurguard/scratch/``, on the file system of the results: folders 0700, files 0600. Its owner
+holds a lock on it, so the next start removes only the scratch that killed processes have left.
+``atomic_file`` takes both steps at once, for files other than results.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import hashlib
 import itertools
 import os
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BufferedReader
+from functools import partial
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 
-from blurguard.files.errors import output_errors
+from blurguard.errors import OutputError
+from blurguard.files.errors import os_errors
+from blurguard.files.locks import lock, open_descriptor, remove_unlocked
+from blurguard.files.rename import rename_noreplace
+from blurguard.files.walk import files_below
 
 STATE_FOLDER = ".blurguard"
 SCRATCH_FOLDER = "scratch"
-_NOT_SUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # fcntl.h, linux/fs.h
+_PART_NAME = re.compile(r"\.blurguard-[0-9a-f]{16}\.part")
 _MAX_ATTEMPTS = 20  # another process may remove the empty folder between two of our calls
+
+new_digest = partial(hashlib.blake2b, digest_size=32)
 
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """A finished result that waits in scratch for its name.
+    """A finished result in scratch, without its final name.
 
     Attributes:
         path: in scratch.
         digest: BLAKE2b of the content, hex.
         size: bytes.
-        mtime_ns: as the file system tells it; a rename keeps it.
+        mtime_ns: modification time. A rename keeps it.
     """
 
     path: Path
@@ -51,77 +57,134 @@ class StagedFile:
 
 def digest_bytes(data: bytes | memoryview) -> str:
     """Return the BLAKE2b-256 of some bytes, hex."""
-    return hashlib.blake2b(data, digest_size=32).hexdigest()
-
-
-@contextlib.contextmanager
-def open_regular(path: Path) -> Iterator[BufferedReader]:
-    """Open a file for reading; one that was exchanged for a pipe blocks nobody.
-
-    Raises:
-        OSError: it cannot be opened, or is no regular file.
-    """
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "is no regular file", os.fspath(path))
-        yield file
+    return new_digest(data).hexdigest()
 
 
 def digest_file(path: Path) -> str:
     """Return the BLAKE2b-256 of a file's content, hex."""
     with open_regular(path) as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+        return hashlib.file_digest(file, new_digest).hexdigest()
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a file for reading, without blocking if a pipe has taken its place.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_file(
+    path: Path, *, durable: bool = True, replace: bool = True, mode: int = 0o600
+) -> Iterator[BufferedRandom]:
+    """Give a new file, open for reading and writing, that gets its name at the end of the block.
+
+    Until then it has a temporary name beside ``path``, which is its ``name``. After an error nothing is left.
+
+    Args:
+        path: the final name, in a folder that exists.
+        durable: whether the file must survive a power cut. A durable file is locked while it is written, so that
+            ``remove_stale_parts`` removes only the remains of a kill. Other files must have one writer. Their
+            temporary name is always the same, so that the next write clears the remains.
+        replace: whether a file of that name may be replaced.
+        mode: permissions, restricted by the umask.
+
+    Raises:
+        FileExistsError: the name is taken and ``replace`` is False.
+        OSError: the file cannot be written.
+    """
+    part = part_path(path.parent) if durable else path.with_name(f".{path.name}.tmp")
+    if not durable:
+        part.unlink(missing_ok=True)
+    with open(part, "x+b", opener=partial(os.open, mode=mode)) as file:
+        try:
+            if durable:
+                lock(file.fileno())
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            if replace:
+                part.replace(path)
+            else:
+                rename_noreplace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    if durable:
+        fsync_path(path.parent)
+
+
+def part_path(folder: Path) -> Path:
+    """Return a new temporary name in a folder."""
+    return folder / f".blurguard-{secrets.token_hex(8)}.part"
+
+
+def remove_stale_parts(folder: Path) -> int:
+    """Delete the unfinished files below ``folder`` that no living process writes, and return their number.
+
+    Raises:
+        OutputError: one cannot be deleted.
+    """
+    with os_errors(folder, "cannot be cleaned up"):
+        parts = [path for path in files_below(folder) if _PART_NAME.fullmatch(path.name)]
+        return sum(remove_unlocked(part, Path.unlink) for part in parts if part.is_file() and not part.is_symlink())
 
 
 @contextlib.contextmanager
 def scratch_in(folder: Path, needed: Callable[[], bool] = lambda: False) -> Iterator[Path]:
-    """Give a private folder on the file system of ``folder``, which is made if need be; gone at the end.
+    """Give a private folder on the file system of ``folder``, and remove it at the end of the block.
 
     Args:
-        folder: holds results.
-        needed: asked at the end whether what is left must stay for the next process to look at.
+        folder: holds results. Created if missing.
+        needed: called at the end. Returns whether the rest must stay for the next process.
 
     Raises:
-        OutputError: when ``folder`` cannot be written to.
+        OutputError: ``folder`` cannot be written to.
     """
-    with output_errors(folder):
-        path, lock = _make_scratch(folder)
+    with os_errors(folder):
+        path, lock_descriptor = _make_scratch(folder)
     try:
         yield path
     finally:
         if not needed():
             shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
+        os.close(lock_descriptor)
         _remove_if_empty(path.parent)
 
 
 def remove_stale(folder: Path, *, recorded: bool = False) -> int:
-    """Delete the scratch in ``folder`` that no living process holds; return how many folders went.
+    """Delete the scratch in ``folder`` that no living process holds, and return the number of folders deleted.
 
     Args:
         folder: holds results.
-        recorded: the caller keeps the folder's journal, and has no need of drafts any more. Where there is a
-            journal nobody else may sweep: a draft tells that a result never got its name.
+        recorded: the caller holds the folder's journal and has processed the staged files. In a folder with a
+            journal only that process may delete: a staged file proves that a result never got its name.
 
     Raises:
-        OutputError: when the scratch cannot be looked into.
+        OutputError: the scratch cannot be listed.
     """
     parent = folder / STATE_FOLDER / SCRATCH_FOLDER
     if not recorded and any(parent.parent.glob("*.sqlite")):
         return 0
-    swept = 0
-    with output_errors(parent), contextlib.suppress(FileNotFoundError):
+    removed = 0
+    with os_errors(parent), contextlib.suppress(FileNotFoundError):
         with _locked_folder(parent):
-            swept = sum(_remove_one(path) for path in parent.iterdir())
+            removed = sum(_remove_scratch(path) for path in parent.iterdir())
         _remove_if_empty(parent)
-    return swept
+    return removed
 
 
 def stage_bytes(scratch: Path, data: bytes | memoryview) -> StagedFile:
     """Write a result into scratch, 0600, through to the disk.
 
     Raises:
-        OutputError: disk full or not writable; nothing is left then.
+        OutputError: the disk is full or not writable. Nothing is left then.
     """
 
     def write(path: Path) -> str:
@@ -132,24 +195,19 @@ def stage_bytes(scratch: Path, data: bytes | memoryview) -> StagedFile:
 
 
 def stage_file(scratch: Path, write: Callable[[Path], str | None]) -> StagedFile:
-    """Have a new file in scratch, 0600, written by ``write``, and bring it through to the disk.
+    """Have ``write`` fill a new file in scratch, 0600, and bring it to the disk.
 
-    ``write`` may return the digest of what it wrote, which is else read back.
+    ``write`` may return the digest of the content. Otherwise the file is read back for it.
 
     Raises:
-        OutputError: disk full or not writable; nothing is left then, nor after any other error.
+        OutputError: the disk is full or not writable. Nothing is left then, nor after any other error.
     """
     path = scratch / secrets.token_hex(12)
     try:
-        with output_errors(path):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with output_errors(path):
-                digest = write(path) or digest_file(path)
-                os.fsync(handle)
-                info = os.fstat(handle)
-        finally:
-            os.close(handle)
+        with os_errors(path), open(path, "xb", opener=partial(os.open, mode=0o600)) as file:
+            digest = write(path) or digest_file(path)
+            os.fsync(file.fileno())
+            info = os.fstat(file.fileno())
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -157,35 +215,38 @@ def stage_file(scratch: Path, write: Callable[[Path], str | None]) -> StagedFile
 
 
 def publish(draft: StagedFile, target: Path, replace: bool) -> None:
-    """Give a draft its final name, in one step; where that fails the draft stays in scratch.
+    """Give a staged file its final name, in one step. If that fails it stays in scratch.
 
-    The file gets the permissions that any new file would have got there, or those of the file it replaces.
+    The file gets the permissions of the file it replaces, or those of any new file there.
 
     Args:
         draft: the result.
-        target: its name; missing folders are made.
-        replace: whether a file of that name may be replaced. When not, one that has appeared in the
-            meantime is an error and stays as it is.
+        target: its name. Missing folders are created.
+        replace: whether a file of that name may be replaced. Otherwise a file that has appeared meanwhile is an
+            error and stays as it is.
 
     Raises:
         OutputError: the name is taken, the folder not writable, or on another file system.
-        StorageError: nothing at all can be written at present.
+        StorageError: the whole file system cannot be written to.
     """
-    with output_errors(target):
+    with os_errors(target):
         new = list(itertools.takewhile(lambda folder: not folder.exists(), target.parents))
         make_folders(target.parent, 0o777)
         _copy_ownership(draft.path, target if replace else None)
         if replace:
             draft.path.replace(target)
         else:
-            rename_noreplace(draft.path, target)
+            try:
+                rename_noreplace(draft.path, target)
+            except FileExistsError as error:
+                raise OutputError(f"{target}: exists already; give --overwrite to replace it") from error
             draft.path.unlink(missing_ok=True)
         for folder in (target.parent, *(folder.parent for folder in new)):
-            fsync_folder(folder)
+            fsync_path(folder)
 
 
 def _make_scratch(folder: Path) -> tuple[Path, int]:
-    """Make a scratch folder and lock it before any sweeper can see it unlocked; (path, lock)."""
+    """Create a scratch folder, locked before any cleanup can see it. Return it and the lock's descriptor."""
     parent = folder / STATE_FOLDER / SCRATCH_FOLDER
     name = secrets.token_hex(8)
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,54 +256,37 @@ def _make_scratch(folder: Path) -> tuple[Path, int]:
             parent.mkdir(mode=0o700, exist_ok=True)
             with _locked_folder(parent) as handle:
                 os.mkdir(name, 0o700, dir_fd=handle)
-                lock = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            return parent / name, lock
+                descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle)
+                lock(descriptor)
+            return parent / name, descriptor
     raise OSError(errno.EBUSY, "the scratch folder keeps vanishing", str(parent))
 
 
 @contextlib.contextmanager
 def _locked_folder(folder: Path) -> Iterator[int]:
-    """Hold the folder's lock; gives its descriptor."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield handle
-    finally:
-        os.close(handle)
+    """Hold the lock of a folder that is not a link, and give its descriptor."""
+    with open_descriptor(folder, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor:
+        lock(descriptor)
+        yield descriptor
 
 
-def _remove_one(path: Path) -> int:
-    """Delete one scratch folder unless its owner still holds the lock; 1 when it went."""
+def _remove_scratch(path: Path) -> bool:
+    """Delete one scratch folder unless its owner lives, or a stray file. Return whether it was deleted."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
-        return 1
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:  # its owner has ended just now
-        return 0
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return 0
-    else:
-        shutil.rmtree(path, ignore_errors=True)
-        return 1
-    finally:
-        os.close(handle)
+        return True
+    return remove_unlocked(path, partial(shutil.rmtree, ignore_errors=True))
 
 
 def _remove_if_empty(scratch: Path) -> None:
-    """Leave no empty folder of ours behind."""
-    for path in (scratch, scratch.parent):
-        try:
-            path.rmdir()
-        except OSError:
-            return
+    """Remove the scratch folder and the state folder if they are empty."""
+    with contextlib.suppress(OSError):
+        scratch.rmdir()
+        scratch.parent.rmdir()
 
 
 def _copy_ownership(draft: Path, replaced: Path | None) -> None:
-    """Give a draft owner and permissions of the file it replaces, or the permissions that any new file gets."""
+    """Give a staged file the owner and permissions of the file it replaces, or those of any new file."""
     if replaced is None or not replaced.exists():
         draft.chmod(_default_mode(draft))
         return
@@ -254,62 +298,22 @@ def _copy_ownership(draft: Path, replaced: Path | None) -> None:
 
 def _default_mode(draft: Path) -> int:
     """Return the permission bits that the umask gives a new file in this place."""
-    # The umask itself can only be read by setting it, for the whole process. A probe tells as much.
+    # Reading the umask means setting it, for the whole process. A probe file has the same effect without that.
     probe = draft.with_suffix(".mode")
-    handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        return stat.S_IMODE(os.fstat(handle).st_mode)
-    finally:
-        os.close(handle)
-        probe.unlink()
+    with probe.open("xb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    probe.unlink()
+    return mode
 
 
 def make_folders(folder: Path, mode: int = 0o700) -> None:
-    """Make a folder and those above it that are missing, each with these permissions; ``mkdir`` heeds the last only."""
+    """Create a folder and its missing parents, all with these permissions. ``mkdir`` applies them to the last only."""
     for path in reversed([folder, *folder.parents]):
         if not path.is_dir():
             path.mkdir(mode, exist_ok=True)
 
 
-def rename_noreplace(draft: Path, target: Path) -> None:
-    """Rename without ever replacing.
-
-    Where the system has no such call the draft may still have its own name as well.
-
-    Raises:
-        FileExistsError: the name is taken.
-        OSError: it cannot be renamed.
-    """
-    if _renameat2_noreplace(draft, target):
-        return
-    try:
-        os.link(draft, target)  # fails where the name is taken
-    except OSError as error:
-        # File systems without hard links (FAT, some network shares): check, then rename.
-        if error.errno not in (errno.EPERM, *_NOT_SUPPORTED, errno.EMLINK):
-            raise
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, "exists", str(target)) from error
-        draft.rename(target)
-
-
-def _renameat2_noreplace(draft: Path, target: Path) -> bool:
-    """Rename in one step if the name is free; False where kernel or file system cannot."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, glibc 2.28 and later
-    if rename is None:
-        return False
-    if rename(_AT_FDCWD, os.fsencode(draft), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.EINVAL, *_NOT_SUPPORTED):
-        return False
-    raise OSError(number, os.strerror(number), os.fspath(draft), None, os.fspath(target))
-
-
-def fsync_folder(folder: Path) -> None:
-    """Bring the new name itself to the disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def fsync_path(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    with open_descriptor(path) as descriptor:
+        os.fsync(descriptor)

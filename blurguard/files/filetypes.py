@@ -9,6 +9,7 @@ from typing import Self
 
 from blurguard.errors import InputError
 from blurguard.files.atomic import open_regular
+from blurguard.files.errors import read_errors
 from blurguard.files.isobmff import brands_of
 from blurguard.files.riff import form_type
 
@@ -97,11 +98,8 @@ def type_of_file(path: Path) -> FileType:
         raise InputError(f"{path}: this folder cannot be listed, so its pictures were not handled")
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is no regular file")  # reading a pipe would never return
-    try:
-        with open_regular(path) as file:
-            file_type = sniff_type(file.read(HEAD_BYTES))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    with read_errors(path), open_regular(path) as file:
+        file_type = sniff_type(file.read(HEAD_BYTES))
     if file_type is FileType.TIFF and type_from_suffix(path) is FileType.RAW:
         return FileType.RAW
     return file_type

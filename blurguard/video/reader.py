@@ -20,6 +20,7 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from blurguard.errors import InputError
+from blurguard.files.errors import read_errors
 from blurguard.files.filetypes import PROBE_BYTES, ContainerFormat, sniff_container
 from blurguard.video.damage import DamageLog, PendingFrames, VideoPacket
 from blurguard.video.info import codec_name, describe_video, frame_rate_of, time_base_of
@@ -238,11 +239,8 @@ def open_video(path: Path, *, max_pixels: int, threads: int = 0, salvage: bool =
         InputError: the file is empty, truncated, damaged, encrypted, too large or of an unsupported format, or has
             no video track, or several.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(PROBE_BYTES)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    with read_errors(path), path.open("rb") as file:
+        head = file.read(PROBE_BYTES)
     if not head:
         raise InputError(f"{path}: is empty; get a complete copy")
     container_format = sniff_container(head)

@@ -20,7 +20,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.frame import PictureType
 
 from blurguard.errors import OutputError
-from blurguard.files.errors import output_errors
+from blurguard.files.errors import os_errors
 from blurguard.files.filetypes import M2TS
 from blurguard.video.damage import VideoPacket
 from blurguard.video.encoders import add_encoder, encoder_for, encoder_time_base
@@ -81,7 +81,7 @@ class VideoWriter:
         with contextlib.ExitStack() as on_error:
             self._copier = StreamCopier(video, keep_audio)
             on_error.callback(self._copier.close)
-            with output_errors(path):
+            with os_errors(path):
                 self._file = _FullWriteFile(path)
             on_error.callback(self._file.close)
             self._output = self._open(keep_metadata)
@@ -214,7 +214,7 @@ class VideoWriter:
     def _errors(self) -> Iterator[None]:
         """Turn write errors into ``OutputError``."""
         try:
-            with output_errors(self._path):
+            with os_errors(self._path):
                 yield
         except (av.FFmpegError, KeyError, ValueError) as error:
             raise OutputError(f"{self._path}: cannot write: {error}") from error

@@ -18,14 +18,15 @@ from blurguard.batch.journal import FileRecord, FileState, Journal
 from blurguard.batch.output_tree import FolderTask, OutputTree, recover
 from blurguard.batch.workers import Job, failed_outcome
 from blurguard.errors import BlurguardError, InputError, OutputError, StorageError
-from blurguard.files.atomic import STATE_FOLDER, make_folders
+from blurguard.files.atomic import STATE_FOLDER, make_folders, remove_stale_parts
+from blurguard.files.errors import os_errors
 from blurguard.files.filetypes import FileType, type_from_suffix, type_of_file
-from blurguard.files.move import delete, move, remove_stale_parts, verify
-from blurguard.files.stamp import FileStamp
+from blurguard.files.move import delete, move, verify
+from blurguard.files.stamp import FileStamp, stamp_at
 from blurguard.settings import Originals
 from blurguard.types import Outcome
 from blurguard.watch.folders import Folders, dev_inode
-from blurguard.watch.inbox import is_being_written, stamp_at
+from blurguard.watch.inbox import is_being_written
 from blurguard.watch.quarantine import Quarantine
 
 ERROR_REPORTS_FOLDER = "failed"  # in the outbox's state folder, for originals that stay in the inbox
@@ -209,10 +210,8 @@ class Coordinator:
         """
         assert job.scratch is not None  # noqa: S101 - set by decide()
         self._jobs[job.source] = self.stamp_at(job.source), self._tree
-        try:
+        with os_errors(job.scratch, kind=StorageError):
             make_folders(job.scratch)
-        except OSError as error:
-            raise StorageError(f"{job.scratch}: cannot write: {error.strerror}") from error
 
     def mark_started(self, source: Path) -> None:
         """Record that a worker has a file, unless the journal cannot be written."""

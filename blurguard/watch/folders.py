@@ -11,14 +11,15 @@ import itertools
 import os
 import shutil
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from blurguard.errors import ConfigError
+from blurguard.files.errors import os_errors
 from blurguard.settings import Originals, WatchSettings
 
 MEGABYTE = 10**6
+_REMEDY = "name another folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +101,14 @@ def low_disk_reason(folder: Path, min_free: int) -> str:
 def _check_inbox(inbox: Path) -> None:
     if inbox.is_symlink():
         raise ConfigError(f"{inbox}: is a link, which may be redirected; name the folder it points to")
-    try:
-        with os.scandir(inbox) as entries:
-            next(entries, None)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{inbox}: the inbox does not exist; create it first") from error
-    except NotADirectoryError as error:
-        raise ConfigError(f"{inbox}: is not a folder; name the folder for new originals") from error
-    except OSError as error:
-        raise ConfigError(f"{inbox}: the inbox cannot be listed: {error.strerror}; allow reading it") from error
+    with os_errors(inbox, "the inbox cannot be listed", ConfigError, "allow reading it"):
+        try:
+            with os.scandir(inbox) as entries:
+                next(entries, None)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{inbox}: the inbox does not exist; create it first") from error
+        except NotADirectoryError as error:
+            raise ConfigError(f"{inbox}: is not a folder; name the folder for new originals") from error
 
 
 def _resolved(path: Path) -> Path:
@@ -129,7 +129,7 @@ def _check_apart(label: str, path: Path, other_label: str, other: Path) -> None:
 
 
 def _check_kind(path: Path, allow_shared: bool) -> None:
-    with _refusing(path, "cannot be looked at"):
+    with os_errors(path, "cannot be inspected", ConfigError, _REMEDY):
         if not os.path.lexists(path):
             return
         mode = path.stat().st_mode
@@ -141,16 +141,7 @@ def _check_kind(path: Path, allow_shared: bool) -> None:
 
 def _make(path: Path) -> None:
     """Create a missing folder for originals. As these show faces, other users get no access."""
-    with _refusing(path, "cannot be made"):
+    with os_errors(path, "cannot be created", ConfigError, _REMEDY):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not os.access(path, os.W_OK | os.X_OK):
         raise ConfigError(f"{path}: cannot be written to; allow writing to it or name another folder")
-
-
-@contextlib.contextmanager
-def _refusing(path: Path, what: str) -> Iterator[None]:
-    """Turn the operating system's errors into ``ConfigError`` that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{path}: {what}: {error.strerror}; name another folder") from error

@@ -7,7 +7,6 @@ A daemon counts as alive only if its outbox is locked and its health file is fre
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -20,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from blurguard import __version__
-from blurguard.batch.journal import LOCK_NAME, FileState, read_stats
+from blurguard.batch.journal import LOCK_NAME, FileState
+from blurguard.batch.journal_reader import read_stats
 from blurguard.errors import InputError, OutputError
-from blurguard.files.atomic import STATE_FOLDER
+from blurguard.files.atomic import STATE_FOLDER, atomic_file
+from blurguard.files.errors import os_errors
+from blurguard.files.locks import is_locked
 
 FILE_NAME = "health.json"
 HEARTBEAT_SECONDS = 1.0
@@ -124,7 +126,6 @@ class _StatusFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._draft = path.with_name(f".{path.name}.tmp")  # one name only: what a kill leaves, the next one clears
         self._text: str | None = None
         self.problem = ""
 
@@ -147,18 +148,11 @@ class _StatusFile:
         return False
 
     def _write(self, text: str, now: float) -> None:
-        """Write beside the file and rename; nothing has to survive a power cut here."""
-        self._draft.unlink(missing_ok=True)
-        handle = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:  # noqa: PTH123 - a descriptor
-                file.write(text)
-            os.utime(self._draft, (now, now))
-            self._draft.replace(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._draft.unlink()
-            raise
+        """Replace the file in one step. It need not survive a power cut."""
+        with atomic_file(self._path, durable=False, mode=0o644) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.utime(file.fileno(), (now, now))
 
 
 def prometheus_text(health: Health, now: float) -> str:
@@ -327,13 +321,12 @@ def read_status(outbox: Path, health: Path | None, now: float) -> Status:
 
 def _read(path: Path) -> tuple[Health | None, float]:
     """Return the content of a health file and the time of its last heartbeat, None and 0 if it is damaged."""
-    try:
-        with path.open("rb") as file:
-            written_at, data = os.fstat(file.fileno()).st_mtime, file.read()
-    except FileNotFoundError:
-        return None, 0.0
-    except OSError as error:
-        raise InputError(f"{path}: the health file cannot be read: {error.strerror}") from error
+    with os_errors(path, "the health file cannot be read", InputError):
+        try:
+            with path.open("rb") as file:
+                written_at, data = os.fstat(file.fileno()).st_mtime, file.read()
+        except FileNotFoundError:
+            return None, 0.0
     try:
         values = json.loads(data)
         known = {item.name: values[item.name] for item in fields(Health)}
@@ -343,26 +336,12 @@ def _read(path: Path) -> tuple[Health | None, float]:
 
 
 def is_in_use(outbox: Path) -> bool:
-    """Whether a process works in an output folder at this moment; makes nothing there.
-
-    Looking shares the lock for an instant, and who wants it for good waits for that (``journal``). The system's list
-    of locks would spare it, but is Linux's alone, lacks what other containers hold, and numbers some disks (overlay,
-    btrfs) otherwise than ``stat`` does; locks that can be asked for do not see this kind.
+    """Whether a process is working in an output folder at this moment. Creates nothing there.
 
     Raises:
-        OutputError: not allowed to look.
+        OutputError: the lock may not be read.
     """
     path = outbox / STATE_FOLDER / LOCK_NAME
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise OutputError(f"{path}: cannot tell whether this folder is in use: {error.strerror}") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    with os_errors(path, "it is unknown whether this folder is in use", OutputError, "allow reading it"):
+        in_use = is_locked(path)
+    return in_use

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,14 +16,14 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.polling import PollingObserverVFS
 
-from blurguard.files.stamp import FileStamp
+from blurguard.files.stamp import FileStamp, stamp_at
+from blurguard.files.walk import walk
 from blurguard.watch.folders import dev_inode
 
 # Browsers, rsync, WinSCP and similar tools append one of these to a name until the file is complete.
 UNFINISHED_SUFFIXES = frozenset(
     {".crdownload", ".download", ".filepart", ".opdownload", ".part", ".partial", ".temp", ".tmp", ".upload"}
 )
-_LOOK = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 POLL_SECONDS = 1.0  # between two scans of watchdog's polling observer
 # Opening a file, and closing it after reading, are left out: our own reads would wake the event loop each time.
 _EVENT_FILTER: list[type[FileSystemEvent]] = [
@@ -60,42 +59,17 @@ def has_final_name(name: Path) -> bool:
     )
 
 
-def stamp_at(path: Path, inbox: Path) -> FileStamp | None:
-    """Return the stamp of a regular file below an inbox, None when there is none: no link on the way is followed."""
-    *folders, name = path.relative_to(inbox).parts
-    handle = -1
-    try:
-        handle = os.open(inbox, _LOOK)
-        for folder in folders:
-            above, handle = handle, os.open(folder, _LOOK, dir_fd=handle)
-            os.close(above)
-        info = os.stat(name, dir_fd=handle, follow_symlinks=False)
-    except (OSError, ValueError):
-        return None
-    finally:
-        if handle >= 0:
-            os.close(handle)
-    return FileStamp.from_stat(info) if stat.S_ISREG(info.st_mode) else None
-
-
 def files_below(folder: Path) -> Iterator[tuple[Path, FileStamp | None]]:
-    """Yield every regular file with a final name, and its stamp; links are not followed.
+    """Yield every regular file with a final name, and its stamp. Links are not followed.
 
     A folder that cannot be listed is yielded as well, with None.
     """
-    folders = [folder]  # no recursion: who fills an inbox may nest folders deeper than Python's stack
-    while folders:
-        parent = folders.pop()
-        try:
-            names = _names_in(parent)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # it went, or is something else now
-                yield parent, None
-            continue
-        folders += [parent / name for name, is_folder in reversed(names) if is_folder]
-        for name in [name for name, is_folder in names if not is_folder]:
-            if (stamp := stamp_at(parent / name, parent)) is not None:
-                yield parent / name, stamp
+    for path, error in walk(folder, lambda subfolder: has_final_name(Path(subfolder.name))):
+        if error is not None:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # it is gone, or not a folder now
+                yield path, None
+        elif has_final_name(Path(path.name)) and (stamp := stamp_at(path, path.parent)) is not None:
+            yield path, stamp
 
 
 class DirectoryScanner:
@@ -117,17 +91,6 @@ class DirectoryScanner:
             del self._folders[folder]
             self._files = files_below(folder)
         return file
-
-
-def _names_in(folder: Path) -> list[tuple[str, bool]]:
-    """Return the final names in a folder that is no link, in order, and whether each is a folder."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        with os.scandir(handle) as listing:
-            entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing]
-    finally:
-        os.close(handle)
-    return sorted(entry for entry in entries if has_final_name(Path(entry[0])))
 
 
 def is_being_written(path: Path) -> bool | None:

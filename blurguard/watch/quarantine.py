@@ -15,19 +15,9 @@ from typing import Any
 
 from blurguard import __version__
 from blurguard.errors import InputError, OutputError
-from blurguard.files.atomic import digest_bytes, make_folders
-from blurguard.files.errors import moving_errors
-from blurguard.files.move import (
-    MAX_NAME_BYTES,
-    destination_for,
-    fit_name,
-    fsync_file,
-    fsync_path,
-    move,
-    move_to,
-    stat_regular,
-    temporary_part,
-)
+from blurguard.files.atomic import atomic_file, digest_bytes, make_folders
+from blurguard.files.errors import os_errors
+from blurguard.files.move import MAX_NAME_BYTES, destination_for, fit_name, move, move_to, stat_regular
 from blurguard.files.stamp import FileStamp
 from blurguard.files.walk import files_below
 from blurguard.types import Outcome
@@ -101,7 +91,7 @@ class Quarantine:
             base, kept = self._folder, _kept_at(self._folder, name)
             if os.path.lexists(kept):
                 return
-        with moving_errors(kept, "its error report cannot be removed"):
+        with os_errors(kept, "its error report cannot be removed"):
             _remove_reports(kept)
             _prune(kept.parent, base)
 
@@ -116,12 +106,12 @@ class Quarantine:
         """
         if self._folder is None:
             return 0
-        with moving_errors(self._folder, "cannot be listed"):
+        with os_errors(self._folder, "cannot be listed"):
             originals = [path for path in files_below(self._folder) if not path.name.endswith(REPORT_SUFFIX)]
         return sum(self._put_back(path, self._folder) for path in originals)
 
     def _put_back(self, kept: Path, folder: Path) -> bool:
-        with moving_errors(kept, f"cannot be moved back to {self._inbox}"):
+        with os_errors(kept, f"cannot be moved back to {self._inbox}"):
             target = self._place_of(kept)
             known = None if target is None or kept.is_symlink() else stat_regular(kept)
             if target is None or known is None:
@@ -204,7 +194,7 @@ def _report_paths(kept: Path) -> list[Path]:
 def _move_with_report(source: Path, target: Path, stamp: FileStamp, record: dict[str, Any]) -> None:
     """Move an original if it is what was handled, with a note that is there before it."""
     place = None
-    with moving_errors(source, f"cannot be moved to {target}"), contextlib.suppress(InputError):  # a link by now
+    with os_errors(source, f"cannot be moved to {target}"), contextlib.suppress(InputError):  # a link by now
         place = destination_for(source, target, stamp)
     if place is None:
         return
@@ -215,7 +205,7 @@ def _move_with_report(source: Path, target: Path, stamp: FileStamp, record: dict
             moved = move(source, place, stamp)
     finally:
         if not os.path.lexists(place):
-            with moving_errors(place, "its note cannot be removed"):
+            with os_errors(place, "its note cannot be removed"):
                 _remove_reports(place)
     if moved is not None and moved != place:
         _write_report(moved, record)
@@ -223,17 +213,14 @@ def _move_with_report(source: Path, target: Path, stamp: FileStamp, record: dict
 
 def _write_report(kept: Path, record: dict[str, Any]) -> None:
     """Write the note on a file, whole or not at all; nothing but an earlier note on it is replaced."""
-    with moving_errors(kept, "its note cannot be written"):
+    with os_errors(kept, "its note cannot be written"):
         make_folders(kept.parent)
         free = (path for path in _report_paths(kept) if not os.path.lexists(path) or _read_report(path) is not None)
         note = next(free, None)
         if note is None:
             raise OutputError(f"{kept}: no place for its note; remove {_report_paths(kept)[-1]}")
-        with temporary_part(note.parent) as (part, file):
+        with atomic_file(note) as file:
             file.write(json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n")
-            fsync_file(file)
-            part.replace(note)
-        fsync_path(note.parent)
 
 
 def _read_report(path: Path) -> dict[str, Any] | None:

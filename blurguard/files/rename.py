@@ -1,0 +1,46 @@
+"""Renames files without ever replacing another, as far as the system allows."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+_NOT_SUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # fcntl.h, linux/fs.h
+
+
+def rename_noreplace(draft: Path, target: Path) -> None:
+    """Rename a file without ever replacing another.
+
+    On systems without such a call the file may keep its old name as well.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: it cannot be renamed.
+    """
+    if _renameat2_noreplace(draft, target):
+        return
+    try:
+        os.link(draft, target)  # fails if the name is taken
+    except OSError as error:
+        # File systems without hard links (FAT, some network shares): check, then rename.
+        if error.errno not in (errno.EPERM, *_NOT_SUPPORTED, errno.EMLINK):
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "exists", str(target)) from error
+        draft.rename(target)
+
+
+def _renameat2_noreplace(draft: Path, target: Path) -> bool:
+    """Rename in one step if the name is free. False if the kernel or file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, glibc 2.28 and later
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(draft), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, *_NOT_SUPPORTED):
+        return False
+    raise OSError(number, os.strerror(number), os.fspath(draft), None, os.fspath(target))
