@@ -1,8 +1,8 @@
 """The long fault runs: ``python -m bench.campaign [--kills N] [--films N] [--drops N] [--mutations N] [--out FILE]``.
 
 Kills: a batch is ended with SIGKILL at a seeded moment, what is left is looked at, and it is run again
-(``tests.faults.kill_once``). Drops: the same is done to a drop folder's daemon, again and again, while files come in
-and everything is looked at all the time (``tests.watch_faults.kill_again``). Mutations: files of every kind with seeded
+(``bench.faults.kills.kill_once``). Drops: the same is done to a drop folder's daemon, again and again, while files come in
+and everything is looked at all the time (``bench.faults.drop_kills.kill_again``). Mutations: files of every kind with seeded
 damage go through ``Anonymizer.process`` in processes that may crash or hang. Prints the tables of
 ``docs/reliability.md``; the exit code is 1 when there is a fault of any sort.
 """
@@ -24,17 +24,17 @@ from pathlib import Path
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from bench.faults.drop_kills import WatchResult, kill_again
+from bench.faults.dropping import Plan
+from bench.faults.kills import KillResult, kill_once, make_films, make_photos
+from bench.faults.samples import ALL, FACE, sample
+from bench.faults.stubs import StubDetector
 from bench.measure import machine
 from blurguard import Anonymizer, BlurguardError, Settings
 from blurguard.batch.process import configure_process
 from blurguard.files.filetypes import type_of_file
 from blurguard.images.still import open_image
 from calibration.tables import table
-from tests.faults import KillResult, kill_once, make_films, make_photos
-from tests.samples import ALL, FACE, sample
-from tests.stubs import StubDetector
-from tests.watch_faults import WatchResult, kill_again
-from tests.watch_yard import Plan
 
 LIMIT_SECONDS = 30.0  # for one damaged file of 64 x 48 px; whole ones take 10 ms
 WORKERS = 2

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,37 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.conftest import EXAMPLES, ROOT
+from tests.conftest import EXAMPLES
 
-Finished = subprocess.CompletedProcess[str]
 PORTRAIT, AROUND_FACE = "biden_blue_room.jpg", (17, -80, 535, 438)
 FACE_DETAIL = 10.0  # of 255; 15 to 21 in originals, 0 to 7 in results
 FORMATS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF", ".gif": "GIF"}
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """Return this process's environment without settings of ours, but with ``variables``."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("BLURGUARD_")}
-    return kept | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)} | variables
-
-
-def blurguard(
-    *arguments: object, code: int = 0, cwd: Path = ROOT, env: dict[str, str] | None = None, program: str = "blurguard"
-) -> Finished:
-    """Run a command to its end, with these variables in its environment, and check its exit code."""
-    command = [sys.executable, "-P", "-m", program, *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment(**(env or {})),
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        check=False,
-    )
-    assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 @functools.cache
@@ -68,13 +41,6 @@ def encoded(picture: Image.Image, suffix: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, FORMATS[suffix], **options)
     return buffer.getvalue()
-
-
-def put(path: Path, data: bytes) -> Path:
-    """Write a file and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
 
 
 def pixels(source: Path | bytes) -> NDArray[np.uint8]:

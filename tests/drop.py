@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from bench.faults.commands import environment
+from bench.faults.kills import LONGEST_WAIT_SECONDS, OPTIONS, SETTINGS, Case, ended, marked, ticks
 from blurguard import Anonymizer
 from blurguard.batch.journal import FileState
 from blurguard.batch.process import cpu_count
@@ -27,9 +29,7 @@ from blurguard.files.filetypes import FileType, type_from_suffix
 from blurguard.files.stamp import FileStamp
 from blurguard.watch.health import Status, read_status
 from blurguard.watch.inbox import has_final_name
-from tests.commands import environment
 from tests.conftest import ROOT
-from tests.faults import LONGEST_WAIT_SECONDS, OPTIONS, SETTINGS, Case, ended, marked, ticks
 
 HIDING = tuple(option for option in OPTIONS if option != "--quiet")
 # --jobs 1, and --rescan so long that what is found is found by events; options given to ``Drop`` come later and win.

@@ -6,7 +6,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from tests.commands import environment
+from bench.faults.commands import environment
 
 Finished = subprocess.CompletedProcess[str]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.faults.commands import put
 from blurguard.batch.discovery import folder_beside, targets_for
 from blurguard.batch.journal import FileRecord, FileState, open_journal
 from blurguard.batch.output_tree import FolderTask
@@ -16,7 +17,7 @@ from blurguard.batch.runner import anonymize_files, anonymize_folder, detect_fil
 from blurguard.batch.workers import Factory, WorkerConfig
 from blurguard.errors import ConfigError, OutputError
 from blurguard.types import Outcome, Status
-from tests.commands import names, pixels, put
+from tests.commands import names, pixels
 from tests.workers import TROUBLE, dying, editing, raising, steady
 
 WORKERS = pytest.mark.parametrize("workers", [1, 2])

@@ -17,10 +17,10 @@ import pytest
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 
-from tests import samples
+from bench.faults import samples
+from bench.faults.samples import DURATIONS, FACE, SRGB, box, chunk, picture, png, riff, sample, saved, texture, tiff
+from bench.faults.stubs import anonymizer
 from tests.needs import missing
-from tests.samples import DURATIONS, FACE, SRGB, box, chunk, picture, png, riff, sample, saved, texture, tiff
-from tests.stubs import anonymizer
 
 SECRET = b"Secret7391"  # stands in every place where something can hide
 TEXT = SECRET.decode()

@@ -14,25 +14,13 @@ import pytest
 import typer
 from PIL import Image
 
+from bench.faults.commands import blurguard, environment, put
 from blurguard import __version__
 from blurguard.cli.app import app
 from blurguard.settings import Settings
 from tests.breakages import VARIABLE
 from tests.children import hold_journal
-from tests.commands import (
-    blank,
-    blurguard,
-    encoded,
-    environment,
-    face,
-    lines,
-    names,
-    pixels,
-    put,
-    shows_face,
-    small_disk,
-    snapshot,
-)
+from tests.commands import blank, encoded, face, lines, names, pixels, shows_face, small_disk, snapshot
 from tests.conftest import ROOT, Starter
 
 COMMANDS = ("dir", "file", "detect", "watch", "status", "models", "doctor")

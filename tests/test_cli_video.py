@@ -15,7 +15,8 @@ import av
 import pytest
 from PIL import Image
 
-from tests.commands import blurguard, environment, face, lines, names, put, shows_face, small_disk, snapshot
+from bench.faults.commands import blurguard, environment, put
+from tests.commands import face, lines, names, shows_face, small_disk, snapshot
 from tests.conftest import ROOT
 from tests.films import FACE_FILM_FRAMES, FACE_FILM_SIDE, write_face_film
 

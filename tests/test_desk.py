@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from bench.faults.commands import put
+from bench.faults.stubs import anonymizer
 from blurguard.anonymize.anonymizer import Anonymizer, StagedResult
 from blurguard.batch.journal import FileRecord, FileState, Journal, open_journal
 from blurguard.batch.output_tree import FolderTask, reconcile
@@ -20,8 +22,7 @@ from blurguard.settings import Originals
 from blurguard.types import Outcome
 from blurguard.watch.coordinator import Coordinator, Decision, JobResult, WatchPaths
 from blurguard.watch.folders import Folders
-from tests.commands import names, pixels, put, small_disk, snapshot
-from tests.stubs import anonymizer
+from tests.commands import names, pixels, small_disk, snapshot
 
 BOX = (4.0, 4.0, 28.0, 28.0)
 RECIPE = "recipe"

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.commands import blank, blurguard, face, lines, names, pixels, put, shows_face, snapshot
+from bench.faults.commands import blurguard, put
+from tests.commands import blank, face, lines, names, pixels, shows_face, snapshot
 
 ODD_NAMES = ("caf\udce9.jpg", "two\nlines.jpg", "[red]x[/].jpg", "-n.jpg", "sub.jpg/a.jpg")
 

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.faults.stubs import anonymizer
 from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.cli.report import detection_json, outcome_json
 from blurguard.detection.lighting import correct_tone, exposure_defect
@@ -17,7 +18,6 @@ from blurguard.settings import Mode, Settings
 from blurguard.types import Image as Picture
 from blurguard.types import Layout
 from tests.conftest import EXAMPLES, Crowd
-from tests.stubs import anonymizer
 
 RGB = NDArray[np.uint8]
 PHOTOS = sorted((EXAMPLES / "photos").glob("*.jpg"))

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.faults.commands import put
 from blurguard import __version__
 from blurguard.errors import InputError, OutputError, StorageError
 from blurguard.files.atomic import digest_bytes, remove_stale_parts
 from blurguard.files.stamp import FileStamp
 from blurguard.types import Outcome, Status
 from blurguard.watch.quarantine import REPORT_KEYS, Quarantine
-from tests.commands import put, small_disk
+from tests.commands import small_disk
 from tests.test_originals import NAMES, files, kills, mode_of
 
 OUTCOME = Outcome(

@@ -16,12 +16,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps, JpegImagePlugin
 
-from blurguard.errors import InputError
-from blurguard.types import Outcome
-from tests import samples
-from tests.children import process_bomb, program
-from tests.commands import environment
-from tests.samples import (
+from bench.faults import samples
+from bench.faults.commands import environment
+from bench.faults.samples import (
     ALL,
     ANIMATED,
     DEEP,
@@ -44,7 +41,10 @@ from tests.samples import (
     texture,
     tiff,
 )
-from tests.stubs import anonymizer
+from bench.faults.stubs import anonymizer
+from blurguard.errors import InputError
+from blurguard.types import Outcome
+from tests.children import process_bomb, program
 
 HIDDEN = (slice(7, 39), slice(10, 38))  # rows, columns of what is hidden of FACE
 FEATHERED = (slice(5, 41), slice(8, 40))

@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.faults.samples import Array
+from bench.faults.stubs import StubDetector
 from blurguard import Anonymizer, InputError, Settings
 from blurguard.redaction.regions import regions_from
 from blurguard.types import Detections, Outcome
-from tests.samples import Array
-from tests.stubs import StubDetector
 from tests.test_clean import leaks
 
 COVERED = 0.8  # of a face's ellipse

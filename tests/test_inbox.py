@@ -14,12 +14,12 @@ from queue import SimpleQueue
 
 import pytest
 
+from bench.faults.commands import put
+from bench.faults.kills import LONGEST_WAIT_SECONDS, ticks
 from blurguard.files.stamp import FileStamp, stamp_at
 from blurguard.watch.inbox import ChangeType, InboxObserver, files_below, has_final_name, is_being_written
 from tests.children import look_at_inbox, watch_without_handles, write_at_once, write_slowly
-from tests.commands import put
 from tests.conftest import Starter
-from tests.faults import LONGEST_WAIT_SECONDS, ticks
 
 ODD = ["é ü.jpg", "two\nlines.jpg", os.fsdecode(b"latin \xe9\xff.jpg"), " .jpg", "-rf.jpg", "n" * 251 + ".jpg"]
 HANDLES = Path("/proc/self/fd")

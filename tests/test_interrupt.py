@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import Case, ended, make_photos, marked, references, ticks, wrong_after_kill, wrong_after_next_run
+from bench.faults.kills import (
+    Case,
+    ended,
+    make_photos,
+    marked,
+    references,
+    ticks,
+    wrong_after_kill,
+    wrong_after_next_run,
+)
 
 
 @pytest.fixture(scope="module")

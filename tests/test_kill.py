@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import Case, kill_once, make_films, make_photos, references, wrong_after_kill
+from bench.faults.kills import Case, kill_once, make_films, make_photos, references, wrong_after_kill
 
 FILM_SEEDS = (1, 2, 6)
 SEEDS = (0, 2, 6, 8, 11)  # both ways to kill, in place and not, with drafts in scratch

@@ -14,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 import blurguard
+from bench.faults.commands import environment, put
 from blurguard import Anonymizer, Image, InputError, Layout, Mode, OutputError, Settings, Shape, Status, Style
 from tests.children import print_imports, program, use_library_quietly
-from tests.commands import environment, face, pixels, put, shows_face
+from tests.commands import face, pixels, shows_face
 from tests.conftest import ROOT, Crowd
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import environment, put
+from bench.faults.commands import environment, put
 from tests.conftest import pytest_configure
 from tests.needs import EXPECTED, SkipCheck, missing
 

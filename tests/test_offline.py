@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import blank, environment, face, names, put, shows_face
+from bench.faults.commands import environment, put
+from tests.commands import blank, face, names, shows_face
 from tests.films import write_face_film
 
 BLURGUARD = (sys.executable, "-P", "-m", "blurguard")

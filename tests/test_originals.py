@@ -18,12 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.faults.commands import put
 from blurguard.errors import InputError, OutputError, StorageError
 from blurguard.files.atomic import remove_stale_parts, scratch_in, stage_bytes
 from blurguard.files.move import candidate_names, delete, destination_for, move, verify
 from blurguard.files.stamp import FileStamp
 from tests.children import hold_part
-from tests.commands import put, small_disk
+from tests.commands import small_disk
 from tests.conftest import Starter
 
 BIG = bytes(range(256)) * 4097  # more than is copied at once

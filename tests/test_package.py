@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.faults.commands import put
 from blurguard.detection import model_zoo
-from tests.commands import face, put, shows_face
+from tests.commands import face, shows_face
 from tests.conftest import ROOT
 from tests.environments import build, lend_ours, make, pip_install, run
 

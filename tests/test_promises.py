@@ -17,16 +17,16 @@ import pytest
 from PIL import Image
 
 import blurguard
+from bench.faults.commands import environment
+from bench.faults.samples import FACE, Array, gif, picture, saved, texture
+from bench.faults.stubs import Box, StubDetector, anonymizer
 from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.errors import InputError, OutputError
 from blurguard.settings import Settings
 from blurguard.types import Detections
 from tests.breakages import BREAKAGES, BROKEN, STAGES, VARIABLE
 from tests.children import run_with_small_files
-from tests.commands import environment
 from tests.conftest import ROOT
-from tests.samples import FACE, Array, gif, picture, saved, texture
-from tests.stubs import Box, StubDetector, anonymizer
 from tests.test_clean import SECRET, cleaned, leaks
 
 SIZE = WIDTH, HEIGHT = 128, 112

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
+from bench.faults.commands import blurguard
 from blurguard.detection import model_zoo
 from blurguard.detection.detector import load_detector
 from blurguard.settings import Settings
@@ -17,7 +18,6 @@ from blurguard.types import Detections
 from calibration.evaluate import crowd_aps, pixels_of
 from calibration.flatbuffer import operator_name
 from calibration.score import SUBSETS, average_precision, hidden_at, load_truth
-from tests.commands import blurguard
 
 LARGEST = 900_000  # bytes of the default model
 HEAD_LAYERS = 4

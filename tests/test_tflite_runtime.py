@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import face, put, shows_face
+from bench.faults.commands import put
+from tests.commands import face, shows_face
 from tests.conftest import ROOT
 from tests.environments import build, make, pip_install, run
 

@@ -19,14 +19,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.faults.commands import blurguard, put
+from bench.faults.kills import make_films, ticks
 from blurguard.batch.journal import FileState
 from blurguard.files.stamp import FileStamp
 from blurguard.watch.settling import FileProbe, SettlingQueue
 from tests.breakages import VARIABLE
 from tests.clips import STEP, Clip, every, make
-from tests.commands import blank, blurguard, face, names, put, small_disk
+from tests.commands import blank, face, names, small_disk
 from tests.drop import BROKEN_PROGRAM, HIDING, Drop, hidden
-from tests.faults import make_films, ticks
 
 ONE, TWO, THREE = face(), face(turn=20), face(turn=40)
 DAMAGED = ONE[: len(ONE) // 2]

@@ -9,14 +9,14 @@ from threading import Event
 
 import pytest
 
+from bench.faults.commands import put
+from bench.faults.drop_kills import kill_again, wrong_at_rest
+from bench.faults.dropping import Dropper, Plan, Yard
+from bench.faults.inspector import Lookout
+from bench.faults.kills import make_photos
 from blurguard.batch.journal import FileRecord, FileState, open_journal
 from blurguard.files.atomic import digest_bytes
 from blurguard.files.stamp import FileStamp
-from tests.commands import put
-from tests.faults import make_photos
-from tests.watch_faults import kill_again, wrong_at_rest
-from tests.watch_lookout import Lookout
-from tests.watch_yard import Dropper, Plan, Yard
 
 # Every policy, with and without a folder for failures; the first two have a consumer.
 SEEDS = (0, 1, 5)

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bench.faults.commands import blurguard, environment, put
+from bench.faults.kills import LONGEST_WAIT_SECONDS
 from blurguard import Anonymizer, Settings
 from blurguard.batch.journal import FileState
 from blurguard.watch.health import DaemonState, health_file
 from blurguard.watch.settling import MAX_FILES
 from tests.children import program, run_daemon_with, run_without_options
-from tests.commands import blurguard, encoded, environment, face, names, put, small_disk
+from tests.commands import encoded, face, names, small_disk
 from tests.drop import PROGRAM, USUAL, Drop, hidden
-from tests.faults import LONGEST_WAIT_SECONDS
 from tests.test_offline import GUARD, without_network
 from tests.workers import TROUBLE, crashing, deaf, dying, hanging, raising, waiting
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from bench.faults.commands import put
+from bench.faults.kills import LONGEST_WAIT_SECONDS, ticks
 from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.batch.journal import FileState
 from blurguard.batch.output_tree import FolderTask
@@ -32,10 +34,9 @@ from blurguard.watch.health import DaemonState, Health, HealthWriter, health_fil
 from blurguard.watch.inbox import ChangeType
 from blurguard.watch.reporting import HealthReporter
 from tests.children import look_at_exchanged, run_interrupted
-from tests.commands import face, names, put, snapshot
+from tests.commands import face, names, snapshot
 from tests.conftest import Starter
 from tests.drop import Drop
-from tests.faults import LONGEST_WAIT_SECONDS, ticks
 from tests.test_desk import Office, office, picture
 from tests.workers import TROUBLE, steady, waiting
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import blurguard, face, lines, put, shows_face, small_disk, snapshot
+from bench.faults.commands import blurguard, put
+from tests.commands import face, lines, shows_face, small_disk, snapshot
 from tests.drop import Drop
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may do anything")

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import environment, face, names, put
+from bench.faults.commands import environment, put
+from bench.faults.kills import LONGEST_WAIT_SECONDS, ticks
+from tests.commands import face, names
 from tests.drop import HIDING, PROGRAM, Drop, hidden
-from tests.faults import LONGEST_WAIT_SECONDS, ticks
 
 # Whoever leads a session gets the first terminal that it opens for its own.
 ON_TERMINAL = 'exec "$@" <>"$TERMINAL" >&0 2>&0'

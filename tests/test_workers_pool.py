@@ -17,13 +17,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.faults.kills import LONGEST_WAIT_SECONDS, make_films, ticks
+from bench.faults.stubs import StubDetector
 from blurguard.anonymize.anonymizer import Anonymizer, StagedResult
 from blurguard.batch import workers
 from blurguard.batch.process import defer_signals
 from blurguard.batch.workers import Job, Pool, WorkerConfig, result_of
 from blurguard.types import Detections, Outcome, Status
-from tests.faults import LONGEST_WAIT_SECONDS, make_films, ticks
-from tests.stubs import StubDetector
 from tests.workers import BOX, TROUBLE, dying, raising, steady
 
 Results = Future[StagedResult | Outcome]

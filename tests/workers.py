@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.faults.stubs import StubDetector
 from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.settings import Settings
 from blurguard.types import Detections
-from tests.stubs import StubDetector
 
 BOX = (4.0, 4.0, 28.0, 28.0)
 TROUBLE = 200  # red of the first pixel of a picture at which these detectors go wrong

@@ -32,9 +32,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.measure import ROOT
 from blurguard import Anonymizer, Mode, Settings, Shape, Style
 
-ROOT = Path(__file__).resolve().parents[1]
 # Photo and square round its face, px.
 FACES = {
     "astronaut": (150, 40, 310, 200),

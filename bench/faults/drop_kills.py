@@ -1,6 +1,6 @@
 """Killing a drop folder's daemon again and again while files come in, and what must hold all the while.
 
-``kill_again`` is one experiment. As in ``tests.faults`` faces become black boxes, so each output is known to the byte.
+``kill_again`` is one experiment. As in ``bench.faults.kills`` faces become black boxes, so each output is known to the byte.
 While files are dropped in whatever way people drop files, and the daemon is killed and started again, a ``Lookout``
 keeps looking: at no moment may anything else than whole, hidden results have a name in the outbox, or an original be
 gone without one. At the end each has come out once, and only once.
@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+from bench.faults.commands import blurguard
+from bench.faults.dropping import Dropper, Plan, Yard
+from bench.faults.inspector import Lookout
+from bench.faults.kills import LONGEST_WAIT_SECONDS, end_all, ended, survivors, ticks
 from blurguard.batch.journal import FileRecord, FileState, open_journal
 from blurguard.batch.journal_reader import read_stats
 from blurguard.errors import OutputError
 from blurguard.files.atomic import digest_bytes
-from tests.commands import blurguard
-from tests.faults import LONGEST_WAIT_SECONDS, end_all, ended, survivors, ticks
-from tests.watch_lookout import Lookout
-from tests.watch_yard import Dropper, Plan, Yard
 
 EARLY_SECONDS = 2.0  # a daemon that is killed so early may be starting, or putting things right
 CATCHES, CATCH_EVERY = 200, 0.004  # how often such a short moment is tried for, and seconds between
@@ -65,7 +65,7 @@ def kill_again(plan: Plan, photos: Path, work: Path) -> WatchResult:
 
     Args:
         plan: what is tried.
-        photos: pictures with faces, as ``tests.faults.make_photos`` writes them.
+        photos: pictures with faces, as ``bench.faults.kills.make_photos`` writes them.
         work: an empty or absent folder; its content is left for whoever wants to look at a fault.
     """
     yard, stop, began = Yard.of(plan, photos, work), Event(), time.monotonic()

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from threading import Event
 
-from tests.watch_yard import Yard
+from bench.faults.dropping import Yard
 
 LOOK_EVERY = 0.01  # seconds, and no more than half of the time
 

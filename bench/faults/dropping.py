@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
-from tests.commands import put
-from tests.faults import LONGEST_WAIT_SECONDS, OPTIONS, references, start
+from bench.faults.commands import put
+from bench.faults.kills import LONGEST_WAIT_SECONDS, OPTIONS, references, start
 
 POLICIES = ("keep", "move", "delete")
 SHARE_CORRUPT, CORRUPT_AT_LEAST = 0.01, 2
