@@ -27,7 +27,7 @@ bench: $(TESTABLE)  ## speed and memory against peers; prints tables
 campaign: $(TESTABLE)  ## the long fault runs; prints the table of docs/reliability.md
 	$(BIN)/python -m bench.campaign
 
-accuracy: $(INSTALLED)  ## recall on labelled pictures: make accuracy DATA=folder-with-faces.jsonl
+accuracy: $(INSTALLED)  ## recall on labeled pictures: make accuracy DATA=folder-with-faces.jsonl
 	$(BIN)/python -m calibration evaluate $(DATA)
 
 $(INSTALLED): pyproject.toml

@@ -1,10 +1,10 @@
 """The long fault runs: ``python -m bench.campaign [--kills N] [--films N] [--drops N] [--mutations N] [--out FILE]``.
 
-Kills: a batch is ended with SIGKILL at a seeded moment, what is left is looked at, and it is run again
-(``bench.faults.kills.kill_once``). Drops: the same is done to a drop folder's daemon, again and again, while files come in
-and everything is looked at all the time (``bench.faults.drop_kills.kill_again``). Mutations: files of every kind with seeded
-damage go through ``Anonymizer.process`` in processes that may crash or hang. Prints the tables of
-``docs/reliability.md``; the exit code is 1 when there is a fault of any sort.
+Kills: a batch is ended with SIGKILL at a seeded moment, its remains are inspected, and it is run again
+(`bench.faults.kills.kill_once`). Drops: the same is done to a drop folder's daemon, again and again, while files come
+in and everything is inspected all the time (`bench.faults.drop_kills.kill_again`). Mutations: files of every kind with
+seeded damage go through ``Anonymizer.process`` in processes that may crash or hang. Prints the tables of
+``docs/reliability.md``. The exit code is 1 when there is a fault of any sort.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from blurguard import Anonymizer, Mode, Settings
 
 DISTINCT = 6
 ROUNDS = 5  # of all photos, dropped one by one: 30 of each way and mode
-# Before each of them: a busy machine favours a process that has just woken up, so all are to have slept.
+# Before each of them: a busy machine favors a process that has just woken up, so all are to have slept.
 REST_SECONDS = 0.25
 AT_ONCE = 300
 LONG_RUN = 5000

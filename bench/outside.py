@@ -46,7 +46,7 @@ RUNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class Labeled:
     """A picture and its faces: (N, 4) x0 y0 x1 y1, px."""
 
     path: Path
@@ -66,14 +66,14 @@ class Count:
     elsewhere: int = 0
 
 
-def crowd() -> list[Labelled]:
+def crowd() -> list[Labeled]:
     """Return the crowd picture of the examples."""
     told = json.loads((ROOT / "examples" / "crowd.json").read_text("utf-8"))
     path = ROOT / "examples" / "photos" / told["image"]
-    return [Labelled(path, np.array([face["box"] for face in told["faces"]], np.float32))]
+    return [Labeled(path, np.array([face["box"] for face in told["faces"]], np.float32))]
 
 
-def labelled(folder: Path, limit: int) -> list[Labelled]:
+def labeled(folder: Path, limit: int) -> list[Labeled]:
     """Return the first pictures of a folder with ``faces.jsonl``; their files lie anywhere in it."""
     files = {path.name: path for path in folder.rglob("*") if path.is_file()}
     found = []
@@ -81,11 +81,11 @@ def labelled(folder: Path, limit: int) -> list[Labelled]:
         record = json.loads(line)
         faces = np.array([f[:4] for f in record["faces"] if not f[4] & IGNORED], np.float32).reshape(-1, 4)
         faces[:, 2:] += faces[:, :2]
-        found.append(Labelled(files[Path(record["image"]).name], faces))
+        found.append(Labeled(files[Path(record["image"]).name], faces))
     return found
 
 
-def examine(pictures: Iterable[Labelled], other: CenterFace, folder: Path) -> Iterator[tuple[str, Count]]:
+def examine(pictures: Iterable[Labeled], other: CenterFace, folder: Path) -> Iterator[tuple[str, Count]]:
     """Hide the faces in each picture in every way, look at the results, and yield the counts by setting."""
     counts = {run: Count() for run in RUNS}
     workers = {run: Anonymizer(Settings(mode=run[0], style=run[1])) for run in RUNS}
@@ -107,7 +107,7 @@ def _read(path: Path) -> NDArray[np.uint8]:
     return np.asarray(picture, np.uint8)
 
 
-def _count(count: Count, picture: Labelled, before: Detections, after: Detections, outcome: Outcome) -> None:
+def _count(count: Count, picture: Labeled, before: Detections, after: Detections, outcome: Outcome) -> None:
     """Add one picture."""
     faces = picture.faces
     claimed = covered(faces, outcome) >= CLAIMED
@@ -165,7 +165,7 @@ def main() -> int:
     other = CenterFace(args.onnx or _installed())
     sets = {"crowd": crowd()}
     if args.data:
-        sets[args.data.name] = labelled(args.data, args.limit)
+        sets[args.data.name] = labeled(args.data, args.limit)
     rows, leaks = [], 0
     with tempfile.TemporaryDirectory(prefix="blurguard-outside-") as folder:
         for name, pictures in sets.items():

@@ -1,4 +1,4 @@
-"""Photos per second against deface, the best known offline face anonymiser, on the same photos in the same run.
+"""Photos per second against deface, the best known offline face anonymizer, on the same photos in the same run.
 
 deface needs packages that clash with ours, so it lives in an environment of its own, ``.venv-bench``.
 """
@@ -28,7 +28,7 @@ DEFACE_POSTFIX = "_anonymized"
 FEW = 2  # photos in the run that is subtracted to be rid of start-up
 JUDGED_FROM_PX = 40.0  # height of the faces that tell whether anything was hidden
 UNKNOWN = "–"
-CHANGED = 8.0  # mean difference inside a face's box, grey levels; recompression alone gives about 3
+CHANGED = 8.0  # mean difference inside a face's box, gray levels; recompression alone gives about 3
 
 
 def install_deface() -> Path:

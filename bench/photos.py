@@ -19,7 +19,7 @@ COMMON = ((1600, 1200), (1200, 1600), (1536, 1024), (1280, 960), (1080, 1350), (
 SMALL = ((640, 480), (480, 640), (512, 512), (600, 400))
 FACES = 6
 QUALITY = 90
-NOISE = 5.0  # standard deviation of the grain, grey levels: a 12-Mpx file is about 3 MB then, like a real one
+NOISE = 5.0  # standard deviation of the grain, gray levels: a 12-Mpx file is about 3 MB then, like a real one
 GRAIN_PX = 0.7  # sigma; grain of real photos is not independent from pixel to pixel
 
 Box = tuple[float, float, float, float]

@@ -26,7 +26,7 @@ MB_BELOW = {"360p": 600.0, "1080p": 600.0, "4K": 1500.0}
 LENGTH_GROWTH_AT_MOST = 1.1
 LONG_FPS = 10  # so that 20 minutes take five
 CLIP_SECONDS, SHORT_SECONDS = 4.0, 0.4  # the short one is subtracted to be rid of start-up
-JUDGED_EVERY, JUDGED_FROM_PX, CHANGED = 10, 40.0, 8.0  # frames; face height; mean difference in grey levels
+JUDGED_EVERY, JUDGED_FROM_PX, CHANGED = 10, 40.0, 8.0  # frames; face height; mean difference in gray levels
 SAMPLE_SECONDS = 0.05
 KIB = 1024
 

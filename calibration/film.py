@@ -35,7 +35,7 @@ from blurguard.tracking.lookahead import TrackedBox
 from blurguard.types import Detections, Region
 from blurguard.video.reader import open_video
 from calibration import CalibrationError
-from calibration.score import BUCKETS, HIDDEN_SHARE, IGNORE, SIZES, Labelled, _ellipse, _outside
+from calibration.score import BUCKETS, HIDDEN_SHARE, IGNORE, SIZES, Labeled, _ellipse, _outside
 from calibration.tables import table
 
 SAME_IOU = 0.3  # with a true box; hidden ones are larger
@@ -49,9 +49,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labels:
-    """The faces of one frame: as in a labelled picture, and which of the video's faces each is, int (N,)."""
+    """The faces of one frame: as in a labeled picture, and which of the video's faces each is, int (N,)."""
 
-    picture: Labelled
+    picture: Labeled
     ids: NDArray[np.int64]
 
     def counted(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -135,7 +135,7 @@ class Witness:
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this step to ``python -m calibration``."""
-    parser = steps.add_parser("film", help="faces hidden in a labelled video, with and without following them")
+    parser = steps.add_parser("film", help="faces hidden in a labeled video, with and without following them")
     parser.add_argument("clip", type=Path)
     parser.add_argument("truth", type=Path, help="its faces, JSON")
     parser.add_argument("--model", default="", help="name in the manifest (default: the default one)")
@@ -205,7 +205,7 @@ def _labels(path: Path, truth: dict[str, int], frame: list[dict[str, float]]) ->
     rows = np.array([(f["x"], f["y"], f["w"], f["h"]) for f in frame], np.float64).reshape(-1, 4)
     boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]], axis=1).astype(np.float32)
     flags = np.array([IGNORE * bool(face["ignore"]) for face in frame], np.int64)
-    picture = Labelled(path, int(truth["width"]), int(truth["height"]), boxes, flags)
+    picture = Labeled(path, int(truth["width"]), int(truth["height"]), boxes, flags)
     return Labels(picture, np.array([face["id"] for face in frame], np.int64))
 
 
@@ -271,7 +271,7 @@ def figures(labels: Sequence[Labels], watched: Watched) -> Figures:
     )
 
 
-def mask_of(regions: Sequence[Region], picture: Labelled) -> Mask:
+def mask_of(regions: Sequence[Region], picture: Labeled) -> Mask:
     """Return (H, W) what is hidden for good, feathers left out: drawn by what draws into frames."""
     pixels = np.zeros((picture.height, picture.width, 1), np.uint8)
     white = np.array([WHITE], np.float32)

@@ -53,7 +53,7 @@ SHAPE_FREE = frozenset(
 def size_constants(data: bytes) -> list[tuple[int, int]]:
     """Return where the target size of each RESIZE_BILINEAR lies in a .tflite file, by rising offset.
 
-    Works on the file alone, whatever its types (float, or quantised later), as long as it has one
+    Works on the file alone, whatever its types (float, or quantized later), as long as it has one
     subgraph and one input of (1, h, w, c). At each byte offset lie two little-endian int32: h // divisor
     and w // divisor.
 
@@ -212,7 +212,7 @@ def unpacked(data: bytes) -> Any:
     except (struct.error, ValueError, IndexError, TypeError, OverflowError) as error:
         raise CalibrationError(f"the .tflite file is damaged: {error!r}") from error
     for buffer in model.buffers:
-        if buffer.offset > 1:  # behind the flatbuffer's end, where the quantiser puts large ones; 1 is an empty one
+        if buffer.offset > 1:  # behind the flatbuffer's end, where the quantizer puts large ones; 1 is an empty one
             buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
         buffer.offset = buffer.size = 0
     return model

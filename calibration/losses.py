@@ -69,7 +69,7 @@ def _focal(logits: Tensor, maps: tuple[Tensor, Tensor, Tensor], reached: Tensor)
 
 
 def _corners(boxes: Tensor) -> Tensor:
-    """Return (N, 4) x0 y0 x1 y1 of centre and log size."""
+    """Return (N, 4) x0 y0 x1 y1 of center and log size."""
     half = boxes[:, 2:].clamp(*LOG_SIZE_RANGE).exp() / 2
     return torch.cat([boxes[:, :2] - half, boxes[:, :2] + half], dim=1)
 

@@ -49,7 +49,7 @@ Weights = dict[str, Tensor]
 Written = Callable[[int, Tensor], Tensor]
 
 STOCK_CHANNELS = 16  # x, y, width, height and six keypoints, all in px of the input
-BOX_CHANNELS = 4  # what is kept: centre x, y from the cell's centre in px, log of width and height in px
+BOX_CHANNELS = 4  # what is kept: center x, y from the cell's center in px, log of width and height in px
 START_PX = 40.0  # sizes start around this one: the middle, in logarithms, of 6 to 260 px
 START_SLOPE = 1 / 100  # of log size by old linear size; nearly right at 220 px, and in order everywhere
 
@@ -153,7 +153,7 @@ def parse(data: bytes) -> tuple[Graph, Weights]:
 def with_log_sizes(graph: Graph, weights: Mapping[str, Tensor]) -> Weights:
     """Return weights whose box head has four channels instead of 16: the keypoints go, sizes are logarithms.
 
-    Centres come out as before. Sizes start as log 40 + (old size - 40) / 100, which has the order of the old
+    Centers come out as before. Sizes start as log 40 + (old size - 40) / 100, which has the order of the old
     ones; a few hundred steps of training make it right.
     """
     changed = dict(weights)
@@ -178,7 +178,7 @@ def with_log_sizes(graph: Graph, weights: Mapping[str, Tensor]) -> Weights:
 
 
 def in_units(graph: Graph, weights: Mapping[str, Tensor], offset_px: float, size_px: float) -> Weights:
-    """Return weights whose boxes come out in units: centres / offset_px, log (sizes / size_px).
+    """Return weights whose boxes come out in units: centers / offset_px, log (sizes / size_px).
 
     So their four channels have like ranges, and 8 bits serve all of them.
     """

@@ -5,7 +5,7 @@ is one group, the narrow middle of each of its blocks another. A group is named 
 (``000``), a stage by the scale of its finest map (``1/2``).
 
 What a convolution read from a channel that goes is laid upon those that stay: the linear combination of them
-that comes nearest to it on labelled pictures, faces and all else counting half each. The rest is learned again:
+that comes nearest to it on labeled pictures, faces and all else counting half each. The rest is learned again:
 ``python -m calibration train DATA --out RUN --graph FOLDER/0.25/graph.tflite --init FOLDER/0.25/ema.npz --steps N``.
 """
 
@@ -42,7 +42,7 @@ from calibration.cost import quickest
 from calibration.crops import Crop, Picture, Plan, crop_of, decode, load_pictures, split
 from calibration.evaluate import chosen_pictures
 from calibration.network import Graph, Weights
-from calibration.score import Labelled
+from calibration.score import Labeled
 from calibration.sensitivity import quality_of
 from calibration.tables import row, table_head
 
@@ -262,7 +262,7 @@ def _head(graph: Graph, weights: Weights, side: int) -> str:
     return table_head(heads)
 
 
-def _row(arguments: argparse.Namespace, truth: list[Labelled], told: str, data: bytes, whole: bytes) -> str:
+def _row(arguments: argparse.Namespace, truth: list[Labeled], told: str, data: bytes, whole: bytes) -> str:
     graph, weights = network.parse(data)
     if network.box_channels(graph, weights) == network.STOCK_CHANNELS:
         weights = network.with_log_sizes(graph, weights)
@@ -278,6 +278,6 @@ def _row(arguments: argparse.Namespace, truth: list[Labelled], told: str, data: 
 def _loss(graph: Graph, weights: Weights, arguments: argparse.Namespace) -> float:
     """Return the loss on the pictures kept back, as `train` logs it."""
     recipe = train.Recipe(steps=0, side=arguments.crop, held=arguments.held, seed=arguments.seed)
-    optimiser = torch.optim.AdamW(weights.values())  # no step is taken
-    state = train.State(weights, weights, optimiser, step=0, last_step=0)
+    optimizer = torch.optim.AdamW(weights.values())  # no step is taken
+    state = train.State(weights, weights, optimizer, step=0, last_step=0)
     return train.Trainer(graph, recipe, state, arguments.data, arguments.out).validate()["held_loss"]

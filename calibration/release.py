@@ -18,7 +18,7 @@ from typing import Any
 
 from blurguard.detection.model_zoo import MANIFEST, ModelSpec
 from blurguard.settings import Mode
-from calibration import CalibrationError, base, flatbuffer, network, quantise, read_network, write_whole
+from calibration import CalibrationError, base, flatbuffer, network, quantize, read_network, write_whole
 from calibration.candidate import candidate
 from calibration.evaluate import crowd_aps
 from calibration.train import exported
@@ -37,8 +37,8 @@ class Facts:
         name: of the INT8 model; the float one has ``-float`` after it.
         file: of the INT8 model, ``.tflite``; the float one has ``_float`` before the suffix.
         checkpoint: ``model.tflite`` that training wrote.
-        kept_float: layers that are not INT8, as `quantise` names them.
-        ranges: ``.json`` of what `quantise` measured: ranges, and how channels are made alike.
+        kept_float: layers that are not INT8, as `quantize` names them.
+        ranges: ``.json`` of what `quantize` measured: ranges, and how channels are made alike.
         card: template of the model card.
         thresholds: score from which a face is hidden, per mode.
         evidence: where thresholds were chosen, and what was measured.
@@ -66,7 +66,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser("release", help="write the released model", description=__doc__, formatter_class=raw)
     parser.add_argument("facts", type=Path, help=".toml of the release")
     parser.add_argument("--models", type=Path, default=base.MODELS, help="folder of manifest.toml and the models")
-    parser.add_argument("--float-only", type=Path, help="write only the float network, to this file: for `quantise`")
+    parser.add_argument("--float-only", type=Path, help="write only the float network, to this file: for `quantize`")
     parser.set_defaults(run=run)
 
 
@@ -81,8 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.float_only:
         write_whole(arguments.float_only, data)
         return 0
-    source = quantise.prepared(data, quantise.load_measured(facts.ranges))
-    small = quantise.quantised(source, quantise.chosen_layers(source, facts.kept_float))
+    source = quantize.prepared(data, quantize.load_measured(facts.ranges))
+    small = quantize.quantized(source, quantize.chosen_layers(source, facts.kept_float))
     specs = [
         dataclasses.replace(spec, crowd_ap=crowd_aps(spec, content))
         for spec, content in ((_spec(facts, small, ""), small), (_spec(facts, data, "float"), data))

@@ -67,7 +67,7 @@ def values_of(model: Any, tensor: int, kind: type[np.generic]) -> NDArray[Any]:
     """Return the constant of a tensor, flat; ``kind`` is float32 or int32.
 
     Raises:
-        CalibrationError: it is none, or of another type than expected (a quantised file, say).
+        CalibrationError: it is none, or of another type than expected (a quantized file, say).
     """
     entry = model.subgraphs[0].tensors[tensor]
     expected = schema.TensorType.FLOAT32 if kind is np.float32 else schema.TensorType.INT32
@@ -166,7 +166,7 @@ def drop_final_reshapes(model: Any) -> None:
 def fuse_relus(model: Any) -> None:
     """Write each RELU as the activation of the operator before it, if nothing else reads that one's result.
 
-    The float result and its speed stay the same. A network quantised from this one needs it: with RELUs of
+    The float result and its speed stay the same. A network quantized from this one needs it: with RELUs of
     their own XNNPACK took it in 45 pieces instead of one, at a seventh of the speed (192 px, measured).
     """
     (graph,) = model.subgraphs

@@ -1,6 +1,6 @@
-"""The network as INT8 will compute it, to be trained so (quantisation-aware training, arXiv 1712.05877).
+"""The network as INT8 will compute it, to be trained so (quantization-aware training, arXiv 1712.05877).
 
-Weights and what every layer but the heads writes are rounded as `quantise` will round them, with what was measured for
+Weights and what every layer but the heads writes are rounded as `quantize` will round them, with what was measured for
 it. Gradients pass through as if nothing had been rounded, but for values that a range cuts off.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from calibration import equalise, flatbuffer, network
+from calibration import equalize, flatbuffer, network
 from calibration.network import Weights
-from calibration.quantise import SCALE, Measured, prepared
+from calibration.quantize import SCALE, Measured, prepared
 
 __all__ = ["Rounded"]
 
@@ -24,14 +24,14 @@ class Rounded:
     """A `network.Graph` for one calibration set: the same maps from the same weights, but for the rounding."""
 
     def __init__(self, data: bytes, told: Measured, device: torch.device) -> None:
-        """Take the float .tflite and what `quantise.measured` found for it.
+        """Take the float .tflite and what `quantize.measured` found for it.
 
         Raises:
             CalibrationError: that was found for another network.
         """
         source = prepared(data, told)
         self.graph, weights = network.parse(source.data)
-        by = equalise.factors(self.graph, weights, told.scales)
+        by = equalize.factors(self.graph, weights, told.scales)
         self._factors = {key: (weight.to(device), bias.to(device)) for key, (weight, bias) in by.items()}
         tensors = flatbuffer.unpacked(source.data).subgraphs[0].tensors
         names = {number: tensor.name.decode() for number, tensor in enumerate(tensors)}
@@ -45,8 +45,8 @@ class Rounded:
         self._layers = [step.key for step in self.graph.trunk() if step.key]
 
     def __call__(self, weights: Mapping[str, Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return boxes and logits as `network.Graph` does, from the weights as they are before `equalise`."""
-        alike: Weights = equalise.multiplied(weights, self._factors)
+        """Return boxes and logits as `network.Graph` does, from the weights as they are before `equalize`."""
+        alike: Weights = equalize.multiplied(weights, self._factors)
         for key in self._layers:
             alike[f"{key}.weight"] = _rounded_weight(alike[f"{key}.weight"])
         return self.graph(alike, image - SCALE / 2, self._written)  # pixels less 128 instead of 127.5

@@ -1,6 +1,6 @@
-"""Chooses the pictures that quantisation is calibrated on: ``python -m calibration sample DATA --out FOLDER``.
+"""Chooses the pictures that quantization is calibrated on: ``python -m calibration sample DATA --out FOLDER``.
 
-The calibration set shows small and distant faces: crops of labelled pictures at the scales that the detector sees,
+The calibration set shows small and distant faces: crops of labeled pictures at the scales that the detector sees,
 chosen so that sizes, light, pose and crowding have the shares that a recipe asks for
 (``calibration/sets/small_distant.toml``). Where pictures run short of a kind, its share goes to the others of its
 table, and the printed table says so. No two crops show one scene, and none is of the pictures that training with
@@ -10,7 +10,7 @@ FOLDER gets ``set.npz`` (``crops``: uint8 (N, side, side, 3) RGB), ``manifest.js
 and ``contact.png`` to look at. The same pictures and recipe give the same bytes. They are parts of the pictures, so
 they go no further than the pictures may.
 
-What is cheap to tell is a proxy. Light is told by mean grey levels: a dark face on bright ground is taken for
+What is cheap to tell is a proxy. Light is told by mean gray levels: a dark face on bright ground is taken for
 backlit. Pose is told by the box: seen from the front and upright, a face is 0.68 to 1 times as wide as high; in
 profile it is narrower, lying down or tilted it is wider.
 """
@@ -43,12 +43,12 @@ SETTINGS = ("count", "seed", "side")
 SIDE_MULTIPLE = 32
 ENLARGED = 2.0  # times, at most, as in accurate mode
 LOOKED_AT = 15  # pictures for each crop that is wanted
-SHADED = 0.7  # of the grey level around it: a face under that is backlit,
+SHADED = 0.7  # of the gray level around it: a face under that is backlit,
 LIT = 100.0  # where what is around it is at least so bright
-DARK, BRIGHT = 65.0, 155.0  # grey levels of a face
+DARK, BRIGHT = 65.0, 155.0  # gray levels of a face
 UPRIGHT = (0.68, 1.0)  # width over height of a face seen from the front
 COLUMNS, SHRINK, CAPTION = 16, 2, 30  # of the contact sheet; the last in px
-LEAST_LABELLED = 4.0  # px of the picture: of smaller boxes nobody knows what they show
+LEAST_LABELED = 4.0  # px of the picture: of smaller boxes nobody knows what they show
 
 Pixels = NDArray[np.uint8]
 Strata = Mapping[str, Mapping[str, float]]
@@ -85,7 +85,7 @@ class Candidate(NamedTuple):
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this step to ``python -m calibration``."""
     raw = argparse.RawDescriptionHelpFormatter
-    text = "choose the pictures that quantisation is calibrated on"
+    text = "choose the pictures that quantization is calibrated on"
     parser = steps.add_parser("sample", help=text, description=__doc__, formatter_class=raw)
     parser.add_argument("data", type=Path, help="folder with faces.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder of the set")
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, {name: getattr(arguments, name) for name in SETTINGS})
     pictures = split(load_pictures(arguments.data), arguments.held)[0]
     if not pictures:
-        raise CalibrationError(f"{arguments.data} has no labelled picture")
+        raise CalibrationError(f"{arguments.data} has no labeled picture")
     found = candidates(pictures, recipe)
     if not found:
         raise CalibrationError(f"no face in {arguments.data} fits a crop of {recipe.side} px")
@@ -243,7 +243,7 @@ def _candidate(
     shape = np.array(grey.shape[::-1])
     least = recipe.side / float(shape.min())
     heights = picture.faces[:, 3]
-    fits = (heights * ENLARGED >= low) & (heights * least < high) & (picture.faces[:, 2:] >= LEAST_LABELLED).all(axis=1)
+    fits = (heights * ENLARGED >= low) & (heights * least < high) & (picture.faces[:, 2:] >= LEAST_LABELED).all(axis=1)
     usable = np.flatnonzero(fits & ~picture.ignored)
     if not len(usable) or least > ENLARGED:
         return None
@@ -252,8 +252,8 @@ def _candidate(
     scale = float(np.exp(random.uniform(*ends)))
     corner = face[:2] * scale - random.random(2) * np.maximum(recipe.side - face[2:] * scale, 0)
     x, y = np.clip(corner, 0, _size_of(shape, scale) - recipe.side).astype(int).tolist()
-    centres = (picture.faces[:, :2] + picture.faces[:, 2:] / 2) * scale - (x, y)
-    inside = ((centres >= 0) & (centres < recipe.side)).all(axis=1) & ~picture.ignored
+    centers = (picture.faces[:, :2] + picture.faces[:, 2:] / 2) * scale - (x, y)
+    inside = ((centers >= 0) & (centers < recipe.side)).all(axis=1) & ~picture.ignored
     strata = {
         "size": _named(face[3] * scale, recipe.strata["size"]),
         "light": _light(grey, face),
@@ -282,7 +282,7 @@ def _named(value: float, strata: Mapping[str, float]) -> str:
 
 
 def _light(grey: Pixels, face: NDArray[np.float64]) -> str:
-    """Return the light on a face x y w h in a picture (H, W), by mean grey levels."""
+    """Return the light on a face x y w h in a picture (H, W), by mean gray levels."""
     inner, outer = (_window(grey, face, grow) for grow in (0.0, 1.0))
     ground = (outer.sum(dtype=np.float64) - inner.sum(dtype=np.float64)) / max(outer.size - inner.size, 1)
     level, ground = float(inner.mean()), max(float(ground), float(grey.mean()))

@@ -1,4 +1,4 @@
-"""Scoring detections against labelled pictures: WIDER-style average precision, and how many faces end up hidden.
+"""Scoring detections against labeled pictures: WIDER-style average precision, and how many faces end up hidden.
 
 Truth is a ``faces.jsonl``, a line per picture: ``{"image", "width", "height", "faces": [[x, y, w, h, flags]]}``,
 px; flags are a sum of 1 easy, 2 medium, 4 hard (subsets of the official evaluation) and 8 ignore.
@@ -38,8 +38,8 @@ _LAST_PIXEL = np.array([0, 0, 1, 1], np.float32)  # the official protocol counts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Labelled:
-    """One labelled picture: ``boxes`` float32 (N, 4) x0 y0 x1 y1, ``flags`` int (N,)."""
+class Labeled:
+    """One labeled picture: ``boxes`` float32 (N, 4) x0 y0 x1 y1, ``flags`` int (N,)."""
 
     path: Path
     width: int
@@ -60,7 +60,7 @@ class Hidden:
     masked_outside: float
 
 
-def load_truth(folder: Path) -> list[Labelled]:
+def load_truth(folder: Path) -> list[Labeled]:
     """Return the pictures of a folder with ``faces.jsonl``.
 
     Where no face belongs to a subset, as in training pictures, those of 60, 24 and 8 px and more stand for them.
@@ -70,7 +70,7 @@ def load_truth(folder: Path) -> list[Labelled]:
     """
     try:
         lines = (folder / "faces.jsonl").read_text("utf-8").splitlines()
-        pictures = [_labelled(folder, json.loads(line)) for line in lines if line.strip()]
+        pictures = [_labeled(folder, json.loads(line)) for line in lines if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CalibrationError(f"cannot read the labels of {folder}: {error!r}") from error
     if not pictures:
@@ -80,11 +80,11 @@ def load_truth(folder: Path) -> list[Labelled]:
     return [dataclasses.replace(picture, flags=_by_height(picture)) for picture in pictures]
 
 
-def average_precision(truth: list[Labelled], found: list[Detections], subset: int, least_iou: float = 0.5) -> float:
+def average_precision(truth: list[Labeled], found: list[Detections], subset: int, least_iou: float = 0.5) -> float:
     """Return the AP of a subset, 0 to 1, by the protocol of WIDER FACE, where ``least_iou`` is 0.5.
 
     A detection on a face outside the subset counts neither way, a second one on the same face and one on no face are
-    false. Pictures without a labelled face count neither way, as in the official code.
+    false. Pictures without a labeled face count neither way, as in the official code.
     """
     scored: list[tuple[float, bool]] = []
     wanted_count = 0
@@ -102,12 +102,12 @@ def average_precision(truth: list[Labelled], found: list[Detections], subset: in
     return float((steps * envelope).sum())
 
 
-def subset_aps(truth: list[Labelled], found: list[Detections], least_iou: float = 0.5) -> list[float]:
+def subset_aps(truth: list[Labeled], found: list[Detections], least_iou: float = 0.5) -> list[float]:
     """Return the AP of the easy, the medium and the hard subset, percent."""
     return [100 * average_precision(truth, found, subset, least_iou) for subset in SUBSETS.values()]
 
 
-def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, margin: float | None) -> Hidden:
+def hidden_at(truth: list[Labeled], found: list[Detections], threshold: float, margin: float | None) -> Hidden:
     """Return what is hidden when every detection from ``threshold`` is, with ``margin`` on each side.
 
     With ``margin`` None the ellipses of boxes `BOX_FACTOR` times as large are, as detectors of any kind are compared.
@@ -138,7 +138,7 @@ def hidden_at(truth: list[Labelled], found: list[Detections], threshold: float, 
     )
 
 
-def recall_at(truth: list[Labelled], found: list[Detections], threshold: float) -> tuple[float, ...]:
+def recall_at(truth: list[Labeled], found: list[Detections], threshold: float) -> tuple[float, ...]:
     """Return the share of faces of each size in `BUCKETS` that a box from ``threshold`` up lies on, percent.
 
     The IoU is that of the boxes as they are, without the px that the official protocol adds to both.
@@ -153,14 +153,14 @@ def recall_at(truth: list[Labelled], found: list[Detections], threshold: float) 
     return tuple(float(share) for share in 100 * hit / np.maximum(seen, 1))
 
 
-def false_boxes(picture: Labelled, found: Detections) -> NDArray[np.bool_]:
+def false_boxes(picture: Labeled, found: Detections) -> NDArray[np.bool_]:
     """Tell which boxes (N,) overlap no annotated face."""
     if not len(found) or not len(picture.boxes):
         return np.ones(len(found), np.bool_)
     return np.asarray(iou(found.boxes, picture.boxes).max(axis=1) < FALSE_IOU, np.bool_)
 
 
-def covered_shares(picture: Labelled, found: Detections, margin: float, from_px: float) -> NDArray[np.float64]:
+def covered_shares(picture: Labeled, found: Detections, margin: float, from_px: float) -> NDArray[np.float64]:
     """Return how much of its ellipse is hidden, 0 to 1, for each face of that height that was found (IoU 0.4)."""
     if not len(found) or not len(picture.boxes):
         return np.zeros(0)
@@ -180,21 +180,21 @@ def _counts(heights: NDArray[Any]) -> NDArray[np.int64]:
     return np.array([((heights >= low) & (heights < high)).sum() for low, high in BUCKETS])
 
 
-def _labelled(folder: Path, record: dict[str, object]) -> Labelled:
+def _labeled(folder: Path, record: dict[str, object]) -> Labeled:
     rows = np.array(record["faces"], np.float64).reshape(-1, 5)
     boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1).astype(np.float32)
     width, height = int(str(record["width"])), int(str(record["height"]))
-    return Labelled(folder / str(record["image"]), width, height, boxes, rows[:, 4].astype(np.int64))
+    return Labeled(folder / str(record["image"]), width, height, boxes, rows[:, 4].astype(np.int64))
 
 
-def _by_height(picture: Labelled) -> NDArray[np.int64]:
+def _by_height(picture: Labeled) -> NDArray[np.int64]:
     heights = picture.boxes[:, 3] - picture.boxes[:, 1]
     subsets = sum(np.where(heights >= least, bit, 0) for bit, least in FROM_PX.items())
     return np.where(picture.flags & IGNORE, picture.flags, subsets).astype(np.int64)
 
 
 def _judged(
-    picture: Labelled, detections: Detections, wanted: NDArray[np.bool_], least_iou: float
+    picture: Labeled, detections: Detections, wanted: NDArray[np.bool_], least_iou: float
 ) -> list[tuple[float, bool]]:
     """(score, right or wrong) of each detection that counts."""
     if not len(detections) or not len(picture.boxes):
@@ -215,7 +215,7 @@ def _judged(
 def _ellipse(
     box: NDArray[np.float32] | tuple[int, ...], shape_hw: tuple[int, int]
 ) -> tuple[slice, slice, NDArray[np.bool_]]:
-    """Return the rows, the columns and the pixels between them whose centres lie in the box's ellipse."""
+    """Return the rows, the columns and the pixels between them whose centers lie in the box's ellipse."""
     x0, y0, x1, y1 = (float(v) for v in box)
     first_row, first_column = max(int(y0), 0), max(int(x0), 0)
     rows = slice(first_row, max(first_row, min(int(np.ceil(y1)), shape_hw[0])))
@@ -226,7 +226,7 @@ def _ellipse(
     return rows, columns, dx[None] ** 2 + dy[:, None] ** 2 <= 1
 
 
-def _mask(picture: Labelled, detections: Detections, margin: float | None) -> NDArray[np.bool_]:
+def _mask(picture: Labeled, detections: Detections, margin: float | None) -> NDArray[np.bool_]:
     """(H, W) what is hidden."""
     mask = np.zeros((picture.height, picture.width), np.bool_)
     areas: Iterable[NDArray[np.float32] | tuple[int, ...]]
@@ -241,7 +241,7 @@ def _mask(picture: Labelled, detections: Detections, margin: float | None) -> ND
     return mask
 
 
-def _hits(picture: Labelled, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _hits(picture: Labeled, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the height of each face that counts and whether it is hidden."""
     heights, hits = [], []
     for box, flags in zip(picture.boxes, picture.flags, strict=True):
@@ -254,7 +254,7 @@ def _hits(picture: Labelled, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float6
     return np.array(heights), np.array(hits, np.bool_)
 
 
-def _outside(picture: Labelled, mask: NDArray[np.bool_]) -> int:
+def _outside(picture: Labeled, mask: NDArray[np.bool_]) -> int:
     """Count hidden px beyond the annotated boxes enlarged 1.6 times; clears those in ``mask``."""
     grow = (picture.boxes[:, 2:] - picture.boxes[:, :2]) * 0.3
     for x0, y0, x1, y1 in np.concatenate([picture.boxes[:, :2] - grow, picture.boxes[:, 2:] + grow], axis=1):

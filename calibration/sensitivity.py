@@ -1,4 +1,4 @@
-"""What a quantised network loses against the float one: on labelled pictures, in time, and layer by layer."""
+"""What a quantized network loses against the float one: on labeled pictures, in time, and layer by layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blurguard.detection.multiscale import BlazeFaceDetector
 from blurguard.settings import Mode, Settings
 from calibration.candidate import candidate
 from calibration.evaluate import TABLE_HEAD, detect_all, pixels_of, row_of
-from calibration.score import SIZES, Hidden, Labelled, hidden_at, subset_aps
+from calibration.score import SIZES, Hidden, Labeled, hidden_at, subset_aps
 from calibration.tables import table
 
 __all__ = ["Noise", "Quality", "comparison", "layer_table", "milliseconds", "noise_of", "noises_by_layer", "quality_of"]
@@ -55,7 +55,7 @@ class Quality:
         return Quality(*(tuple(a - b for a, b in zip(*pair, strict=True)) for pair in pairs))
 
 
-def comparison(networks: Mapping[str, bytes], truth: list[Labelled], mode: str, sides: Sequence[int] = SIDES) -> str:
+def comparison(networks: Mapping[str, bytes], truth: list[Labeled], mode: str, sides: Sequence[int] = SIDES) -> str:
     """Return a Markdown table with a row for each .tflite file: what it finds, its time on one thread, its size.
 
     Faces are hidden from the same score in all rows. How near the maps are to those of the first file is told of the
@@ -75,8 +75,8 @@ def comparison(networks: Mapping[str, bytes], truth: list[Labelled], mode: str, 
     return table(headers, rows)
 
 
-def quality_of(data: bytes, truth: list[Labelled], mode: str) -> Quality:
-    """Return what a .tflite file finds in labelled pictures."""
+def quality_of(data: bytes, truth: list[Labeled], mode: str) -> Quality:
+    """Return what a .tflite file finds in labeled pictures."""
     aps, point, _ = _found(data, truth, mode)
     return Quality(tuple(aps), point.by_height)
 
@@ -130,7 +130,7 @@ def layer_table(noises: Mapping[str, Noise], described: Mapping[str, str], losse
     return table(head, rows)
 
 
-def _found(data: bytes, truth: list[Labelled], mode: str) -> tuple[list[float], Hidden, float]:
+def _found(data: bytes, truth: list[Labeled], mode: str) -> tuple[list[float], Hidden, float]:
     """Return APs in percent, the operating point, and ms of processor time a picture."""
     detector = BlazeFaceDetector(Network(candidate(data), data), Mode(mode))
     found, spent = detect_all(detector, truth)
@@ -138,7 +138,7 @@ def _found(data: bytes, truth: list[Labelled], mode: str) -> tuple[list[float], 
     return aps, hidden_at(truth, found, detector.threshold, Settings().margin), spent
 
 
-def _middles(truth: list[Labelled]) -> Pixels:
+def _middles(truth: list[Labeled]) -> Pixels:
     """Return the middle of each picture, uint8 (N, MIDDLE_PX, MIDDLE_PX, 3) RGB; smaller pictures end in black."""
     middles = np.zeros((len(truth), MIDDLE_PX, MIDDLE_PX, 3), np.uint8)
     for picture, middle in zip(truth, middles, strict=True):

@@ -1,7 +1,7 @@
 """Reads pictures and their labels in the forms that they come in.
 
 A source is a folder with ``faces.jsonl``, a COCO-style annotation file, a list in WIDER FACE's form, or a folder of
-plain pictures, which nobody has labelled. Which of them it is, is told by its content.
+plain pictures, which nobody has labeled. Which of them it is, is told by its content.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Entry:
     """A picture as its source labels it.
 
     Attributes:
-        rows: (N, 5) x y width height in px and flags; None where nobody has labelled it.
+        rows: (N, 5) x y width height in px and flags; None where nobody has labeled it.
         size_wh: px, None where the source does not say.
         scene: empty where the source does not say.
     """

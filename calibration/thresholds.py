@@ -20,7 +20,7 @@ from blurguard.settings import Mode, Settings
 from blurguard.types import Detections
 from calibration import CalibrationError, write_whole
 from calibration.evaluate import TABLE_HEAD, add_choice, chosen_pictures, detect_all, detector_of, row_of
-from calibration.score import Labelled, false_boxes, hidden_at, subset_aps
+from calibration.score import Labeled, false_boxes, hidden_at, subset_aps
 from calibration.tables import table
 
 __all__ = ["add_parser", "lowest_score", "run"]
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def lowest_score(truth: Sequence[Labelled], found: Sequence[Detections], budget: float) -> float:
+def lowest_score(truth: Sequence[Labeled], found: Sequence[Detections], budget: float) -> float:
     """Return the lowest score, 0 to 1, from which there are at most ``budget`` false boxes a picture.
 
     Raises:

@@ -1,10 +1,10 @@
-"""Retrains the detector on labelled pictures: ``python -m calibration train DATA --out FOLDER ...``.
+"""Retrains the detector on labeled pictures: ``python -m calibration train DATA --out FOLDER ...``.
 
 DATA is a folder with ``faces.jsonl``. FOLDER gets, every few minutes:
 
 - ``model.tflite``: the network with the moving average of the weights, which is what a model is made of and further
   training starts from; ``units.tflite``: the same with boxes as released files have them, for ``evaluate --file`` and
-  ``quantise``; ``ema.npz``: that average alone; ``weights.npz``: the last ones;
+  ``quantize``; ``ema.npz``: that average alone; ``weights.npz``: the last ones;
 - ``state.pt``: all that ``--resume`` needs to go on as if nothing had happened;
 - ``log.jsonl``: losses, learning rate and speed; of the moving average, the losses on pictures kept back and the AP
   of the accurate mode on some of them, of the float network (faces of 60, 24 and 8 px and more);
@@ -46,9 +46,9 @@ from calibration.crops import Batch, Blocks, Plan, load_pictures, split
 from calibration.evaluate import pixels_of
 from calibration.losses import PARTS, Losses, losses_of
 from calibration.network import Graph, Weights
-from calibration.quantise import load_measured
+from calibration.quantize import load_measured
 from calibration.rounding import Rounded
-from calibration.score import Labelled, load_truth, subset_aps
+from calibration.score import Labeled, load_truth, subset_aps
 
 __all__ = ["Recipe", "Trainer", "add_parser", "exported", "run"]
 
@@ -84,7 +84,7 @@ class Recipe:
     held: int = _described(100, "pictures kept back for validation")
     quality: bool = _described(False, "let the score learn the IoU of its box")
     seed: int = _described(0, "of pictures and crops")
-    ranges: str = _described("", "train as INT8 will compute, by this .json that `quantise` wrote for these weights")
+    ranges: str = _described("", "train as INT8 will compute, by this .json that `quantize` wrote for these weights")
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ class State:
 
     weights: Weights
     average: Weights
-    optimiser: torch.optim.AdamW
+    optimizer: torch.optim.AdamW
     step: int
     last_step: int
 
@@ -101,7 +101,7 @@ class State:
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this step to ``python -m calibration``."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = steps.add_parser("train", help="retrain it on labelled pictures", description=__doc__, formatter_class=raw)
+    parser = steps.add_parser("train", help="retrain it on labeled pictures", description=__doc__, formatter_class=raw)
     parser.add_argument("data", type=Path, help="folder with faces.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--graph", type=Path, help="float .tflite to start from")
@@ -166,7 +166,7 @@ class Trainer:
             given = exported((out / "graph.tflite").read_bytes(), state.average)
             self.computed = Rounded(given, load_measured(out / RANGES), self.device)
         self.pictures, self.held = split(load_pictures(data), recipe.held)
-        self.watched: list[Labelled] = []
+        self.watched: list[Labeled] = []
         # Elsewhere the CPU only emulates bfloat16, slower than float32. Its 8 bits would round what is rounded already.
         fast = self.device.type == "cuda" or "avx512_bf16" in _cpu_flags()
         self.half_precision = fast and not recipe.ranges
@@ -220,12 +220,12 @@ class Trainer:
         """Change the weights once; return the losses before and the norm of their gradient."""
         state = self.state
         losses = self._losses(state.weights, batch)
-        for group in state.optimiser.param_groups:
+        for group in state.optimizer.param_groups:
             group["lr"] = self._rate()
-        state.optimiser.zero_grad()
+        state.optimizer.zero_grad()
         torch.autograd.backward(losses.loss)
         gradient = torch.nn.utils.clip_grad_norm_(state.weights.values(), MOST_GRADIENT)
-        state.optimiser.step()
+        state.optimizer.step()
         state.step += 1
         keep = min(self.recipe.average, (1 + state.step) / (4 + state.step))  # early on, the last third of the steps
         with torch.no_grad():
@@ -273,7 +273,7 @@ class Trainer:
         write_whole(self.out / "model.tflite", network.write_back(graph, state.average))
         write_whole(self.out / "units.tflite", exported(graph, state.average))
         stored = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-        stored |= {"optimiser": state.optimiser.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
+        stored |= {"optimizer": state.optimizer.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
         with whole_at(self.out / "state.pt") as file:
             torch.save(stored, file)
         if self.held:
@@ -321,10 +321,10 @@ def _state(graph: Graph, weights: Weights, recipe: Recipe, stored: Mapping[str, 
         {"params": [value for value in weights.values() if value.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [value for value in weights.values() if value.ndim == 1], "weight_decay": 0.0},
     ]
-    optimiser = torch.optim.AdamW(groups, lr=recipe.rate)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.rate)
     if stored:
-        optimiser.load_state_dict(stored["optimiser"])
-    return State(weights, average, optimiser, stored.get("step", 0), stored.get("last_step", recipe.steps))
+        optimizer.load_state_dict(stored["optimizer"])
+    return State(weights, average, optimizer, stored.get("step", 0), stored.get("last_step", recipe.steps))
 
 
 def _stored(path: Path) -> dict[str, Any]:

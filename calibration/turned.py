@@ -21,7 +21,7 @@ from blurguard.settings import Mode
 from blurguard.types import Detections
 from calibration import tables
 from calibration.evaluate import add_choice, chosen_pictures, detector_of, pixels_of
-from calibration.score import IGNORE, Labelled, false_boxes
+from calibration.score import IGNORE, Labeled, false_boxes
 from calibration.tables import table_head
 
 DEGREES = (0, 45, 90, 135, 180)
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def measured(detector: BlazeFaceDetector, truth: list[Labelled], degrees: int) -> list[Turned]:
+def measured(detector: BlazeFaceDetector, truth: list[Labeled], degrees: int) -> list[Turned]:
     """Return what is found without the turned passes, and with them, in pictures turned by so many degrees."""
     pairs = [turned_by(pixels_of(picture), picture, degrees) for picture in truth]
     rows = []
@@ -92,10 +92,10 @@ def measured(detector: BlazeFaceDetector, truth: list[Labelled], degrees: int) -
     return rows
 
 
-def turned_by(rgb: NDArray[np.uint8], picture: Labelled, degrees: int) -> tuple[NDArray[np.uint8], Labelled]:
+def turned_by(rgb: NDArray[np.uint8], picture: Labeled, degrees: int) -> tuple[NDArray[np.uint8], Labeled]:
     """Return a picture turned against the clock, grown so that no corner is cut, and where its faces are then.
 
-    A box keeps its size and turns about its centre; by a quarter turn its sides change places.
+    A box keeps its size and turns about its center; by a quarter turn its sides change places.
     """
     height, width = rgb.shape[:2]
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
@@ -103,18 +103,18 @@ def turned_by(rgb: NDArray[np.uint8], picture: Labelled, degrees: int) -> tuple[
     across = np.abs(turn) @ (width, height)
     size = round(float(across[0])), round(float(across[1]))
     shift = np.array(size) / 2 - turn @ (width / 2, height / 2)
-    # Centres of pixels lie at + 0.5; OpenCV counts from the first of them.
+    # Centers of pixels lie at + 0.5; OpenCV counts from the first of them.
     matrix = np.column_stack([turn, shift + turn @ (0.5, 0.5) - 0.5])
     pixels = np.asarray(cv2.warpAffine(rgb, matrix, size), np.uint8)
-    # Labels count px by their centres too.
-    centres = ((picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2 + 0.5) @ turn.T + shift - 0.5
+    # Labels count px by their centers too.
+    centers = ((picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2 + 0.5) @ turn.T + shift - 0.5
     sides = picture.boxes[:, 2:] - picture.boxes[:, :2]
     half = (sides[:, ::-1] if degrees % 180 == 90 else sides) / 2
-    boxes = np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)
+    boxes = np.concatenate([centers - half, centers + half], axis=1).astype(np.float32)
     return pixels, dataclasses.replace(picture, width=size[0], height=size[1], boxes=boxes)
 
 
-def found_in(picture: Labelled, found: Detections) -> NDArray[np.bool_]:
+def found_in(picture: Labeled, found: Detections) -> NDArray[np.bool_]:
     """Tell which of the faces that count were found, (n,)."""
     longer = (picture.boxes[:, 2:] - picture.boxes[:, :2]).max(axis=1, initial=0)
     counted = picture.boxes[((picture.flags & IGNORE) == 0) & (longer >= FROM_PX)]

@@ -9,7 +9,7 @@ boxes follow from the same transforms that move the pixels, so they are exact in
 Beside ``CLIP.mp4`` comes ``CLIP.json``: ``{"width", "height", "fps", "frames": [[face, ...], ...]}``, a list for
 each frame, a face being ``{"id", "x", "y", "w", "h", "visible", "ignore"}``. Boxes are px and may reach beyond the
 picture; ``visible`` is the share of the face's ellipse that the frame shows, and faces of which little or nothing
-can be recognised are to be ignored.
+can be recognized are to be ignored.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Plan:
         faces: in the crowd of each scene, of 10 to 245 px times the zoom.
         walkers: faces that walk through each scene on their own.
         cuts: scene changes, evenly spread.
-        grain: standard deviation of the camera's noise, grey levels.
+        grain: standard deviation of the camera's noise, gray levels.
         audio: whether there is a tone.
         crf: quality of the encoder.
     """
@@ -145,7 +145,7 @@ class Camera:
         )
 
     def matrix(self, seconds: float) -> npt.NDArray[np.float64]:
-        """Return the 2x3 affine from the world to the frame; coordinates are px edges, not centres."""
+        """Return the 2x3 affine from the world to the frame; coordinates are px edges, not centers."""
         zoom, tilt = self.zoom.at(seconds), self.tilt.at(seconds)
         cos, sin = math.cos(tilt), math.sin(tilt)
         size, world = np.array(self.size_wh), np.array(self.world_wh)
@@ -335,7 +335,7 @@ def _lightened(placement: Placement) -> Placement:
 
 
 def _viewed(world: Image, matrix: npt.NDArray[np.float64], size_wh: tuple[int, int]) -> Image:
-    # OpenCV counts from pixel centres, the matrix from pixel edges.
+    # OpenCV counts from pixel centers, the matrix from pixel edges.
     shift = matrix[:, 2] + matrix[:, :2] @ np.array([0.5, 0.5]) - 0.5
     whole = np.hstack([matrix[:, :2], shift[:, None]])
     drawn = cv2.warpAffine(world, whole, size_wh, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -97,7 +97,7 @@ class Placement:
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
     def matrix(self) -> npt.NDArray[np.float64]:
-        """Return the 2x3 affine from cut-out to canvas; coordinates are pixel edges, not centres."""
+        """Return the 2x3 affine from cut-out to canvas; coordinates are pixel edges, not centers."""
         x0, y0, x1, y1 = self.cutout.box
         cos, sin = math.cos(self.angle) * self.scale, math.sin(self.angle) * self.scale
         mirror = -1.0 if self.flip else 1.0
@@ -222,8 +222,8 @@ def _foliage_texture(rng: np.random.Generator, width: int, height: int) -> Image
         center = (int(rng.integers(width)), int(rng.integers(height)))
         axes = (int(rng.integers(6, 17)), int(rng.integers(2, 6)))
         light = rng.uniform(0.35, 1.15)
-        colour = tuple(float(light * part) for part in (rng.uniform(60, 120), rng.uniform(110, 165), 45.0))
-        cv2.ellipse(image, center, axes, float(rng.uniform(0, 180)), 0, 360, colour, -1, cv2.LINE_AA)
+        color = tuple(float(light * part) for part in (rng.uniform(60, 120), rng.uniform(110, 165), 45.0))
+        cv2.ellipse(image, center, axes, float(rng.uniform(0, 180)), 0, 360, color, -1, cv2.LINE_AA)
     return image
 
 
@@ -232,8 +232,8 @@ def _brick_texture(rng: np.random.Generator, width: int, height: int) -> Image:
     y, x = np.mgrid[0:height, 0:width]
     row = y // brick_h
     mortar = (y % brick_h < 2) | ((x + row % 2 * brick_w // 2) % brick_w < 2)
-    colour = np.array([rng.uniform(110, 180), rng.uniform(70, 120), rng.uniform(55, 100)])
-    wall = colour + (_smooth_noise(rng, width, height, 18) - 0.5) * 45
+    color = np.array([rng.uniform(110, 180), rng.uniform(70, 120), rng.uniform(55, 100)])
+    wall = color + (_smooth_noise(rng, width, height, 18) - 0.5) * 45
     return _to_image(np.where(mortar[:, :, None], 165.0, wall))
 
 
@@ -322,7 +322,7 @@ def _inside_center(rng: random.Random, placement: Placement, size_wh: tuple[int,
 
 
 def _edge_center(rng: random.Random, placement: Placement, size_wh: tuple[int, int], edge: str) -> tuple[float, float]:
-    """Return a centre that leaves 60 to 85 % of the face inside the given edge."""
+    """Return a center that leaves 60 to 85 % of the face inside the given edge."""
     x, y = _inside_center(rng, placement, size_wh)
     x0, y0, x1, y1 = placement.face_box()
     inside = rng.uniform(0.1, 0.35)
@@ -394,7 +394,7 @@ def _mask(cutout: Cutout, framed: bool) -> Floats:
 
 
 def _toned(pixels: Image, rng: np.random.Generator) -> Image:
-    """Vary brightness, contrast and colour a little."""
+    """Vary brightness, contrast and color a little."""
     contrast, shift = rng.uniform(0.8, 1.15), rng.uniform(-22, 18)
     tint = rng.uniform(0.96, 1.04, 3)
     return _to_image(((pixels.astype(np.float32) - 128) * contrast + 128 + shift) * tint)
@@ -421,7 +421,7 @@ def _warp(layer: Floats, matrix: npt.NDArray[np.float64], window: tuple[int, int
     small = _shrink(layer, math.sqrt(abs(float(np.linalg.det(matrix[:, :2])))))
     # Rounding the shrunk size changes the scale a little per axis; the matrix makes up for it.
     linear = matrix[:, :2] @ np.diag([width / small.shape[1], height / small.shape[0]])
-    # OpenCV counts from pixel centres, the matrix from pixel edges.
+    # OpenCV counts from pixel centers, the matrix from pixel edges.
     shift = matrix[:, 2] - np.array(window[:2]) + linear @ np.array([0.5, 0.5]) - 0.5
     size = (window[2] - window[0], window[3] - window[1])
     whole = np.hstack([linear, shift[:, None]])
@@ -451,10 +451,10 @@ def _paste(canvas: Canvas, placement: Placement, rng: np.random.Generator) -> No
     mask = _mask(placement.cutout, placement.framed)
     alpha = _warp(mask, matrix, window, cv2.BORDER_CONSTANT)
     pixels = _toned(placement.cutout.pixels, rng).astype(np.float32)
-    colours = _warp(pixels, matrix, window, cv2.BORDER_REPLICATE)
+    colors = _warp(pixels, matrix, window, cv2.BORDER_REPLICATE)
     x0, y0, x1, y1 = window
     below = canvas.image[y0:y1, x0:x1].astype(np.float32)
-    canvas.image[y0:y1, x0:x1] = _to_image(below + (colours - below) * alpha[:, :, None] + 0.5)
+    canvas.image[y0:y1, x0:x1] = _to_image(below + (colors - below) * alpha[:, :, None] + 0.5)
     _hide(canvas, alpha, window)
     box = placement.face_box()
     face_window = _clip(box, canvas.size_wh)

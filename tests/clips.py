@@ -67,7 +67,7 @@ class Clip:
     muxing: dict[str, str] = field(default_factory=dict)
     matrix: tuple[int, ...] | None = None
     aspect: Fraction | None = None
-    colour: tuple[int, int, int, int] | None = None
+    color: tuple[int, int, int, int] | None = None
     interlaced: bool = False
     tag: str = ""
     audio: tuple[Track, ...] = (Track(),)
@@ -112,8 +112,8 @@ CLIPS = {
     "odd-444": Clip(pixels="yuv444p", size=(97, 63)),
     "ten-bit": Clip(pixels="yuv420p10le"),
     "four-two-two": Clip(pixels="yuv422p10le"),
-    "full-range": Clip(pixels="yuvj420p", colour=(2, 1, 1, 1)),
-    "bt709": Clip(colour=(1, 1, 1, 1)),
+    "full-range": Clip(pixels="yuvj420p", color=(2, 1, 1, 1)),
+    "bt709": Clip(color=(1, 1, 1, 1)),
     "anamorphic": Clip(aspect=Fraction(16, 11)),
     "anamorphic-mkv": Clip("matroska", aspect=Fraction(16, 11), **_MS),
     "interlaced": Clip(size=(96, 96), interlaced=True),
@@ -146,12 +146,12 @@ CLIPS = {
     "hevc10": Clip(codec="libx265", pixels="yuv420p10le", tag="hvc1", options={"x265-params": "log-level=none"}),
     "hev1": Clip(codec="libx265", tag="hev1", options={"x265-params": "log-level=none"}),
     "hdr10": Clip(
-        codec="libx265", pixels="yuv420p10le", tag="hvc1", colour=(1, 9, 16, 9), options={"x265-params": _HDR10}
+        codec="libx265", pixels="yuv420p10le", tag="hvc1", color=(1, 9, 16, 9), options={"x265-params": _HDR10}
     ),
     "hdr10-av1": Clip(
         codec="libsvtav1",
         pixels="yuv420p10le",
-        colour=(1, 9, 16, 9),
+        color=(1, 9, 16, 9),
         audio=(),
         options={
             "svtav1-params": "mastering-display=G(0.17,0.797)B(0.131,0.046)R(0.708,0.292)WP(0.3127,0.329)"
@@ -251,8 +251,8 @@ def _video(output: Any, clip: Clip) -> Any:
     context.width, context.height, context.pix_fmt = *clip.size, clip.pixels
     context.time_base = stream.time_base = clip.time_base
     context.thread_count = 1
-    if clip.colour:
-        context.color_range, context.color_primaries, context.color_trc, context.colorspace = clip.colour
+    if clip.color:
+        context.color_range, context.color_primaries, context.color_trc, context.colorspace = clip.color
     if clip.aspect:
         context.sample_aspect_ratio = clip.aspect
     if clip.interlaced:

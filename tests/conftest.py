@@ -47,7 +47,7 @@ def crowd() -> Crowd:
 
 
 @pytest.fixture
-def labelled_crowd(tmp_path: Path) -> Path:
+def labeled_crowd(tmp_path: Path) -> Path:
     """Return a folder with the crowd picture and its ``faces.jsonl``; every face is in every subset."""
     crowd = json.loads((EXAMPLES / "crowd.json").read_text("utf-8"))
     faces = [[x0, y0, x1 - x0, y1 - y0, 7] for x0, y0, x1, y1 in (face["box"] for face in crowd["faces"])]

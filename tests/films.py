@@ -1,4 +1,4 @@
-"""Films in which coloured squares stand for faces, and a detector that sees some of them.
+"""Films in which colored squares stand for faces, and a detector that sees some of them.
 
 Magenta is seen, cyan is seen weakly, yellow is never seen: so a test decides in which frames a face is missed.
 """
@@ -25,7 +25,7 @@ SEEN, WEAK, MISSED = (255, 0, 255), (0, 255, 255), (255, 255, 0)
 SCORES = {SEEN: 0.9, WEAK: 0.3, MISSED: 0.0}
 BACKGROUND = 110
 OTHER_SCENE = 100  # backgrounds from this seed on look all different
-CHECK_PX = 3  # faces are checked: a mosaic may come near their colour, but it has no checks
+CHECK_PX = 3  # faces are checked: a mosaic may come near their color, but it has no checks
 FPS = 25
 FACE_FILM_FRAMES, FACE_FILM_SIDE = 30, 128
 SIZE = (160, 96)
@@ -46,9 +46,9 @@ class Square(NamedTuple):
 
 @dataclass(frozen=True)
 class ColorDetector:
-    """Sees squares by their colour; what a mosaic left of one is none."""
+    """Sees squares by their color; what a mosaic left of one is none."""
 
-    identity: str = "colours"
+    identity: str = "colors"
     threshold: float = 0.5
 
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:

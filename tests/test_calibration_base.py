@@ -75,7 +75,7 @@ def windows(x: Array, kernel: int, stride: int, fill: float) -> Array:
 
 
 def doubled(x: Array, axis: int) -> Array:
-    """Return x at twice the length: bilinear with half-pixel centres mixes neighbours 3 : 1."""
+    """Return x at twice the length: bilinear with half-pixel centers mixes neighbors 3 : 1."""
     places = np.arange(x.shape[axis])
     before, after = (np.take(x, places + step, axis, mode="clip") for step in (-1, 1))
     pairs = np.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)

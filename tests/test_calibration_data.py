@@ -1,4 +1,4 @@
-"""Labelled pictures brought into one form: four forms of sources, checks, copies, scenes, the teacher."""
+"""Labeled pictures brought into one form: four forms of sources, checks, copies, scenes, the teacher."""
 
 from __future__ import annotations
 
@@ -103,12 +103,12 @@ def test_every_form_of_labels_comes_out_the_same(form: Callable[[Path], Path], t
     pictures, truth = load_pictures(tmp_path / "out"), load_truth(tmp_path / "out")
     assert [picture.path for picture in pictures] == [base / name for name in FACES]
     assert [picture.event for picture in pictures] == ["party", "party", "street"]
-    for picture, labelled, faces in zip(pictures, truth, FACES.values(), strict=True):
+    for picture, labeled, faces in zip(pictures, truth, FACES.values(), strict=True):
         rows = np.array(faces, np.float32).reshape(-1, 5)
         np.testing.assert_array_equal(picture.faces, rows[:, :4])
         np.testing.assert_array_equal(picture.ignored, rows[:, 4] == IGNORE)
-        assert (labelled.path, labelled.width, labelled.height) == (picture.path, 160, 120)
-        np.testing.assert_array_equal(labelled.boxes[:, 2:], rows[:, :2] + rows[:, 2:4])
+        assert (labeled.path, labeled.width, labeled.height) == (picture.path, 160, 120)
+        np.testing.assert_array_equal(labeled.boxes[:, 2:], rows[:, :2] + rows[:, 2:4])
 
 
 def test_a_list_without_rows_of_zeros_and_with_the_pictures_elsewhere_is_read(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def seen(name: str, bits: int, scene: str = "") -> data.Looked:
     return data.Looked(sources.Entry(Path("p") / name, np.zeros((0, 5)), (9, 9), "", scene), name.encode(), print_of)
 
 
-def test_neighbours_by_number_are_one_scene_where_strangers_are_not() -> None:
+def test_neighbors_by_number_are_one_scene_where_strangers_are_not() -> None:
     pictures = [seen("v_3.png", 0), seen("v_4.png", 25), seen("w_5.png", 50), seen("v_6.png", 75)]
     assert [one.entry.scene for one in data.scenes(pictures)] == ["p/v_3.png", "p/v_3.png", "p/w_5.png", "p/v_6.png"]
 
@@ -278,7 +278,7 @@ def test_the_teacher_labels_plain_pictures_by_how_sure_it_is(tmp_path: Path) -> 
         data.look(entry, None, data.Report())
 
 
-def test_in_labelled_pictures_the_teacher_adds_only_what_was_overlooked_and_ignores_it(tmp_path: Path) -> None:
+def test_in_labeled_pictures_the_teacher_adds_only_what_was_overlooked_and_ignores_it(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", scenery(0))
     rows: list[list[float]] = [[12, 12, 20, 20, 0]]
     assert taught(sources.Entry(path, np.array(rows))) == [*rows, [60, 60, 20, 24, IGNORE]]

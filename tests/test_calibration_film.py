@@ -1,4 +1,4 @@
-"""What a labelled video tells of tracking: by hand, and the whole step on a composed clip."""
+"""What a labeled video tells of tracking: by hand, and the whole step on a composed clip."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from calibration.film import (
     unfollowed,
     watch,
 )
-from calibration.score import IGNORE, Labelled
+from calibration.score import IGNORE, Labeled
 from examples.compose_clip import Plan, write
 
 WIDTH, HEIGHT = 200, 100
@@ -37,7 +37,7 @@ Covers = list[tuple[TrackedBox, Region]]
 
 
 def labels(*boxes: tuple[float, float, float, float], flags: int = 0) -> Labels:
-    picture = Labelled(
+    picture = Labeled(
         Path("a.mp4"), WIDTH, HEIGHT, np.array(boxes, np.float32).reshape(-1, 4), np.full(len(boxes), flags)
     )
     return Labels(picture, np.arange(len(boxes)))

@@ -9,24 +9,24 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration import CalibrationError, flatbuffer
-from tests import test_calibration_quantise as quantising
+from tests import test_calibration_quantize as quantizing
 from tests import test_calibration_train as training
 from tests.needs import has_training_packages, needs_training_packages
 
 if has_training_packages():
     import torch
 
-    from calibration import network, quantise, sensitivity, train
+    from calibration import network, quantize, sensitivity, train
     from calibration.rounding import Rounded
 
-data, tiny, one_thread, crops = training.data, training.tiny, training.one_thread, quantising.crops
+data, tiny, one_thread, crops = training.data, training.tiny, training.one_thread, quantizing.crops
 CPU = "cpu"
 
 
 @pytest.fixture(scope="module")
 def file() -> bytes:
     """Return a small network with boxes of four channels."""
-    data = flatbuffer.resizable(training.Tiny().data(), quantise.OUTPUTS, "tiny")
+    data = flatbuffer.resizable(training.Tiny().data(), quantize.OUTPUTS, "tiny")
     graph, weights = network.parse(data)
     return network.write_back(data, network.with_log_sizes(graph, weights))
 
@@ -42,9 +42,9 @@ def maps(found: tuple[torch.Tensor, torch.Tensor]) -> sensitivity.Maps:
 @needs_training_packages
 @pytest.mark.parametrize("alike", [False, True])
 def test_it_computes_what_the_int8_file_does(file: bytes, crops: NDArray[np.uint8], alike: bool) -> None:
-    told = quantise.measured(file, crops, alike=alike)
-    source = quantise.prepared(file, told)
-    made = quantise.quantised(source, quantise.chosen_layers(source, "heads"))
+    told = quantize.measured(file, crops, alike=alike)
+    source = quantize.prepared(file, told)
+    made = quantize.quantized(source, quantize.chosen_layers(source, "heads"))
     graph, weights = network.parse(file)
     rounded = maps(Rounded(file, told, torch.device(CPU))(weights, fed(crops)))
     near, plain = (
@@ -57,7 +57,7 @@ def test_it_computes_what_the_int8_file_does(file: bytes, crops: NDArray[np.uint
 @needs_training_packages
 def test_gradients_pass_as_if_nothing_were_rounded(file: bytes, crops: NDArray[np.uint8]) -> None:
     graph, weights = network.parse(file)
-    rounded = Rounded(file, quantise.measured(file, crops), torch.device(CPU))
+    rounded = Rounded(file, quantize.measured(file, crops), torch.device(CPU))
     gradients = []
     for computed in (graph, rounded):
         leaves = {key: value.clone().requires_grad_() for key, value in weights.items()}
@@ -79,7 +79,7 @@ def test_a_run_rounds_and_is_taken_up_again(
     training.started(data, "--out", first, *training.NEW, tiny, "--steps", "3")
     weights = network.load_npz(first / "ema.npz")
     given = train.exported((first / "graph.tflite").read_bytes(), weights)
-    ranges.write_text(quantise.measured(given, crops).as_json())
+    ranges.write_text(quantize.measured(given, crops).as_json())
     training.started(data, "--out", out, *training.NEW, first / "model.tflite", "--ranges", ranges, "--steps", "2")
     ranges.unlink()  # a run keeps its own
     plain = tmp_path / "plain"
@@ -96,7 +96,7 @@ def test_a_run_that_rounds_computes_in_float32(
     data: Path, tmp_path: Path, file: bytes, crops: NDArray[np.uint8]
 ) -> None:
     (tmp_path / "graph.tflite").write_bytes(file)
-    (tmp_path / train.RANGES).write_text(quantise.measured(file, crops).as_json())
+    (tmp_path / train.RANGES).write_text(quantize.measured(file, crops).as_json())
     graph, weights = network.parse(file)
     recipe = train.Recipe(steps=1, batch=4, side=64, held=4, ranges="given")
     state = train._state(graph, weights, recipe, {}, torch.device(CPU))

@@ -76,11 +76,11 @@ def made(folder: Path, out: Path, recipe: Path, *more: str) -> list[dict[str, An
 
 
 def inside(folder: Path, line: dict[str, Any]) -> int:
-    """Return how many faces that count have their centre in the crop."""
+    """Return how many faces that count have their center in the crop."""
     (picture,) = (one for one in load_pictures(folder) if one.path.name == line["image"])
-    centres = (picture.faces[:, :2] + picture.faces[:, 2:] / 2)[~picture.ignored]
+    centers = (picture.faces[:, :2] + picture.faces[:, 2:] / 2)[~picture.ignored]
     corner, size = np.array(line["rectangle"][:2]), np.array(line["rectangle"][2:])
-    return int(((centres >= corner) & (centres < corner + size)).all(axis=1).sum())
+    return int(((centers >= corner) & (centers < corner + size)).all(axis=1).sum())
 
 
 def test_each_crop_shows_its_face_and_can_be_traced(folder: Path, tmp_path: Path, recipe: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_picture_that_does_not_fill_a_crop_is_not_taken(
     assert "fits a crop of 320 px" in capsys.readouterr().err
     (folder / "faces.jsonl").write_text("")
     assert main(arguments) == 1
-    assert "no labelled picture" in capsys.readouterr().err
+    assert "no labeled picture" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 
 

@@ -1,4 +1,4 @@
-"""Scoring on labelled pictures: by hand, and the whole step on the example crowd."""
+"""Scoring on labeled pictures: by hand, and the whole step on the example crowd."""
 
 import json
 from pathlib import Path
@@ -10,15 +10,15 @@ from blurguard.detection import model_zoo
 from blurguard.types import Detections
 from calibration.__main__ import main
 from calibration.evaluate import EXAMPLES, SWEEP
-from calibration.score import IGNORE, Labelled, average_precision, covered_shares, hidden_at, load_truth, recall_at
+from calibration.score import IGNORE, Labeled, average_precision, covered_shares, hidden_at, load_truth, recall_at
 
 EASY, HARD = 1, 4
 
 
-def picture(*faces: tuple[float, float, float, float, int]) -> Labelled:
+def picture(*faces: tuple[float, float, float, float, int]) -> Labeled:
     rows = np.array(faces, np.float64).reshape(-1, 5)
     boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1).astype(np.float32)
-    return Labelled(Path("a.jpg"), 200, 100, boxes, rows[:, 4].astype(np.int64))
+    return Labeled(Path("a.jpg"), 200, 100, boxes, rows[:, 4].astype(np.int64))
 
 
 def found(*boxes: tuple[float, float, float, float, float]) -> Detections:
@@ -77,8 +77,8 @@ def test_ignored_faces_count_neither_as_missed_nor_as_false() -> None:
     assert point.masked_outside > 0
 
 
-def test_the_step_prints_a_row_for_each_mode(labelled_crowd: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(labelled_crowd), "--mode", "fast", "--mode", "accurate"]) == 0
+def test_the_step_prints_a_row_for_each_mode(labeled_crowd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(labeled_crowd), "--mode", "fast", "--mode", "accurate"]) == 0
     regions, boxes, recall = tables(capsys.readouterr().out)
     easy = [float(row[1].split("/")[0]) for row in regions]
     assert 20 < easy[0] < easy[1] < 100
@@ -90,9 +90,9 @@ def test_the_step_prints_a_row_for_each_mode(labelled_crowd: Path, capsys: pytes
 
 
 def test_another_model_stands_beside_it_at_the_same_scores(
-    labelled_crowd: Path, capsys: pytest.CaptureFixture[str]
+    labeled_crowd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(labelled_crowd), "--mode", "fast", "--against", "stock"]) == 0
+    assert main(["evaluate", str(labeled_crowd), "--mode", "fast", "--against", "stock"]) == 0
     for table in tables(capsys.readouterr().out):
         assert [row[0] for row in table] == ["fast", "fast, stock"]
         score = 2 if len(table[0]) > 7 else 1
@@ -127,7 +127,7 @@ def test_labels_that_cannot_be_read_are_told(tmp_path: Path, text: str, capsys: 
 
 
 def test_files_that_are_no_networks_of_ours_are_told(
-    labelled_crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    labeled_crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stock = model_zoo.models_dir() / model_zoo.get_spec("stock").file
     damaged, checkpoint = tmp_path / "damaged.tflite", EXAMPLES.parent / "calibration/checkpoints/far.tflite"
@@ -138,20 +138,20 @@ def test_files_that_are_no_networks_of_ours_are_told(
         (stock, "units"),
         (checkpoint, "units"),
     ):
-        assert main(["evaluate", str(labelled_crowd), "--file", str(file)]) == 1
+        assert main(["evaluate", str(labeled_crowd), "--file", str(file)]) == 1
         assert told in capsys.readouterr().err
-    assert main(["evaluate", str(labelled_crowd), "--model", "nobody"]) == 1
+    assert main(["evaluate", str(labeled_crowd), "--model", "nobody"]) == 1
     assert "no model named 'nobody'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["fast", "accurate"])
 def test_a_file_that_is_in_no_manifest_is_measured_like_the_same_model_in_it(
-    labelled_crowd: Path, capsys: pytest.CaptureFixture[str], mode: str
+    labeled_crowd: Path, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
     spec = model_zoo.get_spec("far-float")
     rows = []
     for which in (["--model", "far-float"], ["--file", str(model_zoo.models_dir() / spec.file)]):
-        assert main(["evaluate", str(labelled_crowd), "--mode", mode, "--sweep", *which]) == 0
+        assert main(["evaluate", str(labeled_crowd), "--mode", mode, "--sweep", *which]) == 0
         rows.append([row[:-1] for row in tables(capsys.readouterr().out)[0]])  # all but the time
     assert rows[0] == rows[1]
     assert len(rows[0]) == 1 + len(SWEEP)

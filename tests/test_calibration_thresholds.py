@@ -47,31 +47,31 @@ def test_what_touches_an_annotated_face_is_not_false() -> None:
 
 
 def test_the_step_writes_a_score_per_mode(
-    labelled_crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    labeled_crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "scores.json"
     given = ["--model", "stock", "--mode", "fast", "--budget", "2", "--out", str(out)]
-    assert main(["thresholds", str(labelled_crowd), *given]) == 0
+    assert main(["thresholds", str(labeled_crowd), *given]) == 0
     assert list(json.loads(out.read_text("utf-8"))) == ["fast"]
     told = capsys.readouterr().out
     assert "at most 2 false boxes a picture" in told
     assert float(told.splitlines()[-1].split("|")[-4]) <= 2
 
 
-def test_the_score_of_the_accurate_mode_is_the_one_that_it_was_run_with(labelled_crowd: Path, tmp_path: Path) -> None:
+def test_the_score_of_the_accurate_mode_is_the_one_that_it_was_run_with(labeled_crowd: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
     given = ["--model", "stock", "--mode", "accurate", "--budget", "5", "--out", str(out)]
-    assert main(["thresholds", str(labelled_crowd), *given]) == 0
+    assert main(["thresholds", str(labeled_crowd), *given]) == 0
     (score,) = json.loads(out.read_text("utf-8")).values()
     detector = load_detector(Settings(model="stock"))
     assert abs(score - detector.threshold) > SAME_SCORE, "it had to be chosen anew"
     detector.threshold = score
-    found, _ = detect_all(detector, truth := load_truth(labelled_crowd))
+    found, _ = detect_all(detector, truth := load_truth(labeled_crowd))
     assert lowest_score(truth, found, 5) == pytest.approx(score, abs=SAME_SCORE)
 
 
-def test_each_part_of_the_accurate_mode_has_its_row(labelled_crowd: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["parts", str(labelled_crowd)]) == 0
+def test_each_part_of_the_accurate_mode_has_its_row(labeled_crowd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["parts", str(labeled_crowd)]) == 0
     rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()[-3:]]
     names, strict, loose, *_ = zip(*rows, strict=True)
     assert [name.strip() for name in names] == ["own size, octaves", "+ closer looks", "+ turned passes"]

@@ -139,7 +139,7 @@ def test_it_agrees_with_litert(file: bytes, image: Array) -> None:
 
 
 @needs_training_packages
-def test_log_sizes_keep_centres_and_scores_and_the_order_of_sizes(file: bytes, image: Array) -> None:
+def test_log_sizes_keep_centers_and_scores_and_the_order_of_sizes(file: bytes, image: Array) -> None:
     image = fitted(file, image)
     graph, weights = network.parse(file)
     changed = network.with_log_sizes(graph, weights)
@@ -202,7 +202,7 @@ def test_stored_weights_are_small_and_come_back(tmp_path: Path) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Return a folder of pictures with one white face each, on grey noise, in two events of three scenes."""
+    """Return a folder of pictures with one white face each, on gray noise, in two events of three scenes."""
     folder, random, lines = tmp_path / "data", np.random.default_rng(3), []
     folder.mkdir()
     for index in range(12):
@@ -224,9 +224,9 @@ def faces_of(batch: crops.Batch, index: int) -> Array:
     """Return (N, 4) x0 y0 x1 y1 of the faces that a batch's targets tell, px of the crop."""
     rows, columns = np.nonzero(batch.share[index])
     x, y, width, height = batch.boxes[index][:, rows, columns]
-    centre = np.stack([(columns + 0.5) * 4 + x, (rows + 0.5) * 4 + y], axis=1)
+    center = np.stack([(columns + 0.5) * 4 + x, (rows + 0.5) * 4 + y], axis=1)
     half = np.exp(np.stack([width, height], axis=1)) / 2
-    every = np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
+    every = np.concatenate([center - half, center + half], axis=1).astype(np.float32)
     faces: Array = np.unique(every.round(2), axis=0)  # a face's cells tell the same box
     return faces
 
@@ -401,7 +401,7 @@ def test_the_right_answer_costs_nothing_and_each_fault_its_part() -> None:
 
 
 @needs_training_packages
-def test_a_score_beside_the_centre_costs_less_the_hotter_its_cell() -> None:
+def test_a_score_beside_the_center_costs_less_the_hotter_its_cell() -> None:
     boxes, logits, wanted = perfect(targets((20, 20, 100, 100, False)))
     costs = []
     for column in (19, 21, 31):

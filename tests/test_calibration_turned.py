@@ -16,12 +16,12 @@ from blurguard.detection.multiscale import ROTATIONS
 from blurguard.settings import Settings
 from blurguard.types import Detections
 from calibration import turned
-from calibration.score import IGNORE, Labelled, load_truth
+from calibration.score import IGNORE, Labeled, load_truth
 from tests.conftest import EXAMPLES, Crowd
 
 
-def labelled(boxes: object, flags: object, width: int = 60, height: int = 40) -> Labelled:
-    return Labelled(Path("a.png"), width, height, np.array(boxes, np.float32).reshape(-1, 4), np.array(flags, np.int64))
+def labeled(boxes: object, flags: object, width: int = 60, height: int = 40) -> Labeled:
+    return Labeled(Path("a.png"), width, height, np.array(boxes, np.float32).reshape(-1, 4), np.array(flags, np.int64))
 
 
 def marked(box: tuple[int, int, int, int], width: int = 60, height: int = 40) -> NDArray[np.uint8]:
@@ -33,7 +33,7 @@ def marked(box: tuple[int, int, int, int], width: int = 60, height: int = 40) ->
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_a_quarter_turn_is_exact_and_boxes_go_with_it(degrees: int) -> None:
     rgb = marked((5, 10, 17, 30))
-    pixels, picture = turned.turned_by(rgb, labelled([5, 10, 16, 29], [0]), degrees)
+    pixels, picture = turned.turned_by(rgb, labeled([5, 10, 16, 29], [0]), degrees)
     assert np.array_equal(pixels, np.rot90(rgb, degrees // 90))
     assert (picture.height, picture.width) == pixels.shape[:2]
     rows, columns = np.nonzero(pixels[:, :, 0])
@@ -41,9 +41,9 @@ def test_a_quarter_turn_is_exact_and_boxes_go_with_it(degrees: int) -> None:
     assert picture.boxes[0].tolist() == pytest.approx(wanted, abs=1e-3)
 
 
-def test_turned_aslant_no_corner_is_cut_and_boxes_turn_about_their_centres() -> None:
+def test_turned_aslant_no_corner_is_cut_and_boxes_turn_about_their_centers() -> None:
     rgb = marked((20, 10, 40, 30))
-    pixels, picture = turned.turned_by(rgb, labelled([20, 10, 40, 30], [0]), 45)
+    pixels, picture = turned.turned_by(rgb, labeled([20, 10, 40, 30], [0]), 45)
     assert picture.width == picture.height == round(100 / 2**0.5) == len(pixels)
     assert pixels.sum() == pytest.approx(rgb.sum(), rel=0.02)
     rows, columns = np.nonzero(pixels[:, :, 0] > 127)
@@ -53,7 +53,7 @@ def test_turned_aslant_no_corner_is_cut_and_boxes_turn_about_their_centres() -> 
 
 
 def test_faces_that_are_small_or_ignored_do_not_count() -> None:
-    picture = labelled([[0, 0, 30, 30], [0, 0, 30, 30], [0, 0, 9, 9], [30, 0, 60, 30]], [0, IGNORE, 0, 0])
+    picture = labeled([[0, 0, 30, 30], [0, 0, 30, 30], [0, 0, 9, 9], [30, 0, 60, 30]], [0, IGNORE, 0, 0])
     found = Detections(np.array([[2, 0, 32, 30]]), np.array([0.9]))
     assert turned.found_in(picture, found).tolist() == [True, False]
     assert turned.found_in(picture, NO_DETECTIONS).tolist() == [False, False]
@@ -61,7 +61,7 @@ def test_faces_that_are_small_or_ignored_do_not_count() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, crowd: Crowd) -> Path:
-    """Return a labelled folder with one picture."""
+    """Return a labeled folder with one picture."""
     boxes = [face["box"] for face in crowd[1]]
     faces = [[x0, y0, x1 - x0, y1 - y0, 0] for x0, y0, x1, y1 in boxes]
     height, width = crowd[0].shape[:2]

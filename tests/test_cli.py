@@ -414,7 +414,7 @@ def test_detect_has_a_line_for_what_cannot_be_read_and_goes_as_low_as_asked(home
     assert failed["faces"] == [] and "text.jpg" in failed["error"]
 
 
-def test_boxes_are_drawn_only_on_request_and_in_the_colour_asked_for(tmp_path: Path) -> None:
+def test_boxes_are_drawn_only_on_request_and_in_the_color_asked_for(tmp_path: Path) -> None:
     photo, counts = put(tmp_path / "a.png", face(".png")), []
     for options in ((), ("--boxes",), ("--boxes", "--box-color", "#ff0000")):
         blurguard("file", photo, "--overwrite", *options)

@@ -31,7 +31,7 @@ def noise(*shape: int, depth: type = np.uint8) -> NDArray[Any]:
 
 
 def indexed(colors: int = 256) -> Pillow.Image:
-    """Return a picture with indices all over its palette, in which the last two colours are the same."""
+    """Return a picture with indices all over its palette, in which the last two colors are the same."""
     picture = Pillow.fromarray((noise(HEIGHT, WIDTH).astype(int) % colors).astype(np.uint8))
     palette = np.random.default_rng(2).integers(0, 256, (colors, 3)).astype(np.uint8)
     palette[-1] = palette[-2]
@@ -105,7 +105,7 @@ def test_kinds_that_are_only_stored_differently_are_read(mode: str, layout: Layo
     assert image.layout is layout and image.pixels.shape == (4, 4, layout.channels)
 
 
-def test_deep_colour_is_not_cut_to_8_bits_in_silence() -> None:
+def test_deep_color_is_not_cut_to_8_bits_in_silence() -> None:
     with pytest.raises(ValueError, match="16-bit rgb"):
         to_pillow(Image(noise(HEIGHT, WIDTH, 3, depth=np.uint16), Layout.RGB))
 
@@ -134,11 +134,11 @@ def test_orientations_that_do_not_exist_change_nothing(orientation: int) -> None
 
 
 @given(arrays(np.uint8, (6, 8), elements=st.integers(0, 19)), arrays(np.bool_, (6, 8)))
-def test_reindexing_keeps_what_is_untouched_and_takes_the_nearest_colour_elsewhere(
+def test_reindexing_keeps_what_is_untouched_and_takes_the_nearest_color_elsewhere(
     indices: NDArray[np.uint8], changed: NDArray[np.bool_]
 ) -> None:
     colors = noise(20, 3)
-    colors[10:] = colors[:10]  # two indices of every colour
+    colors[10:] = colors[:10]  # two indices of every color
     pixels = colors[indices]
     pixels[changed] = noise(int(changed.sum()), 3)
     palette = Palette(colors, indices.copy())
@@ -173,7 +173,7 @@ def test_what_is_clear_stays_clear_and_what_is_not_does_not_become_so() -> None:
 
 @pytest.mark.parametrize("layout", [Layout.GREY, Layout.GREY_ALPHA, Layout.RGB, Layout.RGBA])
 @pytest.mark.parametrize("values", [[10, 200], [0, 255], [7], range(0, 256, 40)])
-def test_a_palette_of_its_own_colours_gives_the_same_pixels(layout: Layout, values: list[int]) -> None:
+def test_a_palette_of_its_own_colors_gives_the_same_pixels(layout: Layout, values: list[int]) -> None:
     pixels = np.random.default_rng(0).choice(np.array(values, np.uint8), (4, 9, layout.channels))
     colors = len(np.unique(pixels.reshape(-1, layout.channels), axis=0))
     image = with_palette(Image(pixels, layout))
@@ -184,7 +184,7 @@ def test_a_palette_of_its_own_colours_gives_the_same_pixels(layout: Layout, valu
     assert same(to_pillow(image).convert(mode), wanted)
 
 
-def test_more_than_256_colours_have_no_palette() -> None:
+def test_more_than_256_colors_have_no_palette() -> None:
     pixels = np.zeros((1, 257, 3), np.uint8)
     pixels[0, :, 0], pixels[0, 256, 1] = np.arange(257) % 256, 1
     image = Image(pixels, Layout.RGB)

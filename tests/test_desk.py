@@ -1,4 +1,4 @@
-"""The desk's verdicts, with a real journal and a real anonymiser: what is done, done again, left, and told."""
+"""The desk's verdicts, with a real journal and a real anonymizer: what is done, done again, left, and told."""
 
 import contextlib
 import os

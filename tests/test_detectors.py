@@ -266,7 +266,7 @@ def test_a_cell_becomes_the_box_that_the_manifest_says() -> None:
         model_zoo.get_spec("stock").box_shift,
     )
     width, height = 10 * scale_x, 20 * scale_y
-    x, y = 5.5 * 4 + 1 + width * shift_x, 2.5 * 4 - 2 + height * shift_y  # the centre of the cell, stride 4
+    x, y = 5.5 * 4 + 1 + width * shift_x, 2.5 * 4 - 2 + height * shift_y  # the center of the cell, stride 4
     wanted = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
     assert found.boxes.tolist() == [pytest.approx(wanted, abs=1e-4)]
     assert found.scores.tolist() == [0.5]
@@ -294,7 +294,7 @@ class RightEdge(Network):
         return boxes, logits
 
 
-def test_what_the_edge_of_a_tile_cuts_is_left_to_its_neighbour() -> None:
+def test_what_the_edge_of_a_tile_cuts_is_left_to_its_neighbor() -> None:
     detector = BlazeFaceDetector(RightEdge(), Mode.ACCURATE)
     found = detector.detect(np.zeros((1000, 2000, 3), np.uint8), 0.5)
     assert len(found) >= 1

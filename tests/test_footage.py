@@ -38,7 +38,7 @@ STYLES = ("blur", "pixelate", "solid")
 
 
 def walk(colors: Sequence[tuple[int, int, int]], start: int = 10, step: int = 2) -> list[list[Square]]:
-    """Return a face that walks to the right, seen or not as its colour says."""
+    """Return a face that walks to the right, seen or not as its color says."""
     return [[Square(start + step * number, 30, color=color)] for number, color in enumerate(colors)]
 
 

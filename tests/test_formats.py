@@ -60,7 +60,7 @@ class Seen(NamedTuple):
 
     @property
     def rgba(self) -> Array:
-        """What is seen: a clear pixel has no colour."""
+        """What is seen: a clear pixel has no color."""
         pixels = np.array(self.picture.convert("RGBA"))
         pixels[pixels[:, :, 3] == 0] = 0
         return pixels
@@ -136,7 +136,7 @@ def test_lossless_kinds_are_bit_equal_outside_the_hidden_area(name: str, tmp_pat
     colored = before.mode == "P"  # the order of a palette is nobody's business
     a, b = (before.rgba, after.rgba) if colored else (before.pixels, after.pixels)
     assert np.array_equal(outside(a), outside(b))
-    assert changed(a, b) > {"1": 0.2, "P": 0.5}.get(before.mode, 0.9)  # few colours are often right by chance
+    assert changed(a, b) > {"1": 0.2, "P": 0.5}.get(before.mode, 0.9)  # few colors are often right by chance
     if before.mode in ("LA", "RGBA"):
         assert np.array_equal(a[:, :, -1], b[:, :, -1])
     if before.mode in ("1", "L", "RGB"):
@@ -144,7 +144,7 @@ def test_lossless_kinds_are_bit_equal_outside_the_hidden_area(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_16_bit_colour_is_bit_equal_outside_the_hidden_area(name: str, tmp_path: Path) -> None:
+def test_16_bit_color_is_bit_equal_outside_the_hidden_area(name: str, tmp_path: Path) -> None:
     data, outcome = processed(tmp_path, sample(name))
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     assert bgr is not None
@@ -175,7 +175,7 @@ def test_lossy_kinds_keep_kind_depth_and_looks(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSY if name.startswith("jpeg")])
-def test_jpeg_keeps_its_quantisation_tables_and_subsampling(name: str, tmp_path: Path) -> None:
+def test_jpeg_keeps_its_quantization_tables_and_subsampling(name: str, tmp_path: Path) -> None:
     data, _ = processed(tmp_path, sample(name))
     with Image.open(io.BytesIO(sample(name))) as before, Image.open(io.BytesIO(data)) as after:
         assert isinstance(before, JpegImagePlugin.JpegImageFile)
@@ -390,7 +390,7 @@ WITH_PROFILE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", WITH_PROFILE)
-def test_colour_profile_and_resolution_are_kept(name: str, tmp_path: Path) -> None:
+def test_color_profile_and_resolution_are_kept(name: str, tmp_path: Path) -> None:
     source = WITH_PROFILE[name]()
     (before, *_), (after, *_) = seen(source), seen(processed(tmp_path, source)[0])
     if name != "BMP":
@@ -407,7 +407,7 @@ def test_jpeg_2000_keeps_its_profile(tmp_path: Path) -> None:
     assert np.array_equal(outside(seen(source)[0].pixels), outside(seen(data)[0].pixels))
 
 
-def test_a_jpeg_2000_palette_becomes_its_colours(tmp_path: Path) -> None:
+def test_a_jpeg_2000_palette_becomes_its_colors(tmp_path: Path) -> None:
     source = samples.jp2_palette()
     (before,), (after,) = seen(source), seen(processed(tmp_path, source)[0])
     assert (before.mode, after.mode) == ("P", "RGB")

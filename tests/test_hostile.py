@@ -100,7 +100,7 @@ def decoded(data: bytes) -> list[Array]:
 
 
 def roughness(pixels: Array) -> float:
-    """Return how much neighbours differ: much in a face, hardly in its veil."""
+    """Return how much neighbors differ: much in a face, hardly in its veil."""
     return float(np.abs(np.diff(pixels.reshape(*pixels.shape[:2], -1).astype(float), axis=1)).mean())
 
 

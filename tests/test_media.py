@@ -79,7 +79,7 @@ def test_the_first_bytes_tell_the_kind(content: bytes, kind: FileType) -> None:
         ("DIB", FileType.UNKNOWN),
     ],
 )  # fmt: skip
-def test_what_pillow_writes_is_recognised(name: str, kind: FileType, tmp_path: Path) -> None:
+def test_what_pillow_writes_is_recognized(name: str, kind: FileType, tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (40, 30), (90, 80, 70)).save(stream, name)
     path = tmp_path / "no suffix"

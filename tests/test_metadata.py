@@ -192,7 +192,7 @@ def profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def test_a_colour_profile_is_kept_and_cut_to_its_declared_size() -> None:
+def test_a_color_profile_is_kept_and_cut_to_its_declared_size() -> None:
     whole = profile()
     assert allowed_profile(whole) == whole
     assert allowed_profile(whole + b"\xff\xd8\xff a hidden picture") == whole
@@ -214,7 +214,7 @@ def test_a_colour_profile_is_kept_and_cut_to_its_declared_size() -> None:
     ],
     ids=range(10),
 )
-def test_what_is_no_colour_profile_is_dropped(bogus: Any) -> None:
+def test_what_is_no_color_profile_is_dropped(bogus: Any) -> None:
     assert allowed_profile(bogus) is None
 
 

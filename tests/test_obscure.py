@@ -52,7 +52,7 @@ def draw_boxes_into(image: Image, regions: Sequence[Region], rgb: tuple[int, int
 
 
 def ellipse(image: Image, box: tuple[float, ...], wider: float = 0) -> Mask:
-    """Return which pixels have their centre in the ellipse inscribed in a box."""
+    """Return which pixels have their center in the ellipse inscribed in a box."""
     x0, y0, x1, y1 = box
     ys, xs = np.mgrid[: image.height, : image.width] + 0.5
     across, down = (x1 - x0) / 2 + wider, (y1 - y0) / 2 + wider
@@ -126,7 +126,7 @@ def test_untouched_alpha_stays_everywhere(case: Case) -> None:
 
 
 @given(cases(styles=(Style.SOLID,)))
-def test_covered_a_solid_cover_is_one_colour_on_every_pixel_of_the_hidden_area(case: Case) -> None:
+def test_covered_a_solid_cover_is_one_color_on_every_pixel_of_the_hidden_area(case: Case) -> None:
     image, regions = case.picture(noise_picture)
     hidden = hide(image, regions, case.style, case.shape)
     covered = hidden.pixels[area(image, regions, case.shape)][:, : image.layout.colors]
@@ -138,7 +138,7 @@ def test_covered_the_finest_detail_is_gone_from_every_pixel_of_the_hidden_area(c
     image, regions = case.picture(checkerboard)
     for region in regions:
         if min(region.x1 - region.x0, region.y1 - region.y0) < 8:
-            continue  # a few cells of an odd count of pixels are no flat grey
+            continue  # a few cells of an odd count of pixels are no flat gray
         hidden = hide(image, [region], case.style, case.shape)
         covered = hidden.pixels[area(image, [region], case.shape)][:, : image.layout.colors] / image.white
         assert covered.size
@@ -155,7 +155,7 @@ def test_covered_what_is_hidden_does_not_follow_the_original(edge: tuple[int, in
     hidden = hide(image, [region], style, shape).pixels[..., 0] / image.white
     mask = area(image, [region], shape)
     detail = image.pixels[..., 0] / image.white - 0.5
-    # Of each pair of neighbours one is black and one white: what is left of that, averaged over all pairs.
+    # Of each pair of neighbors one is black and one white: what is left of that, averaged over all pairs.
     pairs = mask[:, 1:] & mask[:, :-1]
     left = (np.diff(hidden, axis=1) * np.sign(np.diff(detail, axis=1)))[pairs]
     assert abs(left.mean()) < 0.01
@@ -215,7 +215,7 @@ def test_pixelate_leaves_few_cells_across(case: Case) -> None:
 
 @pytest.mark.parametrize("style", AVERAGED)
 @pytest.mark.parametrize("box", [(50, 50, 73, 80), (10, 10, 14, 16), (-40, -40, 3, 3), (100, 20, 185, 24)])
-def test_small_faces_and_small_rests_of_large_ones_are_one_flat_colour(
+def test_small_faces_and_small_rests_of_large_ones_are_one_flat_color(
     style: Style, box: tuple[int, int, int, int]
 ) -> None:
     image = noise_picture(Layout.RGB, np.uint8, 100, 100)
@@ -287,7 +287,7 @@ COLORS = [
 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize(("layout", "red"), COLORS)
-def test_boxes_are_two_pixels_wide_and_of_the_right_colour(layout: Layout, red: list[int], depth: type) -> None:
+def test_boxes_are_two_pixels_wide_and_of_the_right_color(layout: Layout, red: list[int], depth: type) -> None:
     image = noise_picture(layout, depth, 60, 50)
     (region,) = regions_in(image, (15, 12, 35, 33))
     before = image.pixels[..., : layout.colors].copy()

@@ -39,8 +39,8 @@ def test_the_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
     info = next(name for name in names if name.endswith("METADATA")).removesuffix("METADATA")
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "blurguard").rglob("*.py")} | {"blurguard/py.typed"}
     expected |= {f"blurguard/models/{path.name}" for path in (ROOT / "models").iterdir()}
-    licences = {f"{info}licenses/{name}" for name in ("LICENSE", "models/LICENSE-APACHE-2.0.txt", "models/NOTICE.md")}
-    expected |= licences | {f"{info}{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
+    licenses = {f"{info}licenses/{name}" for name in ("LICENSE", "models/LICENSE-APACHE-2.0.txt", "models/NOTICE.md")}
+    expected |= licenses | {f"{info}{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
     assert names == expected
     assert "blurguard/models/manifest.toml" in names
     assert wheel.stat().st_size < 12_000_000

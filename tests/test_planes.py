@@ -139,7 +139,7 @@ def test_regions_are_those_of_the_upright_picture(pixel_format: str, rotation: i
 
 
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p10le", "gbrp", "bgr24", "rgba", "nv12"])
-def test_boxes_have_their_colour(pixel_format: str) -> None:
+def test_boxes_have_their_color(pixel_format: str) -> None:
     frame, region = frame_of(np.full((HEIGHT, WIDTH, 3), 128, np.uint8), pixel_format), region_of(BOX)
     TrackRedactor(Settings(boxes=True)).redact(surfaces_of(frame, 0, (255, 0, 0)), [(0, region)])
     line = RgbConverter(0, Fraction(1), None).convert(frame)[region.y0 - 1, region.x0 + 4 : region.x1 - 4]

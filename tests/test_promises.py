@@ -55,7 +55,7 @@ def hidden(folder: Path, boxes: list[Box], **settings: Any) -> tuple[Array, Arra
 
 
 def area(region: tuple[float, ...], shape: str, wider: int = 0) -> Array:
-    """Return (H, W) which pixels' centres lie in the region, or in one that is wider on every side."""
+    """Return (H, W) which pixels' centers lie in the region, or in one that is wider on every side."""
     x0, y0, x1, y1 = region
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     half_w, half_h = (x1 - x0) / 2 + wider, (y1 - y0) / 2 + wider
@@ -73,7 +73,7 @@ def grown(box: Box) -> tuple[float, ...]:
 
 
 def detail(pixels: Array, inside: Array) -> float:
-    """Return how much neighbouring pixels of the area differ: what noise has, and no blur, mosaic or fill."""
+    """Return how much neighboring pixels of the area differ: what noise has, and no blur, mosaic or fill."""
     steps = np.abs(np.diff(pixels.astype(float).mean(axis=2), axis=1))
     return float(np.median(steps[inside[:, 1:] & inside[:, :-1]]))
 

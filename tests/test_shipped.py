@@ -65,12 +65,12 @@ def test_a_model_finds_in_the_crowd_what_it_found_when_it_was_released(name: str
         assert ap > 40
 
 
-def test_the_command_finds_what_the_published_figures_are_of(labelled_crowd: Path) -> None:
+def test_the_command_finds_what_the_published_figures_are_of(labeled_crowd: Path) -> None:
     for mode, ap in model_zoo.get_spec().crowd_ap.items():
-        told = blurguard("detect", labelled_crowd / "crowd.jpg", "--mode", mode, "--min-score", 0.02, "--json", "-")
+        told = blurguard("detect", labeled_crowd / "crowd.jpg", "--mode", mode, "--min-score", 0.02, "--json", "-")
         (line,) = map(json.loads, told.stdout.splitlines())
         rows = np.array([[*face["box"], face["score"]] for face in line["faces"]], np.float32)
-        found, truth = [Detections(rows[:, :4], rows[:, 4])], load_truth(labelled_crowd)
+        found, truth = [Detections(rows[:, :4], rows[:, 4])], load_truth(labeled_crowd)
         assert 100 * average_precision(truth, found, SUBSETS["hard"]) == pytest.approx(ap, abs=1.0)
         detector = load_detector(Settings(mode=mode))
         same = [detector.detect(pixels_of(truth[0]), 0.02)]

@@ -26,7 +26,7 @@ def faces(*found: tuple[Box, float]) -> Detections:
 
 
 def face_at(x: float, y: float = 100.0, size: float = 20.0) -> Box:
-    """Return a square box round a centre."""
+    """Return a square box round a center."""
     return x - size / 2, y - size / 2, x + size / 2, y + size / 2
 
 
@@ -265,7 +265,7 @@ def test_faces_that_cross_are_both_hidden_all_along() -> None:
     assert len({cover.track_id for covers in result for cover in covers}) == 2
 
 
-def test_neighbours_that_are_found_in_turn_are_both_hidden() -> None:
+def test_neighbors_that_are_found_in_turn_are_both_hidden() -> None:
     """A track that hopped between the two would leave the other one bare."""
     video = at_rate(faces((face_at(100 + 26 * (i % 2)), STRONG)) for i in range(30))
     for covers in covered(video):

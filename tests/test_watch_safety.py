@@ -45,7 +45,7 @@ SETTLE = 10.0
 
 
 def barred(gate: Path) -> Anonymizer:
-    """Make an anonymiser; in a process that works for another one, only once a file is there."""
+    """Make an anonymizer; in a process that works for another one, only once a file is there."""
     if multiprocessing.parent_process() is not None and not gate.exists():
         raise ModelError(f"{gate}: is not there")
     return steady()

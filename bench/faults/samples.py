@@ -117,7 +117,7 @@ def moving(mode: str) -> list[Image.Image]:
 
 
 def gif(mode: str = "RGB", loop: int | None = 0, frames: int = 6) -> bytes:
-    """Return an animated GIF; each frame is whole, with its own colours."""
+    """Return an animated GIF; each frame is whole, with its own colors."""
     again = b"" if loop is None else b"!\xff\x0bNETSCAPE2.0\3\1" + struct.pack("<HB", loop, 0)
     out = [b"GIF89a" + struct.pack("<2H3B", *SIZE, 0, 0, 0), again]
     for frame, duration in list(zip(moving(mode), DURATIONS, strict=True))[:frames]:

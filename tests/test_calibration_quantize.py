@@ -22,7 +22,7 @@ from tests.needs import has_training_packages, needs_training_packages
 from tests.test_calibration_train import Tiny
 
 if has_training_packages():
-    from calibration import channels, equalise, network, quantise, sensitivity
+    from calibration import channels, equalize, network, quantize, sensitivity
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -38,13 +38,13 @@ def crops(crowd: Crowd) -> Pixels:
 
 
 @pytest.fixture(scope="module")
-def source(crops: Pixels) -> quantise.Prepared:
-    return quantise.prepared(BASE, quantise.measured(BASE, crops))
+def source(crops: Pixels) -> quantize.Prepared:
+    return quantize.prepared(BASE, quantize.measured(BASE, crops))
 
 
 @pytest.fixture(scope="module")
 def tiny() -> bytes:
-    return flatbuffer.resizable(Tiny().data(), quantise.OUTPUTS, f"tiny, {UNITS}")
+    return flatbuffer.resizable(Tiny().data(), quantize.OUTPUTS, f"tiny, {UNITS}")
 
 
 def interpreter(data: bytes, height: int, width: int) -> Any:
@@ -64,7 +64,7 @@ def outputs(data: bytes, image: NDArray[Any]) -> dict[str, Floats]:
     return {detail["name"]: made.get_tensor(detail["index"])[0] for detail in made.get_output_details()}
 
 
-def normalised(pixels: Pixels) -> Floats:
+def normalized(pixels: Pixels) -> Floats:
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
@@ -78,7 +78,7 @@ def weight_types(data: bytes) -> Counter[int]:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_convolutions_that_pad_themselves_give_the_same_bits(crowd: Crowd, size: tuple[int, int]) -> None:
-    image = normalised(crowd[0][600 : 600 + size[0], 200 : 200 + size[1]])
+    image = normalized(crowd[0][600 : 600 + size[0], 200 : 200 + size[1]])
     before, after = outputs(BASE, image), outputs(flatbuffer.with_same_padding(BASE), image)
     assert before.keys() == after.keys() == {"boxes", "scores"}
     assert all(before[name].tobytes() == after[name].tobytes() for name in before)
@@ -119,7 +119,7 @@ def test_only_an_even_pad_of_half_the_kernel_is_merged(amounts: tuple[int, ...],
     data = Padded(0, 0, *amounts, 0, 0).data()
     after = flatbuffer.with_same_padding(data)
     assert (flatbuffer.operator_names(after)["PAD"] == 0) == merged
-    image = normalised(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8))
+    image = normalized(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8))
     for expected, got in zip(outputs(data, image).values(), outputs(after, image).values(), strict=True):
         np.testing.assert_array_equal(got, expected)
 
@@ -145,23 +145,23 @@ def test_packing_stores_equal_vectors_once_but_size_constants_apart() -> None:
 
 
 @needs_training_packages
-def test_it_takes_pixels_and_gives_float_maps_at_any_size(source: quantise.Prepared, crowd: Crowd) -> None:
-    data = quantise.quantised(source, quantise.chosen_layers(source, "heads"))
+def test_it_takes_pixels_and_gives_float_maps_at_any_size(source: quantize.Prepared, crowd: Crowd) -> None:
+    data = quantize.quantized(source, quantize.chosen_layers(source, "heads"))
     for height, width in SIZES:
         pixels = crowd[0][600 : 600 + height, 200 : 200 + width]
-        expected, got = outputs(BASE, normalised(pixels)), outputs(data, pixels)
-        for name in quantise.OUTPUTS:
+        expected, got = outputs(BASE, normalized(pixels)), outputs(data, pixels)
+        for name in quantize.OUTPUTS:
             assert got[name].dtype == np.float32 and got[name].shape == expected[name].shape
         noise = sensitivity.noise_of(BASE, data, pixels[None])
         assert noise.boxes > 15 and noise.scores > 12, (height, width)
 
 
 @needs_training_packages
-def test_the_file_is_small_of_one_piece_and_always_the_same(source: quantise.Prepared, crops: Pixels) -> None:
-    data = quantise.quantised(source, quantise.chosen_layers(source, "heads"))
+def test_the_file_is_small_of_one_piece_and_always_the_same(source: quantize.Prepared, crops: Pixels) -> None:
+    data = quantize.quantized(source, quantize.chosen_layers(source, "heads"))
     assert len(data) <= 0.31 * len(BASE)
-    assert data == quantise.quantised(
-        quantise.prepared(BASE, quantise.measured(BASE, crops)), quantise.chosen_layers(source, "heads")
+    assert data == quantize.quantized(
+        quantize.prepared(BASE, quantize.measured(BASE, crops)), quantize.chosen_layers(source, "heads")
     )
     made = interpreter(data, 128, 128)
     kinds = Counter(op["op_name"] for op in made._get_ops_details())
@@ -171,22 +171,22 @@ def test_the_file_is_small_of_one_piece_and_always_the_same(source: quantise.Pre
 
 
 @needs_training_packages
-def test_chosen_layers_stay_float(source: quantise.Prepared) -> None:
+def test_chosen_layers_stay_float(source: quantize.Prepared) -> None:
     kinds, total = schema.TensorType, len(source.layers)
-    heads = quantise.chosen_layers(source, "heads")
-    assert heads == quantise.chosen_layers(source, "boxes,scores") and len(heads) == 4
+    heads = quantize.chosen_layers(source, "heads")
+    assert heads == quantize.chosen_layers(source, "boxes,scores") and len(heads) == 4
     for kept in (set(), heads, {"000", "017"}, set(source.layers)):
-        types = weight_types(quantise.quantised(source, kept))
+        types = weight_types(quantize.quantized(source, kept))
         assert (types[kinds.FLOAT32], types[kinds.INT8]) == (len(kept), total - len(kept))
-    assert not quantise.chosen_layers(source, "")
+    assert not quantize.chosen_layers(source, "")
     with pytest.raises(CalibrationError, match="no layer 999: give heads"):
-        quantise.chosen_layers(source, "heads,999")
+        quantize.chosen_layers(source, "heads,999")
 
 
 @needs_training_packages
 def test_ranges_hold_what_a_single_crop_has(tiny: bytes, crops: Pixels) -> None:
     odd = np.random.default_rng(2).integers(0, 2, crops[:1].shape, np.uint8) * 255
-    plain, mixed = (quantise.measured(tiny, some, alike=False) for some in (crops, np.concatenate([crops, odd])))
+    plain, mixed = (quantize.measured(tiny, some, alike=False) for some in (crops, np.concatenate([crops, odd])))
     assert not plain.scales
     wider = [name for name, (low, high) in plain.ranges.items() if mixed.ranges[name] != (low, high)]
     assert len(wider) > 3
@@ -202,16 +202,16 @@ def uneven(data: bytes) -> bytes:
     factors = np.exp(np.random.default_rng(3).uniform(-3, 3, 1 + max(int(n.max()) for n in linked.values())))
     factors[np.concatenate([linked[graph.boxes], linked[graph.scores]])] = 1
     scales = {step.key: factors[linked[step.output]].tolist() for step in graph.steps if step.key}
-    return equalise.equalised(data, scales)
+    return equalize.equalized(data, scales)
 
 
 @needs_training_packages
 def test_like_channels_change_no_map_and_mend_uneven_ones(crops: Pixels) -> None:
     data, noises = uneven(BASE), {}
     for alike in (False, True):
-        source = quantise.prepared(data, quantise.measured(data, crops, alike=alike))
+        source = quantize.prepared(data, quantize.measured(data, crops, alike=alike))
         assert min(dataclasses.astuple(sensitivity.noise_of(BASE, source.data, crops[:2]))) > 100
-        made = quantise.quantised(source, quantise.chosen_layers(source, "heads"))
+        made = quantize.quantized(source, quantize.chosen_layers(source, "heads"))
         noises[alike] = sensitivity.noise_of(BASE, made, crops)
     assert noises[True].boxes > noises[False].boxes + 6, noises
     assert noises[True].scores > noises[False].scores + 6, noises
@@ -220,21 +220,21 @@ def test_like_channels_change_no_map_and_mend_uneven_ones(crops: Pixels) -> None
 @needs_training_packages
 def test_outputs_keep_their_units(tiny: bytes, crops: Pixels) -> None:
     graph, _ = network.parse(tiny)
-    scales = equalise.scales_for(tiny, normalised(crops))
+    scales = equalize.scales_for(tiny, normalized(crops))
     last = {graph.head(output)[-1].key for output in (graph.boxes, graph.scores)}
     assert {scale for key in last for scale in scales[key]} == {1.0}
     assert len({scale for values in scales.values() for scale in values}) > 5
 
 
 @needs_training_packages
-def test_noise_tells_which_layer_does_harm(source: quantise.Prepared, tiny: bytes, crops: Pixels) -> None:
+def test_noise_tells_which_layer_does_harm(source: quantize.Prepared, tiny: bytes, crops: Pixels) -> None:
     assert sensitivity.noise_of(BASE, BASE, crops[:2]) == sensitivity.Noise(math.inf, math.inf)
 
     def alone(layer: str) -> bytes:
-        return quantise.quantised(source, set(source.layers) - {layer})
+        return quantize.quantized(source, set(source.layers) - {layer})
 
     noises = sensitivity.noises_by_layer(BASE, ["000", "045", "090"], alone, crops[:3])
-    whole = sensitivity.noise_of(BASE, quantise.quantised(source, ()), crops[:3])
+    whole = sensitivity.noise_of(BASE, quantize.quantized(source, ()), crops[:3])
     assert min(noises["000"].scores, noises["045"].scores) > whole.scores > 15
     assert noises["090"].scores > noises["000"].scores, "the last layer of the boxes changes no score"
     lows = [min(noise.boxes, noise.scores) for noise in noises.values()]
@@ -258,7 +258,7 @@ def test_the_step_writes_the_network_and_prints_tables(
     cv2.imwrite(str(data / "a.png"), crops[0])
     (data / "faces.jsonl").write_text('{"image": "a.png", "width": 192, "height": 192, "faces": [[9, 9, 40, 50, 0]]}\n')
     folder, out = write_set(tmp_path / "set", crops), tmp_path / "int8.tflite"
-    command = ["quantise", str(tmp_path / "tiny.tflite"), "--set", str(folder), "--out", str(out)]
+    command = ["quantize", str(tmp_path / "tiny.tflite"), "--set", str(folder), "--out", str(out)]
     assert main([*command, "--report", str(data), "--held", "0", "--worst", "1", "--mode", "fast"]) == 0
     printed = capsys.readouterr().out.splitlines()
     tables = [[line for line in printed if line.startswith("|") and line.count("|") == count] for count in (17, 11)]
@@ -269,19 +269,19 @@ def test_the_step_writes_the_network_and_prints_tables(
     assert out.read_bytes() == first
     again = tmp_path / "again.tflite"
     measured = ["--measured", str(tmp_path / "ranges.json"), "--out", str(again)]
-    assert main(["quantise", str(tmp_path / "tiny.tflite"), *measured]) == 0
+    assert main(["quantize", str(tmp_path / "tiny.tflite"), *measured]) == 0
     assert again.read_bytes() == first
-    assert main(["quantise", str(tmp_path / "tiny.tflite"), *measured, "--report", str(data)]) == 1
-    source = quantise.prepared(tiny, quantise.load_measured(tmp_path / "ranges.json"))
-    assert quantise.quantised(source, quantise.chosen_layers(source, "heads")) == first
+    assert main(["quantize", str(tmp_path / "tiny.tflite"), *measured, "--report", str(data)]) == 1
+    source = quantize.prepared(tiny, quantize.load_measured(tmp_path / "ranges.json"))
+    assert quantize.quantized(source, quantize.chosen_layers(source, "heads")) == first
 
 
 @needs_training_packages
-def test_what_cannot_be_quantised_is_refused_and_leaves_no_file(
+def test_what_cannot_be_quantized_is_refused_and_leaves_no_file(
     tmp_path: Path, tiny: bytes, crops: Pixels, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = quantise.prepared(tiny, quantise.measured(tiny, crops))
-    files = {"text": b"nothing of the kind", "int8": quantise.quantised(source, ()), "tiny": tiny, "px": BASE}
+    source = quantize.prepared(tiny, quantize.measured(tiny, crops))
+    files = {"text": b"nothing of the kind", "int8": quantize.quantized(source, ()), "tiny": tiny, "px": BASE}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     full, empty = write_set(tmp_path / "full", crops), write_set(tmp_path / "empty", crops[:0])
@@ -295,20 +295,20 @@ def test_what_cannot_be_quantised_is_refused_and_leaves_no_file(
     ]
     for name, folder, message in cases:
         out = tmp_path / "out.tflite"
-        assert main(["quantise", str(tmp_path / name), "--set", str(folder), "--out", str(out)]) == 1
+        assert main(["quantize", str(tmp_path / name), "--set", str(folder), "--out", str(out)]) == 1
         assert message in capsys.readouterr().err
         assert not out.exists()
 
 
 @needs_training_packages
 def test_what_was_measured_of_another_network_is_refused(
-    tmp_path: Path, tiny: bytes, crops: Pixels, source: quantise.Prepared
+    tmp_path: Path, tiny: bytes, crops: Pixels, source: quantize.Prepared
 ) -> None:
     with pytest.raises(CalibrationError, match="ranges are of another network"):
-        quantise.prepared(tiny, dataclasses.replace(quantise.measured(tiny, crops), ranges=source.ranges))
+        quantize.prepared(tiny, dataclasses.replace(quantize.measured(tiny, crops), ranges=source.ranges))
     with pytest.raises(CalibrationError, match="scales are of another network"):
-        quantise.prepared(tiny, quantise.measured(BASE, crops[:1]))
+        quantize.prepared(tiny, quantize.measured(BASE, crops[:1]))
     for text in ("no json", "[1]", '{"ranges": {"image": 3}, "scales": {}}', '{"ranges": {}}'):
         (tmp_path / "ranges.json").write_text(text)
         with pytest.raises(CalibrationError, match="cannot read what was measured"):
-            quantise.load_measured(tmp_path / "ranges.json")
+            quantize.load_measured(tmp_path / "ranges.json")

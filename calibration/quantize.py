@@ -1,4 +1,4 @@
-"""Makes it INT8: ``python -m calibration quantise FLOAT.tflite --set FOLDER --out INT8.tflite``.
+"""Makes it INT8: ``python -m calibration quantize FLOAT.tflite --set FOLDER --out INT8.tflite``.
 
 Weights (one scale a channel) and activations become 8-bit integers, by ranges measured on the crops of the
 calibration set. The layers named by ``--float`` stay float32: by default the heads, which costs 2 % of the time;
@@ -28,14 +28,14 @@ import numpy as np
 from ai_edge_quantizer import quantizer, recipe
 from numpy.typing import NDArray
 
-from calibration import CalibrationError, equalise, flatbuffer, network, sensitivity, write_whole
+from calibration import CalibrationError, equalize, flatbuffer, network, sensitivity, write_whole
 from calibration.candidate import UNITS, read_in_units
-from calibration.equalise import Scales
+from calibration.equalize import Scales
 from calibration.evaluate import chosen_pictures
 from calibration.flatbuffer import packed, unpacked
 from calibration.rewrite import CONVOLUTIONS, operator_name
 from calibration.sample import load_set
-from calibration.score import Labelled
+from calibration.score import Labeled
 
 __all__ = [
     "Measured",
@@ -45,7 +45,7 @@ __all__ = [
     "load_measured",
     "measured",
     "prepared",
-    "quantised",
+    "quantized",
     "run",
 ]
 
@@ -53,7 +53,7 @@ __all__ = [
 # (p - 128) / 127.5, is half a step darker, which moves its logits by 0.002 and its boxes by 0.02 px (measured).
 SCALE, ZERO_POINT = 1 / 127.5, 128
 DESCRIPTION = (
-    "BlazeFace full-range (MediaPipe, Google, Apache-2.0), changed by blurguard: retrained, quantised to INT8, "
+    "BlazeFace full-range (MediaPipe, Google, Apache-2.0), changed by blurguard: retrained, quantized to INT8, "
     f"uint8 pixels in, float32 maps out, any input size that is a multiple of 32 px, {UNITS}"
 )
 OUTPUTS = ("boxes", "scores")
@@ -66,7 +66,7 @@ Ranges = dict[str, tuple[float, float]]
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this step to ``python -m calibration``."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = steps.add_parser("quantise", help="make it INT8", description=__doc__, formatter_class=raw)
+    parser = steps.add_parser("quantize", help="make it INT8", description=__doc__, formatter_class=raw)
     parser.add_argument("graph", type=Path, metavar="FLOAT", help="float .tflite of this project")
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--set", type=Path, help="folder that `sample` wrote")
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     crops = load_set(arguments.set) if arguments.set else np.zeros((0, 0, 0, 3), np.uint8)
     told = load_measured(arguments.measured) if arguments.measured else measured(data, crops)
     source = prepared(data, told)
-    result = quantised(source, chosen_layers(source, arguments.float))
+    result = quantized(source, chosen_layers(source, arguments.float))
     write_whole(arguments.out, result)
     if arguments.ranges:
         write_whole(arguments.ranges, told.as_json().encode())
@@ -111,19 +111,19 @@ def run(arguments: argparse.Namespace) -> int:
         networks = {"float": data, "INT8": result}
         if arguments.float:
             networks[f"INT8 but {arguments.float}"] = networks.pop("INT8")
-            networks["INT8, all of it"] = quantised(source, ())
+            networks["INT8, all of it"] = quantized(source, ())
         plain = prepared(data, measured(data, crops, alike=False))
-        networks["INT8, channels as they are"] = quantised(plain, chosen_layers(plain, arguments.float))
+        networks["INT8, channels as they are"] = quantized(plain, chosen_layers(plain, arguments.float))
         print(sensitivity.comparison(networks, truth, arguments.mode), "", sep="\n")
         print(_layers(data, source, crops[:: max(len(crops) // LAYER_CROPS, 1)], truth, arguments))
     return 0
 
 
-def _layers(data: bytes, source: Prepared, crops: Pixels, truth: list[Labelled], arguments: argparse.Namespace) -> str:
+def _layers(data: bytes, source: Prepared, crops: Pixels, truth: list[Labeled], arguments: argparse.Namespace) -> str:
     """Return the table of what each layer loses alone, with AP for the worst ones."""
 
     def alone(layer: str) -> bytes:
-        return quantised(source, set(source.layers) - {layer})
+        return quantized(source, set(source.layers) - {layer})
 
     noises = sensitivity.noises_by_layer(data, list(source.layers), alone, crops)
     losses = {}
@@ -152,7 +152,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A float network ready to be quantised: ``data`` has SAME padding, like channels and tensors named by layer."""
+    """A float network ready to be quantized: ``data`` has SAME padding, like channels and tensors named by layer."""
 
     data: bytes
     layers: dict[str, str]  # what each one is, by its name, in order
@@ -168,7 +168,7 @@ def prepared(data: bytes, told: Measured) -> Prepared:
     """
     graph, _ = network.parse(data)
     heads = {name: frozenset(step.key for step in graph.head(getattr(graph, name))) for name in OUTPUTS}
-    named, layers = _named(equalise.equalised(data, told.scales))
+    named, layers = _named(equalize.equalized(data, told.scales))
     tensors = {"image", *_written(unpacked(named)).values()}
     if told.ranges.keys() != tensors:
         raise CalibrationError("the ranges are of another network: not the same tensors")
@@ -188,9 +188,9 @@ def measured(data: bytes, crops: Pixels, *, alike: bool = True) -> Measured:
     if not len(crops):
         raise CalibrationError("the calibration set is empty: make it again with `sample`")
     if flatbuffer.operator_names(data).keys() & {"QUANTIZE", "DEQUANTIZE"}:
-        raise CalibrationError("the network is quantised already: give the float one")
-    scales = equalise.scales_for(data, _as_fed(crops)) if alike else {}
-    return Measured(scales, _ranges(equalise.equalised(data, scales), crops))
+        raise CalibrationError("the network is quantized already: give the float one")
+    scales = equalize.scales_for(data, _as_fed(crops)) if alike else {}
+    return Measured(scales, _ranges(equalize.equalized(data, scales), crops))
 
 
 def _ranges(data: bytes, crops: Pixels) -> Ranges:
@@ -222,7 +222,7 @@ def load_measured(path: Path) -> Measured:
             {str(name): (float(low), float(high)) for name, (low, high) in told["ranges"].items()},
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CalibrationError(f"cannot read what was measured in {path}: {error}; make it by quantise") from error
+        raise CalibrationError(f"cannot read what was measured in {path}: {error}; make it by quantize") from error
 
 
 def chosen_layers(source: Prepared, chosen: str) -> set[str]:
@@ -241,7 +241,7 @@ def chosen_layers(source: Prepared, chosen: str) -> set[str]:
     return layers
 
 
-def quantised(source: Prepared, kept_float: Collection[str]) -> bytes:
+def quantized(source: Prepared, kept_float: Collection[str]) -> bytes:
     """Return the .tflite file with all layers INT8 but these; the input is uint8, the outputs are float32."""
     scopes = [*(f"{layer}[.]" for layer in sorted(kept_float)), "image;", *(f"{name};" for name in OUTPUTS)]
     left_out = {"regex": f"^({'|'.join(scopes)})", "operation": "*", "algorithm_key": "no_quantize"}
@@ -256,12 +256,12 @@ def quantised(source: Prepared, kept_float: Collection[str]) -> bytes:
 
 
 def _named(data: bytes) -> tuple[bytes, dict[str, str]]:
-    """Return the network as it is quantised, its tensors named ``LAYER.NUMBER``, and what each layer is."""
+    """Return the network as it is quantized, its tensors named ``LAYER.NUMBER``, and what each layer is."""
     model = unpacked(flatbuffer.with_same_padding(data))
     (graph,) = model.subgraphs
     for number, tensor in enumerate(graph.tensors):
         if number not in graph.inputs and number not in graph.outputs:
-            tensor.name = f"constant.{number}".encode()  # the quantiser wants names that no other one has
+            tensor.name = f"constant.{number}".encode()  # the quantizer wants names that no other one has
     layers: dict[str, str] = {}
     for number, op in enumerate(graph.operators):
         kind = operator_name(model, op)

@@ -1,7 +1,7 @@
 """Gives the channels of each tensor like ranges, so that the one scale they share as INT8 serves all of them.
 
 What a channel is multiplied with where it is written, it is divided by where it is read; RELU, additions, pools,
-resizing, padding and DEPTH_TO_SPACE let the factor through (cross-layer equalisation, arXiv 1906.04721). The network
+resizing, padding and DEPTH_TO_SPACE let the factor through (cross-layer equalization, arXiv 1906.04721). The network
 computes what it did but for the rounding of float32: its maps keep more than 100 dB.
 """
 
@@ -18,7 +18,7 @@ from calibration import CalibrationError, network
 from calibration.channels import linked_channels
 from calibration.network import Graph, Weights, run_step
 
-__all__ = ["Factors", "Scales", "equalised", "factors", "multiplied", "scales_for"]
+__all__ = ["Factors", "Scales", "equalized", "factors", "multiplied", "scales_for"]
 
 Scales = dict[str, list[float]]
 """Layer -> what each of the channels that it writes is multiplied with."""
@@ -53,7 +53,7 @@ def scales_for(data: bytes, inputs: NDArray[np.float32]) -> Scales:
     }
 
 
-def equalised(data: bytes, scales: Scales) -> bytes:
+def equalized(data: bytes, scales: Scales) -> bytes:
     """Return the float .tflite with its channels multiplied so; without any scales as it is.
 
     Raises:
