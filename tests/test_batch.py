@@ -144,7 +144,7 @@ def test_in_place_an_original_that_is_edited_meanwhile_keeps_the_edit(photos: Pa
     task = FolderTask(photos, photos, WorkerConfig(functools.partial(editing, photos / "2.png")))
     outcomes = list(anonymize_folder(task, task.discover().media))
     assert statuses(outcomes) == ["done"] * 2 + ["failed"] + ["done"] * 3
-    assert "changed while it was worked on" in outcomes[2].reason
+    assert "changed while it was processed" in outcomes[2].reason
     assert (photos / "2.png").read_bytes().endswith(b"edited")
     assert not hidden(photos / "2.png") and hidden(photos / "3.png")
 

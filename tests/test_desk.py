@@ -357,7 +357,7 @@ def test_nothing_is_deleted_on_the_strength_of_a_result_that_cannot_be_read_back
         assert isinstance(result, StagedResult) and isinstance(result.staged, StagedFile)
         result.staged.path.write_bytes(b"what a broken disk has made of it")
         verdict, outcome = at.desk.finish(job, result)
-        assert verdict is JobResult.FAILED and "is not what was written" in outcome.reason
+        assert verdict is JobResult.FAILED and "returns other content than was written" in outcome.reason
         assert source.exists() and names(at.outbox) == []
 
 
