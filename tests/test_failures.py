@@ -214,7 +214,7 @@ def test_a_file_that_lies_where_a_note_would_is_not_replaced(failures: Quarantin
 def test_where_no_note_can_be_written_the_original_stays(failures: Quarantine, inbox: Path, bad: Path) -> None:
     for name in ("a.jpg.json", digest_bytes(b"a.jpg") + ".json"):
         put(bad / name, b"somebody's")
-    with pytest.raises(OutputError, match=r"a\.jpg: no place for its note; remove .*\.json"):
+    with pytest.raises(OutputError, match=r"a\.jpg: no free name for its error report; remove .*\.json"):
         fail(failures, inbox / "a.jpg")
     assert files(inbox) == {"a.jpg": b"photo"} and not (bad / "a.jpg").exists()
 
@@ -349,7 +349,7 @@ def test_a_full_disk_leaves_the_original_and_no_note(inbox: Path, tmp_path: Path
         with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        with pytest.raises(StorageError, match=r"a\.jpg: its note cannot be written: the disk is full"):
+        with pytest.raises(StorageError, match=r"a\.jpg: its error report cannot be written: the disk is full"):
             fail(Quarantine(disk, inbox, tmp_path / "notes"), inbox / "a.jpg")
         assert list(files(disk)) == ["filler"] and files(inbox) == {"a.jpg": b"photo"}
 
@@ -359,7 +359,7 @@ def test_an_unforeseen_error_of_the_disk_is_told(inbox: Path, tmp_path: Path, mo
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OutputError, match=r"a\.jpg: its note cannot be written: Input/output error"):
+    with pytest.raises(OutputError, match=r"a\.jpg: its error report cannot be written: Input/output error"):
         fail(Quarantine(None, inbox, tmp_path / "notes"), inbox / "a.jpg")
     assert files(tmp_path / "notes") == {}
 

@@ -122,7 +122,7 @@ class HealthWriter:
 
 
 class _StatusFile:
-    """A small file that always is whole, and whose time tells when it was last confirmed."""
+    """A small file that is replaced as a whole. Its time is that of the last heartbeat."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -130,7 +130,7 @@ class _StatusFile:
         self.problem = ""
 
     def update(self, text: str, now: float) -> None:
-        """Have the file say ``text`` as of ``now``; failing to is noted in ``problem``."""
+        """Write a text, or only the new time if the text is the same. An error goes to ``problem``."""
         try:
             if not (text == self._text and self._touched(now)):
                 self._write(text, now)
@@ -142,7 +142,7 @@ class _StatusFile:
             self.problem = self.problem or f"{self._path}: cannot be kept up to date: {error.strerror}; {place}"
 
     def _touched(self, now: float) -> bool:
-        with contextlib.suppress(FileNotFoundError):  # somebody has removed it
+        with contextlib.suppress(FileNotFoundError):  # it was removed
             os.utime(self._path, (now, now), follow_symlinks=False)
             return True
         return False

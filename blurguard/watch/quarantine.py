@@ -192,34 +192,34 @@ def _report_paths(kept: Path) -> list[Path]:
 
 
 def _move_with_report(source: Path, target: Path, stamp: FileStamp, record: dict[str, Any]) -> None:
-    """Move an original if it is what was handled, with a note that is there before it."""
+    """Write a report, then move the original beside it, if it is still the version that failed."""
     place = None
-    with os_errors(source, f"cannot be moved to {target}"), contextlib.suppress(InputError):  # a link by now
+    with os_errors(source, f"cannot be moved to {target}"), contextlib.suppress(InputError):  # it is a link now
         place = destination_for(source, target, stamp)
     if place is None:
         return
     _write_report(place, record)
     moved = None
     try:
-        with contextlib.suppress(InputError):  # was changed just now: handled again soon
+        with contextlib.suppress(InputError):  # it has just changed, and will be processed again
             moved = move(source, place, stamp)
     finally:
         if not os.path.lexists(place):
-            with os_errors(place, "its note cannot be removed"):
+            with os_errors(place, "its error report cannot be removed"):
                 _remove_reports(place)
     if moved is not None and moved != place:
         _write_report(moved, record)
 
 
 def _write_report(kept: Path, record: dict[str, Any]) -> None:
-    """Write the note on a file, whole or not at all; nothing but an earlier note on it is replaced."""
-    with os_errors(kept, "its note cannot be written"):
+    """Write a report in one step. Only an earlier report on the same file is replaced."""
+    with os_errors(kept, "its error report cannot be written"):
         make_folders(kept.parent)
         free = (path for path in _report_paths(kept) if not os.path.lexists(path) or _read_report(path) is not None)
-        note = next(free, None)
-        if note is None:
-            raise OutputError(f"{kept}: no place for its note; remove {_report_paths(kept)[-1]}")
-        with atomic_file(note) as file:
+        path = next(free, None)
+        if path is None:
+            raise OutputError(f"{kept}: no free name for its error report; remove {_report_paths(kept)[-1]}")
+        with atomic_file(path) as file:
             file.write(json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
