@@ -6,8 +6,6 @@ and regions take x1 and y1 for the ends of spans instead: `MIN_MARGIN_PX` covers
 and at the bottom.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import TypeVar

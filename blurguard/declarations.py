@@ -3,8 +3,6 @@
 Checks, command-line options, variables and the tables in docs/operations.md follow from ``declared``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace

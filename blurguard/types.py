@@ -1,7 +1,5 @@
 """Data classes shared by all packages."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Killing a drop folder's daemon again and again while files come in, and what must hold all the while.
 
 ``kill_again`` is one experiment. As in `bench.faults.kills` faces become black boxes, so each output is known to the
-byte. While files are dropped in whatever way people drop files, and the daemon is killed and started again, a ``Lookout``
-keeps looking: at no moment may anything else than whole, hidden results have a name in the outbox, or an original be
-gone without one. At the end each has come out once, and only once.
+byte. While files are dropped in whatever way people drop files, and the daemon is killed and started again, a
+``Lookout`` keeps looking: at no moment may anything else than whole, hidden results have a name in the outbox, or an
+original be gone without one. At the end each has come out once, and only once.
 """
 
 from __future__ import annotations

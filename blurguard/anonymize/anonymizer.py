@@ -1,7 +1,5 @@
 """The Anonymizer: detects and hides the faces of arrays, images and files. Command line and library share it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

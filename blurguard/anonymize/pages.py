@@ -1,7 +1,5 @@
 """Image files, page by page. Pages of photos and documents stand alone. In animations faces are tracked."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ is left behind, and every source is closed in the thread that ran it. Stages tha
 their current item, without waiting for an item to reach the last stage.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Hides tracked faces frame by frame, in videos and animations. The mosaic is computed once per track."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import TypeVar

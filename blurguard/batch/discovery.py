@@ -1,7 +1,5 @@
 """Finds media files in folders, and names their results."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterator

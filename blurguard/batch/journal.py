@@ -5,8 +5,6 @@ The journal is ``FOLDER/.blurguard/journal.sqlite``. A row is written before a r
 distinguish its own results from other files. A drop folder also records there which files wait or are in work.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sqlite3

@@ -1,7 +1,5 @@
 """Reads the journals of output folders without locking or changing them."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sqlite3

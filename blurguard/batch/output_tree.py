@@ -1,7 +1,5 @@
 """The results of a folder: which are up to date, which may be replaced, and how they are published."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Sets up whole processes: only for processes of blurguard's own, never from a library."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

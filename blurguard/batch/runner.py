@@ -4,8 +4,6 @@ Workers read, detect, redact and leave results in scratch. Only the caller's pro
 the journal. A worker that dies fails only the file it was processing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterable, Iterator

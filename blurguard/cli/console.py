@@ -1,7 +1,5 @@
 """Console output: progress bars on a terminal, plain lines elsewhere, or JSON lines."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -1,7 +1,5 @@
 """Self-check of the runtime, the models, the codecs and folders."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Command-line options, made from declared settings."""
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import dataclass
 from pathlib import Path

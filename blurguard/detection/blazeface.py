@@ -1,7 +1,5 @@
 """One pass of the BlazeFace network: image in, boxes and scores out."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The detector protocol, and the function that loads the detector for given settings."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import numpy as np

@@ -4,8 +4,6 @@ An interpreter has a fixed input size and is costly to build. A cache keeps inte
 px together, and drops the least recently used first. Interpreters are not thread-safe: one ``Network`` per worker.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

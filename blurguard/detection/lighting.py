@@ -3,8 +3,6 @@
 A detector adds a second pass over the corrected image, and the report names the defect.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray

@@ -4,8 +4,6 @@
 folder. A checkout has it beside the package.
 """
 
-from __future__ import annotations
-
 import hashlib
 import tomllib
 from dataclasses import dataclass, fields

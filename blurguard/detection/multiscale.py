@@ -1,7 +1,5 @@
 """BlazeFace over an image pyramid: the passes of the fast and the accurate mode."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ holds a lock on it, so the next start removes only the scratch that killed proce
 ``atomic_file`` takes both steps at once, for files other than results.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """Turns errors of the operating system into errors that name the file, the problem and the remedy."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 from collections.abc import Iterator

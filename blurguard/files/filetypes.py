@@ -1,7 +1,5 @@
 """Types of files by their first bytes and by their suffixes: pictures, camera raw and video containers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path

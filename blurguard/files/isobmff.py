@@ -1,7 +1,5 @@
 """Boxes of ISO base media files (MP4, QuickTime, HEIC, AVIF) and of JPEG 2000 (ISO/IEC 14496-12, 4.2)."""
 
-from __future__ import annotations
-
 import io
 import struct
 from collections.abc import Iterator

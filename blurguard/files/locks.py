@@ -1,7 +1,5 @@
 """Advisory locks (flock). The system releases them when their owner closes the file or dies."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -5,8 +5,6 @@ Whenever a process dies, the file is at its old place, its new one, or both. Rep
 One system call lies between the last check of a file and its removal. File systems offer nothing tighter.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """Renames files without ever replacing another, as far as the system allows."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

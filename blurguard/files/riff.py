@@ -1,7 +1,5 @@
 """Chunks of RIFF files (WebP, AVI): four letters, the size in four bytes, little endian, padded to even sizes."""
 
-from __future__ import annotations
-
 import io
 import struct
 from collections.abc import Iterator

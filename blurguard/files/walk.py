@@ -1,7 +1,5 @@
 """Walks folders without following links."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path

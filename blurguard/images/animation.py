@@ -5,8 +5,6 @@ Pillow encodes each frame as a still picture, and its parts are put into the con
 that differs from the one before only in part is stored as that part.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import struct

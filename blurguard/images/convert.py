@@ -3,8 +3,6 @@
 BGR exists only here and in the arguments of OpenCV's decoders and encoders.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import cv2

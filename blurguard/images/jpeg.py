@@ -4,8 +4,6 @@ Pillow writes any tables, but copies the picture first. simplejpeg (libjpeg-turb
 quality. It is used if the tables of the source are the standard ones at some quality.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 from collections.abc import Iterable, Iterator

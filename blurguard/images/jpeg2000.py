@@ -1,7 +1,5 @@
 """JPEG 2000: files of boxes (JP2) and bare codestreams (ISO/IEC 15444-1)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any

@@ -4,8 +4,6 @@ A block-list would not do. Faces (thumbnails, previews, appended videos, maker n
 serial numbers, names) can be stored in too many ways.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from numbers import Real

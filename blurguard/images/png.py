@@ -1,7 +1,5 @@
 """PNG, still and animated (APNG). OpenCV decodes and encodes 16-bit color, which Pillow would cut to 8 bits."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Iterable, Iterator

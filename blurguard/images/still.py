@@ -4,8 +4,6 @@
 page at a time. ``ImageFile.encode`` takes pages and returns the bytes of a new file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import struct
 import warnings

@@ -1,7 +1,5 @@
 """TIFF. OpenCV decodes and tifffile writes 16-bit color, which Pillow would cut to 8 bits."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import math

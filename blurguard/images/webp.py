@@ -1,7 +1,5 @@
 """WebP, still and animated."""
 
-from __future__ import annotations
-
 import itertools
 import struct
 from collections.abc import Iterable

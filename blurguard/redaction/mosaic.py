@@ -6,8 +6,6 @@ of at most 3 x 3 cells reach the result, and each average carries noise from the
 Regions are hidden fully up to their border. Only a band outside of it, ``feather_px`` wide, is blended.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from dataclasses import dataclass

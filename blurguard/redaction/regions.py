@@ -1,7 +1,5 @@
 """Regions to hide: face boxes enlarged by a margin, rounded outward and clipped to the image."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

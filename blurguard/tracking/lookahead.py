@@ -5,8 +5,6 @@ Weak detections count if a track supports them. No detection waits for confirmat
 ``TrackingConfig.min_score`` on is hidden in its own frame, whatever the tracks do.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import deque

@@ -4,8 +4,6 @@ A missed cut hides a face for a moment longer than it is shown. A false cut ends
 there.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Boxes are (N, 4) x0 y0 x1 y1 px. Positions of tracks are stabilized: the camera 
 subtracted (``Frame.camera_motion``). The remaining motion is slow and easy to predict.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Damage of a video file: losses for the report, and packets whose frames never came out of the decoder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TypeAlias
 

@@ -4,8 +4,6 @@ Quality is constant, not the bit rate. On the project's clips, pixels outside hi
 more, at about the size of the source (table in docs/performance.md). Presets are the fastest that reach this.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

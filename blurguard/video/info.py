@@ -1,7 +1,5 @@
 """Properties of a video track: codec, geometry, color, timing."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass

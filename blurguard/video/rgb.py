@@ -1,7 +1,5 @@
 """Converts video frames to upright RGB images for detectors."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import numpy as np

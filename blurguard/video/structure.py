@@ -4,8 +4,6 @@ FFmpeg takes the end of the file for the end of the video, without an error. Liv
 a cut between two of their parts cannot be detected here.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Decides on each inbox file, and records and publishes its result."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

@@ -1,7 +1,5 @@
 """Drop folder daemon: redacts every file that appears in the inbox and writes the result to the outbox."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

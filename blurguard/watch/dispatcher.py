@@ -1,7 +1,5 @@
 """Runs jobs in worker pools, and keeps track of those in flight."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future

@@ -3,8 +3,6 @@
 Other threads only post events. Lost events do no harm: the whole inbox is scanned regularly.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable

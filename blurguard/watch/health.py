@@ -4,8 +4,6 @@ The daemon writes a small JSON file, and optionally one for Prometheus, every se
 A daemon counts as alive only if its outbox is locked and its health file is fresh.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

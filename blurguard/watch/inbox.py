@@ -1,7 +1,5 @@
 """Scans an inbox for files, and observes changes in it with watchdog."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -3,8 +3,6 @@
 Reports are read again to move originals back. They are not trusted: only names below the inbox are accepted.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -1,7 +1,5 @@
 """Reports the progress of a drop folder's daemon to the console and to its health file."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path

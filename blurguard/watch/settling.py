@@ -5,8 +5,6 @@ changed since the last one. A file that its writer has closed, or renamed into p
 Complete files wait for a worker. A file may settle again while a worker has it: then it is processed again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
