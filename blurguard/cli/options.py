@@ -15,7 +15,7 @@ REPORTING = "Reporting"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Options of a run that are not settings: no file and no variable sets them."""
+    """Options of a run that are not settings: no settings file can contain them."""
 
     overwrite: bool = setting(False, "Replace existing files that blurguard did not write.", flags="--overwrite")
     dry_run: bool = setting(False, "Detect and report faces, but write no results.", flags="--dry-run -n")
