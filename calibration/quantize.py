@@ -52,8 +52,8 @@ __all__ = [
 # Of the pixels. The network was trained with p / 127.5 - 1, but no integer is the middle of 0 to 255: what it gets,
 # (p - 128) / 127.5, is half a step darker, which moves its logits by 0.002 and its boxes by 0.02 px (measured).
 SCALE, ZERO_POINT = 1 / 127.5, 128
-DESCRIPTION = (
-    "BlazeFace full-range (MediaPipe, Google, Apache-2.0), changed by blurguard: retrained, quantized to INT8, "
+DESCRIPTION = (  # stands in every released file, whose bytes the checkpoint must give again
+    "BlazeFace full-range (MediaPipe, Google, Apache-2.0), changed by blurguard: retrained, quantised to INT8, "
     f"uint8 pixels in, float32 maps out, any input size that is a multiple of 32 px, {UNITS}"
 )
 OUTPUTS = ("boxes", "scores")

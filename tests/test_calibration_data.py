@@ -54,8 +54,8 @@ def written(folder: Path) -> list[dict[str, Any]]:
 
 def table(text: str) -> dict[str, int]:
     """Return the numbers that the step printed."""
-    _, _, *rows = (line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| "))
-    return {name: int(number) for name, number in rows}
+    rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|"))
+    return {name: int(number) for name, number in rows if number.isdigit()}
 
 
 def as_lines(folder: Path) -> Path:

@@ -187,7 +187,7 @@ def test_what_lies_on_a_disk_that_cannot_be_written_to(tmp_path: Path) -> None:
             folders("out", "bad", inbox="disk/in").prepared(allow_shared=False)
         with pytest.raises(ConfigError, match=r"disk/bad: cannot be written to"):
             folders("out", "disk/bad").prepared(allow_shared=False)
-        with pytest.raises(ConfigError, match=r"disk/new: cannot be made: Read-only file system"):
+        with pytest.raises(ConfigError, match=r"disk/new: cannot be created: Read-only file system"):
             folders("out", None, "disk/new").prepared(allow_shared=False)
         assert folders(inbox="disk/in").prepared(allow_shared=False).inbox == disk / "in"
 

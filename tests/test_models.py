@@ -85,7 +85,7 @@ def test_a_missing_model_is_an_error(copied: Path) -> None:
         ("fast = ", "quick = ", "quick"),
         ("^box_scale.*", "box_scale = [1.1]", "not a valid manifest"),
         ("^stride.*", "stride = ", "not a valid manifest"),
-        (r"\[\[model\]\]", "[[model]]", "model"),
+        (r"\[\[model\]\]", "[[modell]]", "model"),
     ],
 )
 def test_a_manifest_that_is_not_exactly_right_is_refused(copied: Path, old: str, new: str, told: str) -> None:

@@ -406,7 +406,7 @@ def test_an_outbox_that_becomes_read_only_is_waited_for(tmp_path: Path) -> None:
         try:
             subprocess.run(["mount", "-o", "remount,ro,bind", outbox], check=True)
             put(drop.inbox / "b.jpg", face(turn=1))
-            drop.until(lambda: any("Read-only file system" in line["why"] for line in drop.lines("state")))
+            drop.until(lambda: any("file system is read-only" in line["why"] for line in drop.lines("state")))
             blurguard("status", outbox, "--check", "--health", tmp_path / "health", code=1)
         finally:
             subprocess.run(["umount", outbox], check=True)

@@ -404,7 +404,7 @@ def test_a_daemon_starts_on_a_deep_inbox_and_does_all_that_lies_there(yard: Path
 def test_a_file_that_is_exchanged_for_a_pipe_holds_nobody_up(tmp_path: Path, start_python: Starter, look: str) -> None:
     path = put(tmp_path / "a.jpg", b"abc")
     told, trouble = start_python(look_at_exchanged, path, look).communicate(timeout=LONGEST_WAIT_SECONDS / 6)
-    assert "is no regular file" in told and not trouble
+    assert "is not a regular file" in told and not trouble
 
 
 # Time that passes without anybody.
