@@ -97,8 +97,7 @@ class HealthWriter:
         """
         self._health = _StatusFile(path)
         self._metrics = None if metrics is None else _StatusFile(metrics)
-        self._clock = clock
-        self._now = now
+        self._clock, self._now = clock, now
         self._written_at = -math.inf
         self._written_state: tuple[DaemonState, str] | None = None
 
@@ -130,8 +129,12 @@ class _StatusFile:
     def update(self, text: str, now: float) -> None:
         """Write a text, or only the new time if the text is the same. An error goes to ``problem``."""
         try:
-            if not (text == self._text and self._touched(now)):
-                self._write(text, now)
+            if text != self._text or not self._touched(now):
+                # Replaced in one step. It need not survive a power cut.
+                with atomic_file(self._path, durable=False, mode=0o644) as file:
+                    file.write(text.encode("utf-8", "backslashreplace"))
+                    file.flush()
+                    os.utime(file.fileno(), (now, now))
                 self._text = text
             self.problem = ""
         except OSError as error:
@@ -145,43 +148,33 @@ class _StatusFile:
             return True
         return False
 
-    def _write(self, text: str, now: float) -> None:
-        """Replace the file in one step. It need not survive a power cut."""
-        with atomic_file(self._path, durable=False, mode=0o644) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.utime(file.fileno(), (now, now))
-
 
 def prometheus_text(health: Health, now: float) -> str:
     """Return the metrics in Prometheus' text format, for the textfile collector of node_exporter."""
-    heartbeat = now // METRICS_STEP_SECONDS * METRICS_STEP_SECONDS
-    rows: tuple[tuple[str, str, str, float], ...] = (
-        ("up", "gauge", "1 until the daemon has stopped; after a kill only the heartbeat tells.",
-         health.state is not DaemonState.STOPPED),
-        ("paused", "gauge", "1 while nothing new is taken because disk space is short.",
-         health.state is DaemonState.PAUSED),
-        ("queued", "gauge", "Files that wait.", health.queued),
-        ("working", "gauge", "Files that are being worked on.", health.working),
-        ("done_total", "counter", "Files done since the start.", health.done),
-        ("failed_total", "counter", "Files failed since the start.", health.failed),
-        ("faces_total", "counter", "Faces hidden since the start.", health.faces),
-        ("start_time_seconds", "gauge", "When the daemon started, seconds since 1970.", health.started),
-        ("last_done_timestamp_seconds", "gauge", "When a file was last done, seconds since 1970, 0 for never.",
-         health.latest),
-        ("heartbeat_timestamp_seconds", "gauge",
-         f"When the daemon last lived, seconds since 1970, in steps of {METRICS_STEP_SECONDS}.", heartbeat),
-    )  # fmt: skip
-    lines = [line for row in rows for line in _metric(*row)]
+    state, step = health.state, METRICS_STEP_SECONDS
     version = health.version.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    lines += _metric("info", "gauge", "Which blurguard this is.", 1, f'{{version="{version}"}}')
+    rows: list[tuple[str, str, float]] = [
+        ("up", "1 until the daemon has stopped; after a kill only the heartbeat tells.", state != DaemonState.STOPPED),
+        ("paused", "1 while nothing new is taken because disk space is short.", state is DaemonState.PAUSED),
+        ("queued", "Files that wait.", health.queued),
+        ("working", "Files that are being worked on.", health.working),
+        ("done_total", "Files done since the start.", health.done),
+        ("failed_total", "Files failed since the start.", health.failed),
+        ("faces_total", "Faces hidden since the start.", health.faces),
+        ("start_time_seconds", "When the daemon started, seconds since 1970.", health.started),
+        ("last_done_timestamp_seconds", "When a file was last done, seconds since 1970, 0 for never.", health.latest),
+        ("heartbeat_timestamp_seconds",
+         f"When the daemon last lived, seconds since 1970, in steps of {step}.", now // step * step),
+    ]  # fmt: skip
+    lines = [line for row in rows for line in _metric(*row)]
+    lines += _metric("info", "Which blurguard this is.", 1, f'{{version="{version}"}}')
     return "\n".join(lines) + "\n"
 
 
-def _metric(name: str, kind: str, meaning: str, value: float, labels: str = "") -> Iterator[str]:
+def _metric(name: str, meaning: str, value: float, labels: str = "") -> Iterator[str]:
     name = f"blurguard_watch_{name}"
     yield f"# HELP {name} {meaning}"
-    yield f"# TYPE {name} {kind}"
+    yield f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}"
     yield f"{name}{labels} {int(value) if value == int(value) else value!r}"
 
 
