@@ -5,34 +5,28 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from blurguard.batch.journal import open_journal
 from blurguard.batch.output_tree import FolderTask, reconcile
 from blurguard.files.atomic import scratch_in
-from blurguard.watch.coordinator import Coordinator, WatchPaths
-from blurguard.watch.event_loop import EventLoop, RuntimeConfig
+from blurguard.watch.coordinator import Coordinator
+from blurguard.watch.event_loop import EventLoop, ReadConfig, RuntimeConfig
 from blurguard.watch.folders import Folders
 from blurguard.watch.health import DaemonState, HealthWriter, health_file
 from blurguard.watch.reporting import HealthReporter, StatusReporter
-from blurguard.watch.settling import MAX_WAIT_FACTOR, MIN_SETTLE_SECONDS
 
 
 def watch(
-    folders: Folders,
-    config: RuntimeConfig,
-    reload_config: Callable[[], RuntimeConfig],
-    reporter: StatusReporter,
-    overwrite: bool = False,
+    folders: Folders, config: RuntimeConfig, reload: ReadConfig, reporter: StatusReporter, overwrite: bool = False
 ) -> None:
     """Watch an inbox until SIGTERM or Ctrl-C. Call it in the main thread, which receives signals.
 
     Args:
         folders: checked, see ``Folders.prepared``.
         config: for the start.
-        reload_config: reads the settings again. Raises ``ConfigError`` if they are invalid.
+        reload: reads the settings again. Raises ``ConfigError`` if they are invalid.
         reporter: shows progress and messages.
         overwrite: replace files in the outbox that blurguard did not make.
 
@@ -52,13 +46,11 @@ def watch(
         health.heartbeat(DaemonState.STARTING)
         folder_task = FolderTask(folders.inbox, folders.outbox, config.worker_config, overwrite)
         scratch = stack.enter_context(scratch_in(folders.outbox, lambda: not reconcile(folders.outbox, journal)))
-        patience = MAX_WAIT_FACTOR * max(settings.settle, MIN_SETTLE_SECONDS)
-        paths = WatchPaths(folders, scratch, settings.originals, settings.poll, patience)
-        coordinator = Coordinator(paths, folder_task, journal, reporter.say)
+        coordinator = Coordinator(folders, settings, folder_task, scratch, journal, reporter.say)
         coordinator.recover()
         if settings.retry_failed:
             coordinator.retry_failed()
-        loop = EventLoop(coordinator, health, config, reload_config, time.monotonic)
+        loop = EventLoop(coordinator, health, config, reload, time.monotonic)
         stack.enter_context(contextlib.closing(loop))
         _handle_signals(loop, stack)
         loop.run()

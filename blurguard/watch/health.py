@@ -30,6 +30,8 @@ STALE_SECONDS = 60.0
 METRICS_STEP_SECONDS = 10  # resolution of the heartbeat there, so that the file does not change every second
 MINUTE, HOUR = 60.0, 3600.0
 
+Clock = Callable[[], float]  # returns seconds
+
 
 class DaemonState(StrEnum):
     """State of the daemon process."""
@@ -81,11 +83,7 @@ class HealthWriter:
     """Writes the health file and the metrics file. If that fails, ``problem`` says why, and the daemon goes on."""
 
     def __init__(
-        self,
-        path: Path,
-        metrics: Path | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
+        self, path: Path, metrics: Path | None = None, clock: Clock = time.monotonic, now: Clock = time.time
     ) -> None:
         """Set both files. Nothing is written yet.
 

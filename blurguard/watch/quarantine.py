@@ -41,9 +41,7 @@ class Quarantine:
             inbox: they come from here.
             reports: for the reports on originals that stay in the inbox.
         """
-        self._folder = folder
-        self._inbox = inbox
-        self._reports = reports
+        self._folder, self._inbox, self._reports = folder, inbox, reports
 
     def add(self, name: Path, outcome: Outcome, stamp: FileStamp) -> None:
         """Write an error report, and move the original if there is a folder for it.
@@ -73,10 +71,8 @@ class Quarantine:
 
     def has_original(self, name: Path) -> bool:
         """Whether the folder holds a failed original or its report."""
-        if self._folder is None:
-            return False
-        kept = _kept_at(self._folder, name)
-        return any(map(os.path.lexists, (kept, *_report_paths(kept))))
+        kept = self._folder and _kept_at(self._folder, name)
+        return kept is not None and any(map(os.path.lexists, (kept, *_report_paths(kept))))
 
     def forget(self, name: Path) -> None:
         """Remove the report on a file that is done now. A report beside a failed original stays.
@@ -177,10 +173,8 @@ def _stays_below(name: Path) -> bool:
 
 def _kept_at(folder: Path, name: Path) -> Path:
     """Return the path of a failed original. It never ends like that of a report."""
-    kept = folder / name
-    if kept.name.lower().endswith(REPORT_SUFFIX):
-        return kept.with_name(fit_name(kept.name, ".original"))
-    return kept
+    looks_like_report = name.name.lower().endswith(REPORT_SUFFIX)
+    return folder / (name.with_name(fit_name(name.name, ".original")) if looks_like_report else name)
 
 
 def _report_paths(kept: Path) -> list[Path]:
@@ -213,10 +207,10 @@ def _write_report(kept: Path, record: dict[str, Any]) -> None:
     """Write a report in one step. Only an earlier report on the same file is replaced."""
     with os_errors(kept, "its error report cannot be written"):
         make_folders(kept.parent)
-        free = (path for path in _report_paths(kept) if not os.path.lexists(path) or _read_report(path) is not None)
-        path = next(free, None)
+        paths = _report_paths(kept)
+        path = next((each for each in paths if not os.path.lexists(each) or _read_report(each) is not None), None)
         if path is None:
-            raise OutputError(f"{kept}: no free name for its error report; remove {_report_paths(kept)[-1]}")
+            raise OutputError(f"{kept}: no free name for its error report; remove {paths[-1]}")
         with atomic_file(path) as file:
             file.write(json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n")
 

@@ -52,9 +52,8 @@ class SettlingQueue:
             settle: seconds without an event after which a file is complete.
             max_files: that settle or wait.
         """
-        self._settle = settle
+        self._settle, self._max_files = settle, max_files
         self.overflowed = False  # whether a file was rejected since the event loop last cleared this
-        self._max_files = max_files
         self._settling: dict[Path, _SettlingFile] = {}
         self._queued: dict[Path, None] = {}
         self._assigned: set[Path] = set()
@@ -111,7 +110,8 @@ class SettlingQueue:
             probe: returns the state of a file, None if it is gone. It may call ``remove``.
         """
         complete: list[Path] = []
-        if now < self._next_probe and not self._clock_went_back(now):
+        clock_went_back = any(now < file.since for file in self._settling.values())
+        if now < self._next_probe and not clock_went_back:
             return complete
         for path, file in list(self._settling.items()):
             if now < file.since:
@@ -152,6 +152,3 @@ class SettlingQueue:
     def seconds_to_wait(self, now: float) -> float:
         """Return the time until the next probe, infinite if no file settles."""
         return max(0.0, self._next_probe - now)
-
-    def _clock_went_back(self, now: float) -> bool:
-        return any(now < file.since for file in self._settling.values())
