@@ -42,7 +42,7 @@ class JobResult(StrEnum):
     UNAVAILABLE = "unavailable"  # nothing can be written at present, or the workers have ended
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _PendingReport:
     """A failure whose error report is not written yet.
 
@@ -287,16 +287,13 @@ class Coordinator:
             if self.stamp_at(source) != report.stamp:  # it is gone, or will be processed again
                 del self._pending_reports[source]
             elif self._folders.failed is None or self._clock() >= report.until or self._is_closed(source):
-                self._write_error_report(source, report)
-
-    def _write_error_report(self, source: Path, report: _PendingReport) -> None:
-        try:
-            self._quarantine.add(self._name(source), report.outcome, report.stamp)
-            del self._pending_reports[source]
-        except BlurguardError as error:
-            if not report.warned:
-                self._say(f"no error report could be written yet: {error}")
-            self._pending_reports[source] = replace(report, warned=True)
+                try:
+                    self._quarantine.add(self._name(source), report.outcome, report.stamp)
+                    del self._pending_reports[source]
+                except BlurguardError as error:
+                    if not report.warned:
+                        self._say(f"no error report could be written yet: {error}")
+                    report.warned = True
 
     def _is_closed(self, source: Path) -> bool:
         """Whether certainly no process has a file open for writing."""
@@ -341,10 +338,9 @@ class Coordinator:
     def _has_result(self, source: Path) -> bool:
         """Whether the result of a file is intact. Without it, the original may be the last copy."""
         target, record = self._task.out / self._name(source), self._record(source)
-        try:
+        with contextlib.suppress(OSError):
             return record is not None and target.is_file() and record.result_at(target) == record.output_digest
-        except OSError:
-            return False
+        return False
 
     def _refresh(self, source: Path, stamp: FileStamp) -> None:
         """Record the current stamp of a file that is done, so that it is not read again."""
@@ -375,7 +371,5 @@ class Coordinator:
 
 def _is_storage_failure(outcome: Outcome, job: Job) -> bool:
     """Whether a job failed because nothing can be written to its scratch folder."""
-    if outcome.error == StorageError.__name__:
-        return True
     writable = job.scratch is not None and os.access(job.scratch, os.W_OK | os.X_OK)
-    return outcome.error == OutputError.__name__ and not writable
+    return outcome.error == StorageError.__name__ or (outcome.error == OutputError.__name__ and not writable)

@@ -58,8 +58,7 @@ def watch(
 
 def _handle_signals(loop: EventLoop, stack: contextlib.ExitStack) -> None:
     """Turn signals into requests to the event loop, until the stack is closed."""
-    ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as with nohup
-    on_terminal = _has_terminal() and not ignores_hangup
+    on_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN  # nohup ignores it
 
     def stop(number: int, _: object) -> None:
         if loop.stop_requested and number == signal.SIGINT:

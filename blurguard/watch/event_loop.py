@@ -136,7 +136,7 @@ class EventLoop:
             self._settling.update(path, stamp, now, complete=change is ChangeType.COMPLETE)
 
     def _stamp_at(self, path: Path) -> FileStamp | None:
-        """Return the stamp of a file. Forget a file that is gone."""
+        """Return the stamp of a file, None without one. Forget a file that is gone."""
         stamp = self._coordinator.stamp_at(path)
         if stamp is None:
             self._queued_jobs.pop(path, None)

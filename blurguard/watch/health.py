@@ -93,8 +93,7 @@ class HealthWriter:
             clock: monotonic, in seconds.
             now: seconds since 1970.
         """
-        self._health = _StatusFile(path)
-        self._metrics = None if metrics is None else _StatusFile(metrics)
+        self._files = [_StatusFile(file) for file in (path, metrics) if file is not None]
         self._clock, self._now = clock, now
         self._written_at = -math.inf
         self._written_state: tuple[DaemonState, str] | None = None
@@ -102,7 +101,7 @@ class HealthWriter:
     @property
     def problem(self) -> str:
         """The first error since a file could last be written, "" if there is none."""
-        return self._health.problem or (self._metrics.problem if self._metrics else "")
+        return next((file.problem for file in self._files if file.problem), "")
 
     def write(self, health: Health) -> None:
         """Write both files, at most once a second unless the state changes."""
@@ -111,9 +110,9 @@ class HealthWriter:
             return
         self._written_at, self._written_state = at, state
         now = self._now()
-        self._health.update(json.dumps(asdict(health), indent=1) + "\n", now)
-        if self._metrics is not None:
-            self._metrics.update(prometheus_text(health, now), now)
+        texts = json.dumps(asdict(health), indent=1) + "\n", prometheus_text(health, now)
+        for file, text in zip(self._files, texts, strict=False):  # there may be no metrics file
+            file.update(text, now)
 
 
 class _StatusFile:
@@ -248,12 +247,10 @@ class Status:
         heartbeat = f"last heartbeat {_ago(self.age)} ago" if self.age is not None else "no heartbeat"
         if self.alive:
             return f"{self.state}{f': {self.why}' if self.why else ''} (process {self.pid}, {heartbeat})"
-        if self.in_use and self.state in (None, DaemonState.STOPPED):
-            return "no daemon is running, but another blurguard is working in this folder"
+        if self.state in (None, DaemonState.STOPPED):
+            return "no daemon is running, but another blurguard is working in this folder" if self.in_use else "stopped"
         if self.in_use:
             return f"not responding (process {self.pid}, {heartbeat})"
-        if self.state in (None, DaemonState.STOPPED):
-            return "stopped"
         return f"ended unexpectedly while {self.state} (process {self.pid}, {heartbeat}); start it again"
 
 

@@ -1,5 +1,6 @@
 """Scans an inbox for files, and observes changes in it with watchdog."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,6 +15,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.polling import PollingObserverVFS
 
+from blurguard.files.locks import open_descriptor
 from blurguard.files.stamp import FileStamp, stamp_at
 from blurguard.files.walk import walk
 from blurguard.watch.folders import dev_inode
@@ -90,18 +92,14 @@ def is_being_written(path: Path) -> bool | None:
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return None
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError as error:
-        return True if error.errno == errno.EAGAIN else None  # no lease on files of another user
-    finally:
-        os.close(handle)
-    return False
+    with contextlib.suppress(OSError), open_descriptor(path, os.O_NOFOLLOW | os.O_NONBLOCK) as handle:
+        try:
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as error:
+            return True if error.errno == errno.EAGAIN else None  # no lease on files of another user
+        return False
+    return None
 
 
 @dataclass(slots=True, eq=False)  # watchdog keeps event handlers in a set

@@ -86,8 +86,7 @@ class Quarantine:
             if os.path.lexists(kept):
                 return
         with os_errors(kept, "its error report cannot be removed"):
-            _remove_reports(kept)
-            _prune(kept.parent, base)
+            _remove_reports(kept, base)
 
     def put_back(self) -> int:
         """Move every original that has a report back into the inbox, and return their number.
@@ -119,8 +118,7 @@ class Quarantine:
                 if error.errno in _NO_PLACE:
                     return False
                 raise
-            _remove_reports(kept)
-            _prune(kept.parent, folder)
+            _remove_reports(kept, folder)
             return True
 
     def _place_of(self, kept: Path) -> Path | None:
@@ -198,7 +196,7 @@ def _move_with_report(source: Path, target: Path, stamp: FileStamp, record: dict
     finally:
         if not os.path.lexists(place):
             with os_errors(place, "its error report cannot be removed"):
-                _remove_reports(place)
+                _remove_reports(place, place.parent)
     if moved is not None and moved != place:
         _write_report(moved, record)
 
@@ -224,14 +222,12 @@ def _read_report(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.keys() >= REPORT_KEYS else None
 
 
-def _remove_reports(kept: Path) -> None:
+def _remove_reports(kept: Path, base: Path) -> None:
+    """Remove the reports on a file, and the empty folders above it up to ``base``, which stays."""
     for path in _report_paths(kept):
         if _read_report(path) is not None:
             path.unlink(missing_ok=True)
-
-
-def _prune(folder: Path, base: Path) -> None:
-    """Remove empty folders below ``base``, from ``folder`` upwards."""
+    folder = kept.parent
     with contextlib.suppress(OSError):
         while folder != base:
             folder.rmdir()

@@ -95,12 +95,10 @@ class SettlingQueue:
         self._settling[path] = _SettlingFile(stamp, now, probe_at)
         self._next_probe = min(self._next_probe, probe_at)
 
-    def remove(self, path: Path) -> bool:
-        """Remove a deleted file, and return whether it was settling or queued."""
-        known = path in self._settling or path in self._queued
+    def remove(self, path: Path) -> None:
+        """Remove a deleted file that may be settling or queued."""
         self._settling.pop(path, None)
         self._queued.pop(path, None)
-        return known
 
     def pop_settled(self, now: float, probe: Callable[[Path], FileProbe | None]) -> list[Path]:
         """Remove and return the files that have become complete.
@@ -110,8 +108,7 @@ class SettlingQueue:
             probe: returns the state of a file, None if it is gone. It may call ``remove``.
         """
         complete: list[Path] = []
-        clock_went_back = any(now < file.since for file in self._settling.values())
-        if now < self._next_probe and not clock_went_back:
+        if now < self._next_probe and all(now >= file.since for file in self._settling.values()):
             return complete
         for path, file in list(self._settling.items()):
             if now < file.since:
