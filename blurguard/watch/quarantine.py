@@ -171,8 +171,8 @@ def _stays_below(name: Path) -> bool:
 
 def _kept_at(folder: Path, name: Path) -> Path:
     """Return the path of a failed original. It never ends like that of a report."""
-    looks_like_report = name.name.lower().endswith(REPORT_SUFFIX)
-    return folder / (name.with_name(fit_name(name.name, ".original")) if looks_like_report else name)
+    ends_like_report = name.name.lower().endswith(REPORT_SUFFIX)
+    return folder / (name.with_name(fit_name(name.name, ".original")) if ends_like_report else name)
 
 
 def _report_paths(kept: Path) -> list[Path]:
