@@ -61,7 +61,7 @@ def run_daemon_with(detector: str, *arguments: str) -> None:
     from blurguard.batch.workers import WorkerConfig
     from blurguard.cli.console import ConsoleProgress
     from blurguard.settings import WatchSettings
-    from blurguard.watch.daemon import WatchTask, watch
+    from blurguard.watch.daemon import watch
     from blurguard.watch.event_loop import RuntimeConfig
     from blurguard.watch.folders import Folders
     from tests import workers
@@ -85,7 +85,7 @@ def run_daemon_with(detector: str, *arguments: str) -> None:
     orders = RuntimeConfig(WorkerConfig(factory, given["jobs"], progress=console.frames), settings)
     folders = Folders(Path(given["inbox"]), Path(given["outbox"])).prepared(allow_shared=False)
     with console.live("watching"):
-        watch(WatchTask(folders, orders, lambda: orders), console)
+        watch(folders, orders, lambda: orders, console)
 
 
 # --- the journal and the health of a daemon ---------------------------------------------------------------------

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,9 +17,9 @@ from blurguard.batch.output_tree import FolderTask, reconcile
 from blurguard.batch.workers import Job, WorkerConfig, failed_outcome
 from blurguard.files.atomic import StagedFile, scratch_in
 from blurguard.files.stamp import FileStamp, stamp_at
-from blurguard.settings import Originals
+from blurguard.settings import Originals, WatchSettings
 from blurguard.types import Outcome
-from blurguard.watch.coordinator import Coordinator, Decision, JobResult, WatchPaths
+from blurguard.watch.coordinator import Coordinator, JobResult
 from blurguard.watch.folders import Folders
 from tests.commands import names, pixels, small_disk, snapshot
 
@@ -55,7 +54,7 @@ class Office:
     def outbox(self) -> Path:
         return self.desk.outbox
 
-    def ruling(self, source: Path) -> Decision:
+    def ruling(self, source: Path) -> Job | Outcome | None:
         stamp = stamp_at(source, self.inbox)
         assert stamp is not None
         return self.desk.decide(source, stamp)
@@ -67,8 +66,8 @@ class Office:
 
     def started(self, source: Path) -> Job:
         """Decide on a file that is to be worked on, and have somebody begin."""
-        job = self.ruling(source).job
-        assert job is not None
+        job = self.ruling(source)
+        assert isinstance(job, Job)
         self.desk.queue([source])
         assert self.state(source) is FileState.QUEUED
         self.desk.start(job)
@@ -110,16 +109,19 @@ def office(
     failed: bool = False,
     outbox: Path | None = None,
     overwrite: bool = False,
-    **site: Any,
+    poll: bool = False,
+    patience: float = 0.0,
 ) -> Iterator[Office]:
-    """Open one as the daemon does, ``site`` being more of a ``WatchPaths``; a second one there is the next start."""
+    """Open one as the daemon does; a second one there is the next start."""
     (root / "in").mkdir(exist_ok=True)
     out = outbox or root / "out"
     folders = Folders(root / "in", out, root / "failed" if failed else None, root / "moved")
     said: list[str] = []
     with open_journal(out) as journal, scratch_in(out, lambda: not reconcile(out, journal)) as scratch:
         task = FolderTask(folders.inbox, out, WorkerConfig(worker), overwrite)
-        desk = Coordinator(WatchPaths(folders, scratch, policy, **site), task, journal, said.append)
+        settings = WatchSettings(originals=policy, poll=poll)
+        desk = Coordinator(folders, settings, task, scratch, journal, said.append)
+        desk.patience = patience
         desk.recover()
         desk.open(RECIPE)
         yield Office(desk, journal, root, said)
@@ -135,7 +137,7 @@ def test_done(tmp_path: Path) -> None:
         assert at.turn(source) is JobResult.DONE
         assert (pixels(tmp_path / "out/sub/a.png")[4:28, 4:28] == 0).all()
         assert at.state(source) is FileState.DONE and at.knows(source)
-        assert at.ruling(source) == Decision()
+        assert at.ruling(source) is None
         assert source.exists() and not at.said
 
 
@@ -192,7 +194,7 @@ def test_what_fails_is_noted_and_known_until_it_changes(tmp_path: Path) -> None:
         assert at.turn(source) is JobResult.FAILED
         assert at.state(source) is FileState.FAILED and at.knows(source) and source.exists()
         assert at.notes() == ["a.png.json"] and names(at.outbox) == []
-        assert at.ruling(source) == Decision()
+        assert at.ruling(source) is None
         picture(source)
         assert not at.knows(source)
         assert at.turn(source) is JobResult.DONE
@@ -221,7 +223,7 @@ def test_what_is_no_picture_is_looked_into_once(tmp_path: Path) -> None:
     with office(tmp_path) as at:
         source = put(tmp_path / "in/readme.txt", b"text")
         assert not at.knows(source)
-        assert at.ruling(source) == Decision()
+        assert at.ruling(source) is None
         assert at.knows(source) and at.entry(source) is None
         put(source, picture(tmp_path / "b.png").read_bytes())
         assert not at.knows(source) and at.turn(source) is JobResult.DONE
@@ -231,7 +233,7 @@ def test_a_file_of_somebody_else_in_the_outbox_is_a_failure_and_stays(tmp_path: 
     with office(tmp_path) as at:
         source, other = picture(tmp_path / "in/a.png"), put(tmp_path / "out/a.png", b"not ours")
         ruling = at.ruling(source)
-        assert ruling.job is None and ruling.outcome is not None and "did not make it" in ruling.outcome.reason
+        assert isinstance(ruling, Outcome) and "did not make it" in ruling.reason
         assert at.state(source) is FileState.FAILED and other.read_bytes() == b"not ours"
 
 
@@ -293,7 +295,7 @@ def test_other_times_of_the_same_content_are_recorded_and_nothing_comes_out_agai
         os.utime(source, (1, 1))
         stamp = FileStamp.of(source)
         assert not at.knows(source)
-        assert at.ruling(source) == Decision()
+        assert at.ruling(source) is None
         assert FileStamp.of(tmp_path / "out/a.png") == result
         entry = at.entry(source)
         assert entry is not None and (entry.source, entry.state) == (stamp, FileState.DONE)
@@ -316,7 +318,7 @@ def test_what_is_only_touched_is_not_redone_under_other_settings_while_its_resul
         if taken:  # it was dropped again
             assert at.turn(source) is JobResult.DONE and names(at.outbox) == ["a.png"]
         else:
-            assert at.ruling(source) == Decision() and FileStamp.of(result) == before
+            assert at.ruling(source) is None and FileStamp.of(result) == before
         assert at.knows(source)
 
 
@@ -373,7 +375,7 @@ def test_an_original_of_a_result_from_before_goes_only_where_nothing_is_lost(
             (tmp_path / "out/a.png").unlink()
     with office(tmp_path, policy) as at:
         assert not at.knows(source)
-        assert at.ruling(source) == Decision()
+        assert at.ruling(source) is None
         assert source.exists() == (policy is Originals.DELETE and taken)
         assert names(at.outbox) == ([] if taken else ["a.png"]), "it does not come out twice"
 
@@ -385,11 +387,11 @@ def test_an_original_that_cannot_be_moved_stays_and_is_told_of_once(tmp_path: Pa
         assert at.turn(source) is JobResult.DONE
         assert source.exists() and len(at.said) == 1 and "the result is published, but" in at.said[0]
         assert at.knows(source), "it is not tried over and over"
-        assert at.ruling(source) == Decision() and len(at.said) == 1
+        assert at.ruling(source) is None and len(at.said) == 1
         obstacle.unlink()
     with office(tmp_path, Originals.MOVE) as at:
         assert not at.knows(source)
-        assert at.ruling(source) == Decision()
+        assert at.ruling(source) is None
         assert not source.exists() and (tmp_path / "moved/sub/a.png").exists()
         assert names(at.outbox) == ["sub/a.png"]
 
@@ -400,7 +402,7 @@ def test_an_original_that_somebody_still_writes_stays_and_is_done_again(tmp_path
         source = picture(tmp_path / "in/a.png")
         with source.open("r+b") as file:
             assert at.turn(source) is JobResult.DONE and source.exists()
-            assert at.ruling(source) == Decision() and source.exists()
+            assert at.ruling(source) is None and source.exists()
             file.write(picture(tmp_path / "b.png", red=10).read_bytes())
             file.truncate()
         assert not at.knows(source)
@@ -416,7 +418,7 @@ def test_an_original_that_was_only_held_open_goes_at_the_next_look(tmp_path: Pat
         with source.open("r+b"):
             assert at.turn(source) is JobResult.DONE and source.exists()
         assert not at.knows(source)
-        assert at.ruling(source) == Decision() and not source.exists()
+        assert at.ruling(source) is None and not source.exists()
 
 
 # After a crash.
@@ -487,7 +489,7 @@ def test_another_file_at_the_name_of_a_result_is_not_taken_for_it(wreck: Wreck) 
     assert wreck.state() is FileState.QUEUED
     with office(wreck.root) as at:
         ruling = at.ruling(wreck.source)
-        assert ruling.outcome is not None and "changed after blurguard made it" in ruling.outcome.reason
+        assert isinstance(ruling, Outcome) and "changed after blurguard made it" in ruling.reason
     assert wreck.target.read_bytes() == b"somebody else's"
 
 

@@ -142,19 +142,22 @@ def test_who_looks_may_tell_that_a_file_is_gone(intake: SettlingQueue, disk: Dis
     assert A not in intake
 
 
-def test_gone_tells_whether_the_file_was_waited_for(intake: SettlingQueue, disk: Disk) -> None:
-    assert not intake.remove(A)
+def test_a_file_that_is_gone_is_not_waited_for(intake: SettlingQueue, disk: Disk) -> None:
+    intake.remove(A)
     intake.update(A, disk.put(A, 1), 10.0)
-    assert intake.remove(A) and A not in intake
+    intake.remove(A)
+    assert A not in intake
     intake.update(A, disk.put(A, 1), 10.0, complete=True)
     all_wait(intake, intake.pop_settled(10.0, disk.look))
-    assert intake.remove(A) and intake.assign() is None
+    intake.remove(A)
+    assert intake.assign() is None
 
 
 def test_a_file_that_is_worked_on_stays_so_when_it_is_gone(intake: SettlingQueue) -> None:
     intake.enqueue(A)
     assert intake.assign() == A
-    assert not intake.remove(A) and A in intake
+    intake.remove(A)
+    assert A in intake
     intake.release(A)
     assert A not in intake
 
@@ -221,7 +224,7 @@ def test_that_a_file_found_no_room_is_remembered_until_somebody_has_looked(disk:
     intake = SettlingQueue(SETTLE, max_files=1)
     intake.update(A, disk.put(A, 1), 10.0)
     intake.update(B, disk.put(B, 1), 10.0)
-    assert intake.remove(A)
+    intake.remove(A)
     assert intake.overflowed and not intake.full
 
 

@@ -28,7 +28,7 @@ from blurguard.files.stamp import FileStamp
 from blurguard.files.walk import files_below
 from blurguard.settings import Originals, WatchSettings
 from blurguard.types import Outcome
-from blurguard.watch.coordinator import Decision, JobResult
+from blurguard.watch.coordinator import JobResult
 from blurguard.watch.event_loop import EventLoop, RuntimeConfig
 from blurguard.watch.health import DaemonState, Health, HealthWriter, health_file
 from blurguard.watch.inbox import ChangeType
@@ -350,7 +350,7 @@ def test_a_result_that_is_taken_before_it_could_be_recorded_does_not_come_out_ag
             assert at.turn(source) is JobResult.DONE
             return
         if again == "look":
-            assert at.knows(source) and at.ruling(source) == Decision()
+            assert at.knows(source) and at.ruling(source) is None
             assert at.state(source) is FileState.DONE
     with office(tmp_path, policy) as at:
         assert at.state(source) is FileState.DONE and at.knows(source) and names(at.outbox) == []

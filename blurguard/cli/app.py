@@ -136,7 +136,7 @@ def _watch(
     SIGTERM or Ctrl-C stops it, SIGHUP reloads the settings. After a crash or a kill, start it again.
     """
     from blurguard.batch.process import configure_process, cpu_count
-    from blurguard.watch.daemon import WatchTask, watch
+    from blurguard.watch.daemon import watch
     from blurguard.watch.event_loop import RuntimeConfig
     from blurguard.watch.folders import folders_for
 
@@ -146,9 +146,8 @@ def _watch(
     configure_process()
     config = runtime_config(run.settings, run.watch_settings)
     folders = folders_for(inbox, outbox, config.settings)
-    task = WatchTask(folders, config, lambda: runtime_config(*run.read_settings()), run.options.overwrite)
     with run.console.live(f"watching {inbox}"):
-        watch(task, run.console)
+        watch(folders, config, lambda: runtime_config(*run.read_settings()), run.console, run.options.overwrite)
     run.console.say(f"stopped; results are in {outbox}")
     return EXIT_OK
 

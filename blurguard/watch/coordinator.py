@@ -21,13 +21,15 @@ from blurguard.files.errors import os_errors
 from blurguard.files.filetypes import FileType, type_from_suffix, type_of_file
 from blurguard.files.move import delete, move, verify
 from blurguard.files.stamp import FileStamp, stamp_at
-from blurguard.settings import Originals
+from blurguard.settings import Originals, WatchSettings
 from blurguard.types import Outcome
 from blurguard.watch.folders import Folders, dev_inode
 from blurguard.watch.inbox import is_being_written
 from blurguard.watch.quarantine import Quarantine
+from blurguard.watch.settling import MAX_WAIT_FACTOR, MIN_SETTLE_SECONDS
 
 ERROR_REPORTS_FOLDER = "failed"  # in the outbox's state folder, for originals that stay in the inbox
+Say = Callable[[str], None]  # reports a line to the user
 
 
 class JobResult(StrEnum):
@@ -40,34 +42,7 @@ class JobResult(StrEnum):
     UNAVAILABLE = "unavailable"  # nothing can be written at present, or the workers have ended
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Decision on a complete file: a job, the outcome of a failure, or neither if there is nothing to do."""
-
-    job: Job | None = None
-    outcome: Outcome | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WatchPaths:
-    """Folders of the daemon, and the policy for originals.
-
-    Attributes:
-        folders: as they were checked.
-        scratch: on the file system of the outbox.
-        policy: for originals that are done.
-        poll: whether the inbox is polled, so that open files cannot be detected.
-        patience: seconds that a failed original stays if a process may still write to it.
-    """
-
-    folders: Folders
-    scratch: Path
-    policy: Originals
-    poll: bool = False
-    patience: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _PendingReport:
     """A failure whose error report is not written yet.
 
@@ -83,22 +58,32 @@ class _PendingReport:
 
 
 class Coordinator:
-    """Decides on files, publishes results, keeps the journal, and moves or deletes originals."""
+    """Decides on files, publishes results, keeps the journal, and moves or deletes originals.
 
-    def __init__(self, paths: WatchPaths, task: FolderTask, journal: Journal, say: Callable[[str], None]) -> None:
-        """Set what stays the same while the daemon runs. Call ``recover`` and ``open`` first.
+    Attributes:
+        patience: seconds that a failed original stays if a process may still write to it.
+    """
+
+    def __init__(
+        self, folders: Folders, settings: WatchSettings, task: FolderTask, scratch: Path, journal: Journal, say: Say
+    ) -> None:
+        """Set all that stays the same while the daemon runs. Call ``recover`` and ``open`` first.
 
         Args:
-            paths: folders, and the policy for originals.
+            folders: as they were checked.
+            settings: policy for originals that are done, and whether the inbox is polled, which hides open files.
             task: inbox and outbox.
+            scratch: folder on the file system of the outbox.
             journal: of the outbox.
             say: reports a line to the user.
         """
-        self.inbox, self.outbox = paths.folders.inbox, paths.folders.outbox
-        self._paths, self._task, self._journal, self._say = paths, task, journal, say
+        self.inbox, self.outbox = folders.inbox, folders.outbox
+        self.patience = MAX_WAIT_FACTOR * max(settings.settle, MIN_SETTLE_SECONDS)
+        self._folders, self._settings, self._task, self._scratch = folders, settings, task, scratch
+        self._journal, self._say = journal, say
         state_folder = self.outbox / STATE_FOLDER
         self._state_folder, self._state_identity = state_folder, dev_inode(state_folder)
-        self._quarantine = Quarantine(paths.folders.failed, self.inbox, state_folder / ERROR_REPORTS_FOLDER)
+        self._quarantine = Quarantine(folders.failed, self.inbox, state_folder / ERROR_REPORTS_FOLDER)
         self._ignored: dict[Path, FileStamp] = {}  # neither images nor videos, with the version that was read
         self._warned: set[Path] = set()  # originals that could not be moved or deleted, which was reported
         # Stamp and output tree at the start of each job: a reload opens another tree meanwhile.
@@ -114,31 +99,29 @@ class Coordinator:
         self._journal.mark([name for name, _ in self._journal.all_in(FileState.WORKING)], FileState.QUEUED)
         for name, record in self._journal.all_in(FileState.QUEUED, FileState.FAILED):
             moved = record.state is FileState.FAILED and self._quarantine.has_original(name)
-            if not moved and not self._is_there(name):
+            if not moved and self.stamp_at(self.inbox / name) is None:
                 self._forget_failure(self.inbox / name)
                 self._journal.forget(name)
-        self._requeue_failed(self._is_incomplete_failure)
-        for folder in (self.inbox, self._paths.folders.failed, self._paths.folders.moved):
+        self._requeue_failed(only_incomplete=True)
+        for folder in (self.inbox, self._folders.failed, self._folders.moved):
             if folder is not None:
                 remove_stale_parts(folder)
-
-    def _is_incomplete_failure(self, name: Path) -> bool:
-        """Whether a failure in the journal lacks its report, or its original was not moved."""
-        return self._paths.folders.failed is not None or not self._quarantine.has_report(name)
 
     def retry_failed(self) -> None:
         """Queue all failed files again."""
         self._quarantine.put_back()
         self._requeue_failed()
 
-    def _requeue_failed(self, condition: Callable[[Path], bool] = lambda _: True) -> None:
-        """Queue the failed files again that lie in the inbox and meet a condition."""
-        failed = [name for name, _ in self._journal.all_in(FileState.FAILED)]
-        self._journal.mark([name for name in failed if self._is_there(name) and condition(name)], FileState.QUEUED)
+    def _requeue_failed(self, *, only_incomplete: bool = False) -> None:
+        """Queue failed files in the inbox again: all, or those without a report or with an original to move."""
+        failed = [self.inbox / name for name, _ in self._journal.all_in(FileState.FAILED)]
+        if only_incomplete and self._folders.failed is None:
+            failed = [source for source in failed if not self._quarantine.has_report(self._name(source))]
+        self.queue([source for source in failed if self.stamp_at(source) is not None])
 
     def open(self, recipe: str) -> None:
         """Use the settings and model with this digest from now on."""
-        self._tree = OutputTree(self._task, self._journal, recipe, self._paths.scratch)
+        self._tree = OutputTree(self._task, self._journal, recipe, self._scratch)
 
     def is_handled(self, source: Path, stamp: FileStamp) -> bool:
         """Whether a file in the inbox needs no decision."""
@@ -147,22 +130,24 @@ class Coordinator:
         record = self._record(source)
         if record is None or record.source != stamp:
             return False
-        return record.state is FileState.FAILED or (
-            record.state is FileState.DONE and (self._paths.policy is Originals.KEEP or source in self._warned)
-        )
+        stays = self._settings.originals is Originals.KEEP or source in self._warned
+        return record.state is FileState.FAILED or (record.state is FileState.DONE and stays)
 
-    def decide(self, source: Path, stamp: FileStamp) -> Decision:
-        """Decide on a complete file, and move or delete an original that is done already."""
+    def decide(self, source: Path, stamp: FileStamp) -> Job | Outcome | None:
+        """Decide on a complete file, and move or delete an original that is done already.
+
+        Returns:
+            A job, the outcome of a failure, or None if there is nothing to do.
+        """
         try:
             job = self._job_for(source, stamp)
         except FileNotFoundError:
-            return Decision()
-        except BlurguardError as error:
-            return Decision(outcome=self._failed(Job(source), failed_outcome(Job(source), error), stamp))
-        except OSError as error:
-            unreadable = InputError(f"{source}: cannot be read: {error.strerror}")
-            return Decision(outcome=self._failed(Job(source), failed_outcome(Job(source), unreadable), stamp))
-        return Decision(job and replace(job, scratch=self._paths.scratch / secrets.token_hex(8)))
+            return None
+        except (BlurguardError, OSError) as error:
+            if isinstance(error, OSError):
+                error = InputError(f"{source}: cannot be read: {error.strerror}")
+            return self._failed(source, failed_outcome(Job(source), error), stamp)
+        return job and replace(job, scratch=self._scratch / secrets.token_hex(8))
 
     def _job_for(self, source: Path, stamp: FileStamp) -> Job | None:
         """Return the job that a complete file needs, None if it needs none."""
@@ -234,7 +219,7 @@ class Coordinator:
         self._published.pop(source, None)
         self._warned.discard(source)
         record = self._record(source)
-        if record is None or (self._paths.folders.failed and record.state is FileState.FAILED):  # moved by blurguard
+        if record is None or (self._folders.failed and record.state is FileState.FAILED):  # moved by blurguard
             return
         self._forget_failure(source)
         with contextlib.suppress(StorageError):  # the next start repeats this
@@ -258,7 +243,7 @@ class Coordinator:
                 return JobResult.UNAVAILABLE, outcome
             if stamp != self._jobs[job.source][0]:
                 return JobResult.CHANGED, outcome
-            return JobResult.FAILED, self._failed(job, result, stamp)
+            return JobResult.FAILED, self._failed(job.source, result, stamp)
         if stamp != result.source_stamp:
             return JobResult.CHANGED, outcome
         try:
@@ -266,13 +251,13 @@ class Coordinator:
         except StorageError as error:
             return JobResult.UNAVAILABLE, failed_outcome(job, error)
         except (BlurguardError, OSError) as error:
-            return JobResult.FAILED, self._failed(job, failed_outcome(job, error), stamp)
+            return JobResult.FAILED, self._failed(job.source, failed_outcome(job, error), stamp)
         self._forget_failure(job.source)
         return JobResult.DONE, replace(outcome, target=job.target)
 
     def _publish(self, job: Job, result: StagedResult) -> None:
         assert result.staged is not None  # noqa: S101 - decide() asks for one
-        if self._paths.policy is Originals.DELETE:
+        if self._settings.originals is Originals.DELETE:
             verify(result.staged)
 
         def on_published() -> None:
@@ -284,11 +269,11 @@ class Coordinator:
         if record is not None and record.state is FileState.DONE:
             del self._published[job.source]
 
-    def _failed(self, job: Job, outcome: Outcome, stamp: FileStamp) -> Outcome:
+    def _failed(self, source: Path, outcome: Outcome, stamp: FileStamp) -> Outcome:
         """Record a failure, and write its error report if that is possible now."""
         with contextlib.suppress(StorageError):  # then it fails again after the next start
-            self._journal.fail(self._name(job.source), outcome.reason, stamp)
-        self._pending_reports[job.source] = _PendingReport(outcome, stamp, self._clock() + self._paths.patience)
+            self._journal.fail(self._name(source), outcome.reason, stamp)
+        self._pending_reports[source] = _PendingReport(outcome, stamp, self._clock() + self.patience)
         self.write_error_reports()
         return outcome
 
@@ -301,21 +286,18 @@ class Coordinator:
         for source, report in list(self._pending_reports.items()):
             if self.stamp_at(source) != report.stamp:  # it is gone, or will be processed again
                 del self._pending_reports[source]
-            elif self._paths.folders.failed is None or self._clock() >= report.until or self._is_closed(source):
-                self._write_error_report(source, report)
-
-    def _write_error_report(self, source: Path, report: _PendingReport) -> None:
-        try:
-            self._quarantine.add(self._name(source), report.outcome, report.stamp)
-            del self._pending_reports[source]
-        except BlurguardError as error:
-            if not report.warned:
-                self._say(f"no error report could be written yet: {error}")
-            self._pending_reports[source] = replace(report, warned=True)
+            elif self._folders.failed is None or self._clock() >= report.until or self._is_closed(source):
+                try:
+                    self._quarantine.add(self._name(source), report.outcome, report.stamp)
+                    del self._pending_reports[source]
+                except BlurguardError as error:
+                    if not report.warned:
+                        self._say(f"no error report could be written yet: {error}")
+                    report.warned = True
 
     def _is_closed(self, source: Path) -> bool:
         """Whether certainly no process has a file open for writing."""
-        return not self._paths.poll and is_being_written(source) is False
+        return not self._settings.poll and is_being_written(source) is False
 
     def _forget_failure(self, source: Path) -> None:
         try:
@@ -333,12 +315,14 @@ class Coordinator:
             stamp: of the version that is done.
             just_published: its result was verified and published just now, even if it has been taken since.
         """
-        if self.stamp_at(source) != stamp or (self._paths.policy is not Originals.KEEP and is_being_written(source)):
+        if self.stamp_at(source) != stamp or (
+            self._settings.originals is not Originals.KEEP and is_being_written(source)
+        ):
             return
         try:
-            if self._paths.policy is Originals.MOVE and self._paths.folders.moved is not None:
-                move(source, self._paths.folders.moved / self._name(source), stamp)
-            elif self._paths.policy is Originals.DELETE:
+            if self._settings.originals is Originals.MOVE and self._folders.moved is not None:
+                move(source, self._folders.moved / self._name(source), stamp)
+            elif self._settings.originals is Originals.DELETE:
                 if just_published or self._has_result(source):
                     delete(source, stamp)
                 else:
@@ -354,10 +338,9 @@ class Coordinator:
     def _has_result(self, source: Path) -> bool:
         """Whether the result of a file is intact. Without it, the original may be the last copy."""
         target, record = self._task.out / self._name(source), self._record(source)
-        try:
+        with contextlib.suppress(OSError):
             return record is not None and target.is_file() and record.result_at(target) == record.output_digest
-        except OSError:
-            return False
+        return False
 
     def _refresh(self, source: Path, stamp: FileStamp) -> None:
         """Record the current stamp of a file that is done, so that it is not read again."""
@@ -379,9 +362,6 @@ class Coordinator:
         dropped_again = has_new_time and not os.path.lexists(target)
         return not dropped_again and record.is_unchanged(source)
 
-    def _is_there(self, name: Path) -> bool:
-        return self.stamp_at(self.inbox / name) is not None
-
     def _record(self, source: Path) -> FileRecord | None:
         return self._journal.get(self._name(source))
 
@@ -391,7 +371,5 @@ class Coordinator:
 
 def _is_storage_failure(outcome: Outcome, job: Job) -> bool:
     """Whether a job failed because nothing can be written to its scratch folder."""
-    if outcome.error == StorageError.__name__:
-        return True
     writable = job.scratch is not None and os.access(job.scratch, os.W_OK | os.X_OK)
-    return outcome.error == OutputError.__name__ and not writable
+    return outcome.error == StorageError.__name__ or (outcome.error == OutputError.__name__ and not writable)

@@ -5,48 +5,37 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blurguard.batch.journal import open_journal
 from blurguard.batch.output_tree import FolderTask, reconcile
 from blurguard.files.atomic import scratch_in
-from blurguard.watch.coordinator import Coordinator, WatchPaths
-from blurguard.watch.event_loop import EventLoop, RuntimeConfig
+from blurguard.watch.coordinator import Coordinator
+from blurguard.watch.event_loop import EventLoop, ReadConfig, RuntimeConfig
 from blurguard.watch.folders import Folders
 from blurguard.watch.health import DaemonState, HealthWriter, health_file
 from blurguard.watch.reporting import HealthReporter, StatusReporter
-from blurguard.watch.settling import MAX_WAIT_FACTOR, MIN_SETTLE_SECONDS
 
 
-@dataclass(frozen=True, slots=True)
-class WatchTask:
-    """Task of a drop folder's daemon.
+def watch(
+    folders: Folders, config: RuntimeConfig, reload: ReadConfig, reporter: StatusReporter, overwrite: bool = False
+) -> None:
+    """Watch an inbox until SIGTERM or Ctrl-C. Call it in the main thread, which receives signals.
 
-    Attributes:
+    Args:
         folders: checked, see ``Folders.prepared``.
         config: for the start.
-        reload_config: reads the settings again. Raises ``ConfigError`` if they are invalid.
+        reload: reads the settings again. Raises ``ConfigError`` if they are invalid.
+        reporter: shows progress and messages.
         overwrite: replace files in the outbox that blurguard did not make.
-    """
-
-    folders: Folders
-    config: RuntimeConfig
-    reload_config: Callable[[], RuntimeConfig]
-    overwrite: bool = False
-
-
-def watch(task: WatchTask, reporter: StatusReporter, clock: Callable[[], float] = time.monotonic) -> None:
-    """Watch an inbox until SIGTERM or Ctrl-C. Call it in the main thread, which receives signals.
 
     Raises:
         OutputError: the outbox cannot be used, or another blurguard is working in it.
         ModelError: the detector cannot run.
         KeyboardInterrupt: a second Ctrl-C arrived while the daemon was stopping.
     """
-    folders, settings = task.folders, task.config.settings
+    settings = config.settings
     metrics = Path(settings.metrics) if settings.metrics else None
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(open_journal(folders.outbox))
@@ -55,63 +44,41 @@ def watch(task: WatchTask, reporter: StatusReporter, clock: Callable[[], float] 
         # Runs after all other cleanup, while the journal still locks the outbox.
         stack.callback(health.heartbeat, DaemonState.STOPPED)
         health.heartbeat(DaemonState.STARTING)
-        folder_task = FolderTask(folders.inbox, folders.outbox, task.config.worker_config, task.overwrite)
+        folder_task = FolderTask(folders.inbox, folders.outbox, config.worker_config, overwrite)
         scratch = stack.enter_context(scratch_in(folders.outbox, lambda: not reconcile(folders.outbox, journal)))
-        patience = MAX_WAIT_FACTOR * max(settings.settle, MIN_SETTLE_SECONDS)
-        paths = WatchPaths(folders, scratch, settings.originals, settings.poll, patience)
-        coordinator = Coordinator(paths, folder_task, journal, reporter.say)
+        coordinator = Coordinator(folders, settings, folder_task, scratch, journal, reporter.say)
         coordinator.recover()
         if settings.retry_failed:
             coordinator.retry_failed()
-        loop = EventLoop(coordinator, health, task.config, task.reload_config, clock)
+        loop = EventLoop(coordinator, health, config, reload, time.monotonic)
         stack.enter_context(contextlib.closing(loop))
-        stack.enter_context(_signals_handled_by(loop))
+        _handle_signals(loop, stack)
         loop.run()
 
 
-@dataclass(slots=True)
-class _SignalHandlers:
-    """Turns signals into requests to the event loop.
+def _handle_signals(loop: EventLoop, stack: contextlib.ExitStack) -> None:
+    """Turn signals into requests to the event loop, until the stack is closed."""
+    on_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN  # nohup ignores it
 
-    Attributes:
-        on_terminal: whether SIGHUP means that the terminal was closed.
-    """
-
-    loop: EventLoop
-    on_terminal: bool
-
-    def stop(self, number: int, _: object) -> None:
-        if self.loop.stop_requested and number == signal.SIGINT:
+    def stop(number: int, _: object) -> None:
+        if loop.stop_requested and number == signal.SIGINT:
             signal.signal(number, signal.SIG_IGN)  # a third Ctrl-C must not interrupt the cleanup
             raise KeyboardInterrupt
-        self.loop.stop_requested = True
-        self.loop.wake()
+        loop.stop_requested = True
+        loop.wake()
 
-    def hang_up(self, *_: object) -> None:
-        if self.on_terminal and not _has_terminal():  # sent by the closing terminal, not by the user
+    def hang_up(*_: object) -> None:
+        if on_terminal and not _has_terminal():  # sent by the closing terminal, not by the user
             _detach_terminal()
-            self.loop.stop_requested = True
+            loop.stop_requested = True
         else:
-            self.loop.reload_requested = True
-        self.loop.wake()
+            loop.reload_requested = True
+        loop.wake()
 
-
-@contextlib.contextmanager
-def _signals_handled_by(loop: EventLoop) -> Iterator[None]:
-    ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as with nohup
-    handlers = _SignalHandlers(loop, _has_terminal() and not ignores_hangup)
-    wanted: dict[int, Any] = {
-        signal.SIGINT: handlers.stop,
-        signal.SIGTERM: handlers.stop,
-        signal.SIGHUP: handlers.hang_up,
-        signal.SIGIO: signal.SIG_IGN,  # see inbox.is_being_written
-    }
-    before: dict[int, Any] = {number: signal.signal(number, handler) for number, handler in wanted.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    handlers: dict[int, Any] = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: hang_up}
+    handlers[signal.SIGIO] = signal.SIG_IGN  # see inbox.is_being_written
+    for number, handler in handlers.items():
+        stack.callback(signal.signal, number, signal.signal(number, handler))
 
 
 def _has_terminal() -> bool:

@@ -70,10 +70,8 @@ class Dispatcher:
 
     def accepts(self, source: Path) -> bool:
         """Whether a file may be submitted: long videos leave one worker to the images."""
-        if type_from_suffix(source) is not FileType.VIDEO:
-            return True
         videos = sum(type_from_suffix(path) is FileType.VIDEO for path in self.jobs)
-        return videos < max(1, self._workers - 1)
+        return type_from_suffix(source) is not FileType.VIDEO or videos < max(1, self._workers - 1)
 
     def submit(self, job: Job) -> None:
         """Submit a job to the current pool."""

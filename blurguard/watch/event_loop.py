@@ -14,10 +14,11 @@ from blurguard.batch.workers import Job, WorkerConfig
 from blurguard.errors import BlurguardError, StorageError
 from blurguard.files.stamp import FileStamp
 from blurguard.settings import WatchSettings
+from blurguard.types import Outcome
 from blurguard.watch.coordinator import Coordinator, JobResult
 from blurguard.watch.dispatcher import Dispatcher
 from blurguard.watch.folders import dev_inode, low_disk_reason
-from blurguard.watch.health import DaemonState
+from blurguard.watch.health import Clock, DaemonState
 from blurguard.watch.inbox import ChangeType, DirectoryScanner, InboxObserver, has_final_name, is_being_written
 from blurguard.watch.reporting import HealthReporter
 from blurguard.watch.settling import FileProbe, SettlingQueue
@@ -37,29 +38,14 @@ class RuntimeConfig:
     settings: WatchSettings
 
 
-@dataclass(slots=True)
-class _Pause:
-    """No job is submitted while there is a reason. After a write error it lasts longer each time."""
-
-    reason: str = ""
-    until: float = -math.inf
-    seconds: float = MIN_PAUSE_SECONDS
-
-    def after_error(self, now: float, reason: str) -> None:
-        self.reason, self.until = reason, now + self.seconds
-        self.seconds = min(2 * self.seconds, MAX_PAUSE_SECONDS)
+ReadConfig = Callable[[], RuntimeConfig]
 
 
 class EventLoop:
     """Watches an inbox."""
 
     def __init__(
-        self,
-        coordinator: Coordinator,
-        health: HealthReporter,
-        config: RuntimeConfig,
-        reload_config: Callable[[], RuntimeConfig],
-        clock: Callable[[], float],
+        self, coordinator: Coordinator, health: HealthReporter, config: RuntimeConfig, reload: ReadConfig, clock: Clock
     ) -> None:
         """Prepare everything. The inbox is not read yet.
 
@@ -67,7 +53,7 @@ class EventLoop:
             coordinator: decides on files and records their results.
             health: reports to the user.
             config: for the start.
-            reload_config: reads the settings again.
+            reload: reads the settings again.
             clock: monotonic, in seconds.
 
         Raises:
@@ -75,7 +61,7 @@ class EventLoop:
         """
         recipe = config.worker_config.factory().recipe
         self._coordinator, self._health, self._console = coordinator, health, health.console
-        self._config, self._reload_config, self._clock = config, reload_config, clock
+        self._config, self._reload_config, self._clock = config, reload, clock
         self.stop_requested = self.reload_requested = False
         self._inbox, self._was_mount = coordinator.inbox, os.path.ismount(coordinator.inbox)
         self._events: SimpleQueue[tuple[ChangeType, Path] | None] = SimpleQueue()
@@ -87,7 +73,8 @@ class EventLoop:
         self._queued_jobs: dict[Path, tuple[Job, FileStamp]] = {}  # with the stamps of their sources
         self._dispatcher = Dispatcher(config.worker_config, config.settings.recycle, self.wake)
         self._next_housekeeping = -math.inf
-        self._pause = _Pause()
+        self._pause_reason, self._paused_until = "", -math.inf  # no job is submitted while there is a reason
+        self._pause_seconds = MIN_PAUSE_SECONDS  # after a write error, longer each time
         coordinator.open(recipe)
 
     def run(self) -> None:
@@ -143,18 +130,20 @@ class EventLoop:
         if change is ChangeType.FOLDER:
             self._scanner.add(path)
             return
-        stamp = self._coordinator.stamp_at(path)
-        if stamp is None:
-            self._forget(path)
-        elif change is not ChangeType.GONE and not self._coordinator.is_handled(path, stamp):
+        stamp = self._stamp_at(path)
+        if stamp and change is not ChangeType.GONE and not self._coordinator.is_handled(path, stamp):
             self._queued_jobs.pop(path, None)
             self._settling.update(path, stamp, now, complete=change is ChangeType.COMPLETE)
 
-    def _forget(self, path: Path) -> None:
-        self._queued_jobs.pop(path, None)
-        self._settling.remove(path)
-        if path not in self._dispatcher.jobs:
-            self._coordinator.forget(path)
+    def _stamp_at(self, path: Path) -> FileStamp | None:
+        """Return the stamp of a file, None without one. Forget a file that is gone."""
+        stamp = self._coordinator.stamp_at(path)
+        if stamp is None:
+            self._queued_jobs.pop(path, None)
+            self._settling.remove(path)
+            if path not in self._dispatcher.jobs:
+                self._coordinator.forget(path)
+        return stamp
 
     def _turn(self, now: float) -> None:
         self._scan(now)
@@ -165,12 +154,12 @@ class EventLoop:
             self._coordinator.check_journal()
         self._dispatcher.cancel_stalled(now, self._config.settings.timeout)
         self._decide_settled(now)
-        self._pause.reason = self._reason_to_pause(now)
-        if not self._pause.reason:
+        self._pause_reason = self._reason_to_pause(now)
+        if not self._pause_reason:
             self._submit_jobs(now)
         for source in self._dispatcher.mark_started():
             self._coordinator.mark_started(source)
-        self._heartbeat(DaemonState.PAUSED if self._pause.reason else DaemonState.RUNNING)
+        self._heartbeat(DaemonState.PAUSED if self._pause_reason else DaemonState.RUNNING)
 
     def _scan(self, now: float) -> None:
         """Scan the next files of the inbox, if a scan is due and the queue has room."""
@@ -184,15 +173,12 @@ class EventLoop:
             self._scanning = file is not None
             if file is None:
                 return
-            self._process_scanned(*file, now)
-
-    def _process_scanned(self, path: Path, stamp: FileStamp | None, now: float) -> None:
-        if stamp is None:
-            if path not in self._unlisted:
+            path, stamp = file
+            if stamp is not None and path not in self._settling and not self._coordinator.is_handled(path, stamp):
+                self._settling.update(path, stamp, now)
+            elif stamp is None and path not in self._unlisted:
                 self._unlisted.add(path)
                 self._console.say(f"{path}: cannot be listed, so its files are not processed; check its permissions")
-        elif path not in self._settling and not self._coordinator.is_handled(path, stamp):
-            self._settling.update(path, stamp, now)
 
     def _check_observer(self) -> None:
         """Restart the observer if it died, or if the inbox was replaced, for instance by a mount."""
@@ -206,15 +192,13 @@ class EventLoop:
         """Decide on the files that are complete."""
         queued = []
         for path in self._settling.pop_settled(now, self._probe):
-            stamp = self._coordinator.stamp_at(path)
-            if stamp is None:
-                self._forget(path)
+            if (stamp := self._stamp_at(path)) is None:
                 continue
             decision = self._coordinator.decide(path, stamp)
-            if decision.outcome is not None:
-                self._health.file_done(decision.outcome)
-            elif decision.job is not None:
-                self._queued_jobs[path] = decision.job, stamp
+            if isinstance(decision, Outcome):
+                self._health.file_done(decision)
+            elif decision is not None:
+                self._queued_jobs[path] = decision, stamp
                 self._settling.enqueue(path)
                 queued.append(path)
         try:
@@ -223,9 +207,7 @@ class EventLoop:
             self._pause_after_error(now, str(error))
 
     def _probe(self, path: Path) -> FileProbe | None:
-        stamp = self._coordinator.stamp_at(path)
-        if stamp is None:
-            self._forget(path)
+        if (stamp := self._stamp_at(path)) is None:
             return None
         return FileProbe(stamp, not self._config.settings.poll and bool(is_being_written(path)))
 
@@ -233,8 +215,7 @@ class EventLoop:
         """Submit one job per worker, plus one spare."""
         while self._dispatcher.free > 0 and (path := self._settling.assign(self._dispatcher.accepts)) is not None:
             job, stamp = self._queued_jobs.pop(path)
-            probe = self._probe(path)
-            if probe is None or probe.stamp != stamp:  # it has changed without an event
+            if self._stamp_at(path) != stamp:  # it has changed without an event
                 self._postpone(path, now)
                 continue
             try:
@@ -255,7 +236,7 @@ class EventLoop:
             if result is JobResult.GONE:
                 self._console.clear_progress(job.source)
             else:
-                self._pause.seconds = MIN_PAUSE_SECONDS
+                self._pause_seconds = MIN_PAUSE_SECONDS
                 self._health.file_done(outcome)
         self._dispatcher.close_retired()
 
@@ -270,12 +251,13 @@ class EventLoop:
             self._pause_after_error(now, reason_to_pause)
 
     def _pause_after_error(self, now: float, reason: str) -> None:
-        self._pause.after_error(now, reason)
+        self._pause_reason, self._paused_until = reason, now + self._pause_seconds
+        self._pause_seconds = min(2 * self._pause_seconds, MAX_PAUSE_SECONDS)
         self._console.say(f"paused, no file is lost: {reason}")
 
     def _reason_to_pause(self, now: float) -> str:
-        if now < self._pause.until:
-            return self._pause.reason
+        if now < self._paused_until:
+            return self._pause_reason
         if dev_inode(self._inbox) is None:
             self._observer.identity = None  # a folder that takes its place is another one, even with the same inode
             return f"{self._inbox} is gone"
@@ -302,8 +284,7 @@ class EventLoop:
     def _wind_down(self) -> None:
         """Cancel the jobs that have not started. Give the others the grace period to finish."""
         self._scanning = False
-        for source in self._dispatcher.cancel_waiting():
-            self._coordinator.requeue([source])
+        self._coordinator.requeue(list(self._dispatcher.cancel_waiting()))
         deadline = self._clock() + self._config.settings.grace
         while self._dispatcher.jobs and self._clock() < deadline:
             self._heartbeat(DaemonState.STOPPING)
@@ -313,4 +294,4 @@ class EventLoop:
     def _heartbeat(self, state: DaemonState) -> None:
         working = self._dispatcher.working
         queued = self._settling.settling + self._settling.queued + len(self._dispatcher.jobs) - working
-        self._health.heartbeat(state, self._pause.reason, queued, working)
+        self._health.heartbeat(state, self._pause_reason, queued, working)

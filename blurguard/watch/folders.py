@@ -58,9 +58,8 @@ class Folders:
             _check_kind(path, allow_shared)
         destinations = [path for role, path in paths.items() if role in originals]
         if (destinations or deletes) and not os.access(paths["inbox"], os.W_OK | os.X_OK):
-            raise ConfigError(
-                f"{self.inbox}: originals cannot be removed from it; allow writing to it, or leave originals there"
-            )
+            remedy = "allow writing to it, or leave originals there"
+            raise ConfigError(f"{self.inbox}: originals cannot be removed from it; {remedy}")
         for path in destinations:
             _make(path)
         return Folders(paths["inbox"], paths["outbox"], paths.get("failed folder"), paths.get("originals folder"))

@@ -30,6 +30,8 @@ STALE_SECONDS = 60.0
 METRICS_STEP_SECONDS = 10  # resolution of the heartbeat there, so that the file does not change every second
 MINUTE, HOUR = 60.0, 3600.0
 
+Clock = Callable[[], float]  # returns seconds
+
 
 class DaemonState(StrEnum):
     """State of the daemon process."""
@@ -81,11 +83,7 @@ class HealthWriter:
     """Writes the health file and the metrics file. If that fails, ``problem`` says why, and the daemon goes on."""
 
     def __init__(
-        self,
-        path: Path,
-        metrics: Path | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
+        self, path: Path, metrics: Path | None = None, clock: Clock = time.monotonic, now: Clock = time.time
     ) -> None:
         """Set both files. Nothing is written yet.
 
@@ -95,17 +93,15 @@ class HealthWriter:
             clock: monotonic, in seconds.
             now: seconds since 1970.
         """
-        self._health = _StatusFile(path)
-        self._metrics = None if metrics is None else _StatusFile(metrics)
-        self._clock = clock
-        self._now = now
+        self._files = [_StatusFile(file) for file in (path, metrics) if file is not None]
+        self._clock, self._now = clock, now
         self._written_at = -math.inf
         self._written_state: tuple[DaemonState, str] | None = None
 
     @property
     def problem(self) -> str:
         """The first error since a file could last be written, "" if there is none."""
-        return self._health.problem or (self._metrics.problem if self._metrics else "")
+        return next((file.problem for file in self._files if file.problem), "")
 
     def write(self, health: Health) -> None:
         """Write both files, at most once a second unless the state changes."""
@@ -114,9 +110,9 @@ class HealthWriter:
             return
         self._written_at, self._written_state = at, state
         now = self._now()
-        self._health.update(json.dumps(asdict(health), indent=1) + "\n", now)
-        if self._metrics is not None:
-            self._metrics.update(prometheus_text(health, now), now)
+        texts = json.dumps(asdict(health), indent=1) + "\n", prometheus_text(health, now)
+        for file, text in zip(self._files, texts, strict=False):  # there may be no metrics file
+            file.update(text, now)
 
 
 class _StatusFile:
@@ -130,8 +126,12 @@ class _StatusFile:
     def update(self, text: str, now: float) -> None:
         """Write a text, or only the new time if the text is the same. An error goes to ``problem``."""
         try:
-            if not (text == self._text and self._touched(now)):
-                self._write(text, now)
+            if text != self._text or not self._touched(now):
+                # Replaced in one step. It need not survive a power cut.
+                with atomic_file(self._path, durable=False, mode=0o644) as file:
+                    file.write(text.encode("utf-8", "backslashreplace"))
+                    file.flush()
+                    os.utime(file.fileno(), (now, now))
                 self._text = text
             self.problem = ""
         except OSError as error:
@@ -145,43 +145,33 @@ class _StatusFile:
             return True
         return False
 
-    def _write(self, text: str, now: float) -> None:
-        """Replace the file in one step. It need not survive a power cut."""
-        with atomic_file(self._path, durable=False, mode=0o644) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.utime(file.fileno(), (now, now))
-
 
 def prometheus_text(health: Health, now: float) -> str:
     """Return the metrics in Prometheus' text format, for the textfile collector of node_exporter."""
-    heartbeat = now // METRICS_STEP_SECONDS * METRICS_STEP_SECONDS
-    rows: tuple[tuple[str, str, str, float], ...] = (
-        ("up", "gauge", "1 until the daemon has stopped; after a kill only the heartbeat tells.",
-         health.state is not DaemonState.STOPPED),
-        ("paused", "gauge", "1 while nothing new is taken because disk space is short.",
-         health.state is DaemonState.PAUSED),
-        ("queued", "gauge", "Files that wait.", health.queued),
-        ("working", "gauge", "Files that are being worked on.", health.working),
-        ("done_total", "counter", "Files done since the start.", health.done),
-        ("failed_total", "counter", "Files failed since the start.", health.failed),
-        ("faces_total", "counter", "Faces hidden since the start.", health.faces),
-        ("start_time_seconds", "gauge", "When the daemon started, seconds since 1970.", health.started),
-        ("last_done_timestamp_seconds", "gauge", "When a file was last done, seconds since 1970, 0 for never.",
-         health.latest),
-        ("heartbeat_timestamp_seconds", "gauge",
-         f"When the daemon last lived, seconds since 1970, in steps of {METRICS_STEP_SECONDS}.", heartbeat),
-    )  # fmt: skip
-    lines = [line for row in rows for line in _metric(*row)]
+    state, step = health.state, METRICS_STEP_SECONDS
     version = health.version.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    lines += _metric("info", "gauge", "Which blurguard this is.", 1, f'{{version="{version}"}}')
+    rows: list[tuple[str, str, float]] = [
+        ("up", "1 until the daemon has stopped; after a kill only the heartbeat tells.", state != DaemonState.STOPPED),
+        ("paused", "1 while nothing new is taken because disk space is short.", state is DaemonState.PAUSED),
+        ("queued", "Files that wait.", health.queued),
+        ("working", "Files that are being worked on.", health.working),
+        ("done_total", "Files done since the start.", health.done),
+        ("failed_total", "Files failed since the start.", health.failed),
+        ("faces_total", "Faces hidden since the start.", health.faces),
+        ("start_time_seconds", "When the daemon started, seconds since 1970.", health.started),
+        ("last_done_timestamp_seconds", "When a file was last done, seconds since 1970, 0 for never.", health.latest),
+        ("heartbeat_timestamp_seconds",
+         f"When the daemon last lived, seconds since 1970, in steps of {step}.", now // step * step),
+    ]  # fmt: skip
+    lines = [line for row in rows for line in _metric(*row)]
+    lines += _metric("info", "Which blurguard this is.", 1, f'{{version="{version}"}}')
     return "\n".join(lines) + "\n"
 
 
-def _metric(name: str, kind: str, meaning: str, value: float, labels: str = "") -> Iterator[str]:
+def _metric(name: str, meaning: str, value: float, labels: str = "") -> Iterator[str]:
     name = f"blurguard_watch_{name}"
     yield f"# HELP {name} {meaning}"
-    yield f"# TYPE {name} {kind}"
+    yield f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}"
     yield f"{name}{labels} {int(value) if value == int(value) else value!r}"
 
 
@@ -257,12 +247,10 @@ class Status:
         heartbeat = f"last heartbeat {_ago(self.age)} ago" if self.age is not None else "no heartbeat"
         if self.alive:
             return f"{self.state}{f': {self.why}' if self.why else ''} (process {self.pid}, {heartbeat})"
-        if self.in_use and self.state in (None, DaemonState.STOPPED):
-            return "no daemon is running, but another blurguard is working in this folder"
+        if self.state in (None, DaemonState.STOPPED):
+            return "no daemon is running, but another blurguard is working in this folder" if self.in_use else "stopped"
         if self.in_use:
             return f"not responding (process {self.pid}, {heartbeat})"
-        if self.state in (None, DaemonState.STOPPED):
-            return "stopped"
         return f"ended unexpectedly while {self.state} (process {self.pid}, {heartbeat}); start it again"
 
 

@@ -1,5 +1,6 @@
 """Scans an inbox for files, and observes changes in it with watchdog."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,6 +15,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.polling import PollingObserverVFS
 
+from blurguard.files.locks import open_descriptor
 from blurguard.files.stamp import FileStamp, stamp_at
 from blurguard.files.walk import walk
 from blurguard.watch.folders import dev_inode
@@ -25,16 +27,10 @@ UNFINISHED_SUFFIXES = frozenset(
 POLL_SECONDS = 1.0  # between two scans of watchdog's polling observer
 # Opening a file, and closing it after reading, are left out: our own reads would wake the event loop each time.
 _EVENT_FILTER: list[type[FileSystemEvent]] = [
-    events.FileCreatedEvent,
-    events.FileModifiedEvent,
-    events.FileMovedEvent,
-    events.FileClosedEvent,
-    events.FileDeletedEvent,
-    events.DirCreatedEvent,
-    events.DirMovedEvent,
-    events.DirDeletedEvent,
+    events.FileCreatedEvent, events.FileModifiedEvent, events.FileMovedEvent, events.FileClosedEvent,
+    events.FileDeletedEvent, events.DirCreatedEvent, events.DirMovedEvent, events.DirDeletedEvent,
     *([events.FileAttribEvent] if hasattr(events, "FileAttribEvent") else []),  # since watchdog 7
-]
+]  # fmt: skip
 
 
 class ChangeType(StrEnum):
@@ -44,9 +40,6 @@ class ChangeType(StrEnum):
     COMPLETE = "complete"  # closed after writing, or renamed into place
     GONE = "gone"
     FOLDER = "folder"  # a new one. It may have been filled before it was watched
-
-
-OnChange = Callable[[ChangeType, Path], None]
 
 
 def has_final_name(name: Path) -> bool:
@@ -99,22 +92,18 @@ def is_being_written(path: Path) -> bool | None:
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return None
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError as error:
-        return True if error.errno == errno.EAGAIN else None  # no lease on files of another user
-    finally:
-        os.close(handle)
-    return False
+    with contextlib.suppress(OSError), open_descriptor(path, os.O_NOFOLLOW | os.O_NONBLOCK) as handle:
+        try:
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as error:
+            return True if error.errno == errno.EAGAIN else None  # no lease on files of another user
+        return False
+    return None
 
 
-@dataclass(slots=True)
-class InboxObserver:
+@dataclass(slots=True, eq=False)  # watchdog keeps event handlers in a set
+class InboxObserver(FileSystemEventHandler):
     """Reports changes below a folder, from a thread of its own, until stopped.
 
     Attributes:
@@ -125,7 +114,7 @@ class InboxObserver:
     """
 
     folder: Path
-    on_change: OnChange
+    on_change: Callable[[ChangeType, Path], None]
     poll: bool = False
     identity: tuple[int, int] | None = None
     _observer: BaseObserver | None = None
@@ -135,9 +124,8 @@ class InboxObserver:
         self.identity = dev_inode(self.folder)
         observer: BaseObserver | None = None
         try:
-            observer = _polling_observer() if self.poll else _native_observer()
-            adapter = _EventAdapter(self.on_change, ChangeType.CHANGED if self.poll else ChangeType.COMPLETE)
-            observer.schedule(adapter, os.fspath(self.folder), recursive=True, event_filter=_EVENT_FILTER)
+            observer = _new_observer(self.poll)
+            observer.schedule(self, os.fspath(self.folder), recursive=True, event_filter=_EVENT_FILTER)
             observer.start()
         except (OSError, RecursionError) as error:  # RecursionError: watchdog walks nested folders recursively
             if observer is not None:
@@ -145,6 +133,22 @@ class InboxObserver:
             return f"{self.folder}: cannot be watched: {getattr(error, 'strerror', None) or error}"
         self._observer = observer
         return ""
+
+    def dispatch(self, event: FileSystemEvent) -> None:
+        """Report one of watchdog's events. Called in the observer's thread.
+
+        A polling observer takes a new file with the inode of a deleted one for a renamed file. There, a rename is
+        only a change.
+        """
+        source, target = (Path(os.fsdecode(name)) if name else None for name in (event.src_path, event.dest_path))
+        renamed = event.event_type == events.EVENT_TYPE_MOVED
+        gone, changed = (source, target) if renamed or event.event_type == events.EVENT_TYPE_DELETED else (None, source)
+        if gone:
+            self.on_change(ChangeType.GONE, gone)
+        if changed:
+            complete = event.event_type == events.EVENT_TYPE_CLOSED or (renamed and not self.poll)
+            file_change = ChangeType.COMPLETE if complete else ChangeType.CHANGED
+            self.on_change(ChangeType.FOLDER if event.is_directory else file_change, changed)
 
     @property
     def died(self) -> bool:
@@ -162,44 +166,11 @@ class InboxObserver:
             self._observer = None
 
 
-def _polling_observer() -> BaseObserver:
-    # watchdog's default polling observer follows links, out of the inbox and in circles.
-    return PollingObserverVFS(os.lstat, os.scandir, polling_interval=POLL_SECONDS)
-
-
-def _native_observer() -> BaseObserver:
+def _new_observer(poll: bool) -> BaseObserver:
+    if poll:  # watchdog's default polling observer follows links, out of the inbox and in circles
+        return PollingObserverVFS(os.lstat, os.scandir, polling_interval=POLL_SECONDS)
     try:
         # On Linux this distinguishes a rename from outside from a new, empty file. Other observers lack the option.
         return Observer(generate_full_events=True)  # type: ignore[call-arg]
     except TypeError:
         return Observer()
-
-
-class _EventAdapter(FileSystemEventHandler):
-    """Converts watchdog's events to ``ChangeType``.
-
-    A polling observer takes a new file with the inode of a deleted one for a renamed file. There, a rename is only
-    a change.
-    """
-
-    def __init__(self, on_change: OnChange, renamed: ChangeType) -> None:
-        self._on_change, self._renamed = on_change, renamed
-
-    def dispatch(self, event: FileSystemEvent) -> None:
-        """Report one event."""
-        source, target = (Path(os.fsdecode(name)) if name else None for name in (event.src_path, event.dest_path))
-        if event.event_type == events.EVENT_TYPE_MOVED:
-            if source:
-                self._on_change(ChangeType.GONE, source)
-            if target:
-                self._on_change(ChangeType.FOLDER if event.is_directory else self._renamed, target)
-        elif source is not None:
-            self._on_change(_change_type(event), source)
-
-
-def _change_type(event: FileSystemEvent) -> ChangeType:
-    if event.event_type == events.EVENT_TYPE_DELETED:
-        return ChangeType.GONE
-    if event.is_directory:
-        return ChangeType.FOLDER
-    return ChangeType.COMPLETE if event.event_type == events.EVENT_TYPE_CLOSED else ChangeType.CHANGED

@@ -41,9 +41,7 @@ class Quarantine:
             inbox: they come from here.
             reports: for the reports on originals that stay in the inbox.
         """
-        self._folder = folder
-        self._inbox = inbox
-        self._reports = reports
+        self._folder, self._inbox, self._reports = folder, inbox, reports
 
     def add(self, name: Path, outcome: Outcome, stamp: FileStamp) -> None:
         """Write an error report, and move the original if there is a folder for it.
@@ -73,10 +71,8 @@ class Quarantine:
 
     def has_original(self, name: Path) -> bool:
         """Whether the folder holds a failed original or its report."""
-        if self._folder is None:
-            return False
-        kept = _kept_at(self._folder, name)
-        return any(map(os.path.lexists, (kept, *_report_paths(kept))))
+        kept = self._folder and _kept_at(self._folder, name)
+        return kept is not None and any(map(os.path.lexists, (kept, *_report_paths(kept))))
 
     def forget(self, name: Path) -> None:
         """Remove the report on a file that is done now. A report beside a failed original stays.
@@ -90,8 +86,7 @@ class Quarantine:
             if os.path.lexists(kept):
                 return
         with os_errors(kept, "its error report cannot be removed"):
-            _remove_reports(kept)
-            _prune(kept.parent, base)
+            _remove_reports(kept, base)
 
     def put_back(self) -> int:
         """Move every original that has a report back into the inbox, and return their number.
@@ -123,8 +118,7 @@ class Quarantine:
                 if error.errno in _NO_PLACE:
                     return False
                 raise
-            _remove_reports(kept)
-            _prune(kept.parent, folder)
+            _remove_reports(kept, folder)
             return True
 
     def _place_of(self, kept: Path) -> Path | None:
@@ -177,10 +171,8 @@ def _stays_below(name: Path) -> bool:
 
 def _kept_at(folder: Path, name: Path) -> Path:
     """Return the path of a failed original. It never ends like that of a report."""
-    kept = folder / name
-    if kept.name.lower().endswith(REPORT_SUFFIX):
-        return kept.with_name(fit_name(kept.name, ".original"))
-    return kept
+    ends_like_report = name.name.lower().endswith(REPORT_SUFFIX)
+    return folder / (name.with_name(fit_name(name.name, ".original")) if ends_like_report else name)
 
 
 def _report_paths(kept: Path) -> list[Path]:
@@ -204,7 +196,7 @@ def _move_with_report(source: Path, target: Path, stamp: FileStamp, record: dict
     finally:
         if not os.path.lexists(place):
             with os_errors(place, "its error report cannot be removed"):
-                _remove_reports(place)
+                _remove_reports(place, place.parent)
     if moved is not None and moved != place:
         _write_report(moved, record)
 
@@ -213,10 +205,10 @@ def _write_report(kept: Path, record: dict[str, Any]) -> None:
     """Write a report in one step. Only an earlier report on the same file is replaced."""
     with os_errors(kept, "its error report cannot be written"):
         make_folders(kept.parent)
-        free = (path for path in _report_paths(kept) if not os.path.lexists(path) or _read_report(path) is not None)
-        path = next(free, None)
+        paths = _report_paths(kept)
+        path = next((each for each in paths if not os.path.lexists(each) or _read_report(each) is not None), None)
         if path is None:
-            raise OutputError(f"{kept}: no free name for its error report; remove {_report_paths(kept)[-1]}")
+            raise OutputError(f"{kept}: no free name for its error report; remove {paths[-1]}")
         with atomic_file(path) as file:
             file.write(json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n")
 
@@ -230,14 +222,12 @@ def _read_report(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.keys() >= REPORT_KEYS else None
 
 
-def _remove_reports(kept: Path) -> None:
+def _remove_reports(kept: Path, base: Path) -> None:
+    """Remove the reports on a file, and the empty folders above it up to ``base``, which stays."""
     for path in _report_paths(kept):
         if _read_report(path) is not None:
             path.unlink(missing_ok=True)
-
-
-def _prune(folder: Path, base: Path) -> None:
-    """Remove empty folders below ``base``, from ``folder`` upwards."""
+    folder = kept.parent
     with contextlib.suppress(OSError):
         while folder != base:
             folder.rmdir()

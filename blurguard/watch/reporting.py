@@ -47,8 +47,7 @@ class HealthReporter:
         """Report the daemon's health, and a health file that cannot be written."""
         self.health = replace(self.health, state=state, why=why, queued=queued, working=working)
         self.writer.write(self.health)
-        if self.writer.problem != self.problem:
-            self.problem = self.writer.problem
-            if self.problem:  # each one is reported once, not with every heartbeat
-                self.console.say(self.problem)
+        if self.writer.problem not in ("", self.problem):  # each one is reported once, not with every heartbeat
+            self.console.say(self.writer.problem)
+        self.problem = self.writer.problem
         self.console.show_health(self.health)

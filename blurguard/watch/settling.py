@@ -52,9 +52,8 @@ class SettlingQueue:
             settle: seconds without an event after which a file is complete.
             max_files: that settle or wait.
         """
-        self._settle = settle
+        self._settle, self._max_files = settle, max_files
         self.overflowed = False  # whether a file was rejected since the event loop last cleared this
-        self._max_files = max_files
         self._settling: dict[Path, _SettlingFile] = {}
         self._queued: dict[Path, None] = {}
         self._assigned: set[Path] = set()
@@ -96,12 +95,10 @@ class SettlingQueue:
         self._settling[path] = _SettlingFile(stamp, now, probe_at)
         self._next_probe = min(self._next_probe, probe_at)
 
-    def remove(self, path: Path) -> bool:
-        """Remove a deleted file, and return whether it was settling or queued."""
-        known = path in self._settling or path in self._queued
+    def remove(self, path: Path) -> None:
+        """Remove a deleted file that may be settling or queued."""
         self._settling.pop(path, None)
         self._queued.pop(path, None)
-        return known
 
     def pop_settled(self, now: float, probe: Callable[[Path], FileProbe | None]) -> list[Path]:
         """Remove and return the files that have become complete.
@@ -111,7 +108,7 @@ class SettlingQueue:
             probe: returns the state of a file, None if it is gone. It may call ``remove``.
         """
         complete: list[Path] = []
-        if now < self._next_probe and not self._clock_went_back(now):
+        if now < self._next_probe and all(now >= file.since for file in self._settling.values()):
             return complete
         for path, file in list(self._settling.items()):
             if now < file.since:
@@ -152,6 +149,3 @@ class SettlingQueue:
     def seconds_to_wait(self, now: float) -> float:
         """Return the time until the next probe, infinite if no file settles."""
         return max(0.0, self._next_probe - now)
-
-    def _clock_went_back(self, now: float) -> bool:
-        return any(now < file.since for file in self._settling.values())
