@@ -98,8 +98,7 @@ def atomic_file(
         OSError: the file cannot be written.
     """
     part = part_path(path.parent) if durable else path.with_name(f".{path.name}.tmp")
-    if not durable:
-        part.unlink(missing_ok=True)
+    part.unlink(missing_ok=True)  # the remains of a kill, unless the name is new
     with open(part, "x+b", opener=partial(os.open, mode=mode)) as file:
         try:
             if durable:
@@ -108,10 +107,8 @@ def atomic_file(
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            if replace:
-                part.replace(path)
-            else:
-                rename_noreplace(part, path)
+            rename = Path.replace if replace else rename_noreplace
+            rename(part, path)
         finally:
             part.unlink(missing_ok=True)
     if durable:
@@ -231,14 +228,12 @@ def publish(draft: StagedFile, target: Path, replace: bool) -> None:
         new = list(itertools.takewhile(lambda folder: not folder.exists(), target.parents))
         make_folders(target.parent, 0o777)
         _copy_ownership(draft.path, target if replace else None)
-        if replace:
-            draft.path.replace(target)
-        else:
-            try:
-                rename_noreplace(draft.path, target)
-            except FileExistsError as error:
-                raise OutputError(f"{target}: exists already; give --overwrite to replace it") from error
-            draft.path.unlink(missing_ok=True)
+        try:
+            rename = Path.replace if replace else rename_noreplace
+            rename(draft.path, target)
+        except FileExistsError as error:
+            raise OutputError(f"{target}: exists already; give --overwrite to replace it") from error
+        draft.path.unlink(missing_ok=True)  # where a rename keeps the old name
         for folder in (target.parent, *(folder.parent for folder in new)):
             fsync_path(folder)
 
@@ -286,22 +281,16 @@ def _remove_if_empty(scratch: Path) -> None:
 def _copy_ownership(draft: Path, replaced: Path | None) -> None:
     """Give a staged file the owner and permissions of the file it replaces, or those of any new file."""
     if replaced is None or not replaced.exists():
-        draft.chmod(_default_mode(draft))
-        return
-    info = replaced.stat()
-    with contextlib.suppress(PermissionError):  # only root may give files away
-        os.chown(draft, info.st_uid, info.st_gid)
+        # Reading the umask means setting it, for the whole process. A probe file has the same effect without that.
+        probe = draft.with_suffix(".mode")
+        with probe.open("xb") as file:
+            info = os.fstat(file.fileno())
+        probe.unlink()
+    else:
+        info = replaced.stat()
+        with contextlib.suppress(PermissionError):  # only root may give files away
+            os.chown(draft, info.st_uid, info.st_gid)
     draft.chmod(stat.S_IMODE(info.st_mode))
-
-
-def _default_mode(draft: Path) -> int:
-    """Return the permission bits that the umask gives a new file in this place."""
-    # Reading the umask means setting it, for the whole process. A probe file has the same effect without that.
-    probe = draft.with_suffix(".mode")
-    with probe.open("xb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-    probe.unlink()
-    return mode
 
 
 def make_folders(folder: Path, mode: int = 0o700) -> None:

@@ -55,7 +55,6 @@ class FileType(StrEnum):
 
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _AVIF_BRANDS = {b"avif", b"avis"}
-_RAW_BRANDS = {b"crx "}
 _BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)}
 
 TYPE_BY_SUFFIX = {f".{suffix}": file_type for file_type in FileType for suffix in file_type.suffixes}
@@ -68,22 +67,16 @@ def sniff_type(head: bytes) -> FileType:
             return file_type
     if form_type(head) == b"WEBP":
         return FileType.WEBP
-    if brands := brands_of(head):
-        return _type_of_brands(brands)
-    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
-        return FileType.BMP
-    return FileType.VIDEO if sniff_container(head) else FileType.UNKNOWN
-
-
-def _type_of_brands(brands: list[bytes]) -> FileType:
-    """Return the type of an ISO base media file: a picture, camera raw or a video."""
-    if _RAW_BRANDS & set(brands):
+    brands = brands_of(head)  # of an ISO base media file: a picture, camera raw or a video
+    if b"crx " in brands:
         return FileType.RAW
     if _AVIF_BRANDS & set(brands):
         return FileType.AVIF
-    if _HEIC_BRANDS & set(brands) or brands[0] in (b"mif1", b"msf1"):
+    if _HEIC_BRANDS & set(brands) or (brands and brands[0] in (b"mif1", b"msf1")):
         return FileType.HEIC
-    return FileType.VIDEO
+    if not brands and head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
+        return FileType.BMP
+    return FileType.VIDEO if sniff_container(head) else FileType.UNKNOWN
 
 
 def type_of_file(path: Path) -> FileType:
@@ -98,9 +91,8 @@ def type_of_file(path: Path) -> FileType:
         raise InputError(f"{path}: is no regular file")  # reading a pipe would never return
     with read_errors(path), open_regular(path) as file:
         file_type = sniff_type(file.read(HEAD_BYTES))
-    if file_type is FileType.TIFF and type_from_suffix(path) is FileType.RAW:
-        return FileType.RAW
-    return file_type
+    is_raw = file_type is FileType.TIFF and type_from_suffix(path) is FileType.RAW
+    return FileType.RAW if is_raw else file_type
 
 
 def type_from_suffix(path: Path) -> FileType:
