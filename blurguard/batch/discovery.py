@@ -4,8 +4,8 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from blurguard.batch.journal_reader import recorded_results
 from blurguard.errors import ConfigError, InputError
@@ -14,8 +14,7 @@ from blurguard.files.filetypes import FileType, type_from_suffix, type_of_file
 from blurguard.files.walk import walk
 
 
-@dataclass(frozen=True, slots=True)
-class Discovery:
+class Discovery(NamedTuple):
     """The files of a folder.
 
     Attributes:
@@ -24,7 +23,7 @@ class Discovery:
     """
 
     media: tuple[Path, ...]
-    left_alone: Counter[str] = field(default_factory=Counter)
+    left_alone: Counter[str]
 
 
 _Stamps = dict[bytes, tuple[int, int]]  # results by name: size and mtime in ns

@@ -4,8 +4,8 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from blurguard.batch.journal import FILE_NAME, SCHEMA_VERSION, FileState, schema_version
 from blurguard.errors import OutputError
@@ -16,8 +16,7 @@ MAX_IN_PROGRESS = 20  # files of ``JournalStats``
 _PROBLEM = "the record of this folder cannot be read"
 
 
-@dataclass(frozen=True, slots=True)
-class JournalStats:
+class JournalStats(NamedTuple):
     """Figures of a journal.
 
     Attributes:

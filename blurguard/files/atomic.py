@@ -17,10 +17,10 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
+from typing import NamedTuple
 
 from blurguard.errors import OutputError
 from blurguard.files.errors import os_errors
@@ -36,8 +36,7 @@ _MAX_ATTEMPTS = 20  # another process may remove the empty folder between two of
 new_digest = partial(hashlib.blake2b, digest_size=32)
 
 
-@dataclass(frozen=True, slots=True)
-class StagedFile:
+class StagedFile(NamedTuple):
     """A finished result in scratch, without its final name.
 
     Attributes:
@@ -169,7 +168,8 @@ def remove_stale(folder: Path, *, recorded: bool = False) -> int:
         return 0
     removed = 0
     with os_errors(parent), contextlib.suppress(FileNotFoundError):
-        with _locked_folder(parent):
+        with open_descriptor(parent, os.O_DIRECTORY | os.O_NOFOLLOW) as handle:
+            lock(handle)
             removed = sum(_remove_scratch(path) for path in parent.iterdir())
         _remove_if_empty(parent)
     return removed
@@ -247,20 +247,13 @@ def _make_scratch(folder: Path) -> tuple[Path, int]:
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             parent.parent.mkdir(mode=0o700, exist_ok=True)
             parent.mkdir(mode=0o700, exist_ok=True)
-            with _locked_folder(parent) as handle:
+            with open_descriptor(parent, os.O_DIRECTORY | os.O_NOFOLLOW) as handle:
+                lock(handle)
                 os.mkdir(name, 0o700, dir_fd=handle)
                 descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle)
                 lock(descriptor)
             return parent / name, descriptor
     raise OSError(errno.EBUSY, "the scratch folder keeps vanishing", str(parent))
-
-
-@contextlib.contextmanager
-def _locked_folder(folder: Path) -> Iterator[int]:
-    """Hold the lock of a folder that is not a link, and give its descriptor."""
-    with open_descriptor(folder, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor:
-        lock(descriptor)
-        yield descriptor
 
 
 def _remove_scratch(path: Path) -> bool:

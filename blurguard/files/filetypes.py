@@ -1,9 +1,8 @@
 """Types of files by their first bytes and by their suffixes: pictures, camera raw and video containers."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from blurguard.errors import InputError
 from blurguard.files.atomic import open_regular
@@ -100,8 +99,7 @@ def type_from_suffix(path: Path) -> FileType:
     return TYPE_BY_SUFFIX.get(path.suffix.lower(), FileType.UNKNOWN)
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerFormat:
+class ContainerFormat(NamedTuple):
     """A video container: FFmpeg's names for reading and writing it, and whether it stores a rotation."""
 
     label: str
