@@ -12,6 +12,8 @@ from blurguard.files.riff import form_type
 
 HEAD_BYTES = 600  # the longest signature: three packets of an MPEG transport stream
 PROBE_BYTES = 4096  # for `sniff_container`: three packets of M2TS, or the type in the header of a WebM
+# Containers that are not supported, recognized for a precise error: MPEG-PS, MPEG video, ASF and Ogg.
+_NOT_SUPPORTED = b"\0\0\x01\xba", b"\0\0\x01\xb3", b"0&\xb2u\x8ef\xcf\x11", b"OggS"
 
 
 class FileType(StrEnum):
@@ -29,11 +31,7 @@ class FileType(StrEnum):
     HEIC = "HEIC", "heic heif hif heics"
     AVIF = "AVIF", "avif avifs"
     JPEG2000 = "JPEG 2000", "jp2 j2k jpf jpx j2c jpc", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
-    VIDEO = (
-        "video", "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts wmv flv 3gp 3g2 ogv insv lrv 360",
-        # Containers that are not supported, recognized for a precise error: MPEG-PS, MPEG video, ASF and Ogg.
-        b"\0\0\x01\xba", b"\0\0\x01\xb3", b"0&\xb2u\x8ef\xcf\x11", b"OggS",
-    )  # fmt: skip
+    VIDEO = "video", "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts wmv flv 3gp 3g2 ogv insv lrv 360", *_NOT_SUPPORTED
     RAW = "camera raw", "dng cr2 cr3 crw nef nrw arw srf sr2 raf orf rw2 pef srw x3f 3fr iiq erf kdc mos mrw rwl gpr"
     UNKNOWN = "unknown", ""
 

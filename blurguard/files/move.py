@@ -143,12 +143,11 @@ def has_same_content(source: Path, place: Path) -> bool:
     info, other = source.lstat(), place.lstat()
     if not stat.S_ISREG(other.st_mode) or info.st_size != other.st_size:
         return False
-    if os.path.samestat(info, other):
-        same_folder = os.path.samestat(source.parent.stat(), place.parent.stat())
-        if info.st_nlink < 2 or (same_folder and source.name == place.name):
-            raise OutputError(f"{place}: is the original itself, by another name; choose another folder")
-        return True
-    return digest_file(source) == digest_file(place)
+    same_file = os.path.samestat(info, other)
+    same_folder = os.path.samestat(source.parent.stat(), place.parent.stat())
+    if same_file and (info.st_nlink < 2 or (same_folder and source.name == place.name)):
+        raise OutputError(f"{place}: is the original itself, by another name; choose another folder")
+    return same_file or digest_file(source) == digest_file(place)
 
 
 def candidate_names(target: Path) -> Iterator[Path]:
