@@ -64,9 +64,11 @@ def recorded_results(folder: Path) -> dict[bytes, tuple[int, int]]:
 
     Without a readable journal there are none, and the files there count as the user's.
     """
-    with contextlib.suppress(OutputError), _reading(folder / STATE_FOLDER / FILE_NAME) as database:
-        rows = database.execute("SELECT name, output_size, output_mtime FROM files").fetchall()
-        return {bytes(name): (size, mtime) for name, size, mtime in rows}
+    path = folder / STATE_FOLDER / FILE_NAME
+    if os.path.lexists(path):  # most folders have no journal
+        with contextlib.suppress(OutputError), _reading(path) as database:
+            rows = database.execute("SELECT name, output_size, output_mtime FROM files").fetchall()
+            return {bytes(name): (size, mtime) for name, size, mtime in rows}
     return {}
 
 
