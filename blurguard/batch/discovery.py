@@ -1,10 +1,11 @@
 """Finds media files in folders, and names their results."""
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from blurguard.batch.journal_reader import recorded_results
 from blurguard.errors import ConfigError, InputError
@@ -13,8 +14,7 @@ from blurguard.files.filetypes import FileType, type_from_suffix, type_of_file
 from blurguard.files.walk import walk
 
 
-@dataclass(frozen=True, slots=True)
-class Discovery:
+class Discovery(NamedTuple):
     """The files of a folder.
 
     Attributes:
@@ -23,9 +23,10 @@ class Discovery:
     """
 
     media: tuple[Path, ...]
-    left_alone: Counter[str] = field(default_factory=Counter)
+    left_alone: Counter[str]
 
 
+_Stamps = dict[bytes, tuple[int, int]]  # results by name: size and mtime in ns
 HIDDEN, OWN, LINKS, NOT_MEDIA, SPECIAL = "hidden", "own output", "links", "not media", "special"
 
 
@@ -43,41 +44,22 @@ def discover(folder: Path) -> Discovery:
         raise InputError(f"{folder}: not a folder" if folder.exists() else f"{folder}: no such folder")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InputError(f"{folder}: cannot be listed; its permissions forbid it")
-    media, left_alone = [], Counter[str]()
-    for path, reason in _files_and_reasons(folder):
-        if reason:
-            left_alone[reason] += 1
-        else:
-            media.append(path)
-    return Discovery(tuple(media), left_alone)
-
-
-@dataclass(frozen=True, slots=True)
-class _RecordedResults:
-    """The unchanged results of blurguard below a folder: name -> (size, mtime in ns), from its journal."""
-
-    folder: Path
-    stamps: dict[bytes, tuple[int, int]]
-
-    def include(self, path: Path) -> bool:
-        stamp = self.stamps.get(os.fsencode(path.relative_to(self.folder))) if self.stamps else None
-        if stamp is None or path.is_symlink():
-            return False
-        info = path.stat()
-        return stamp == (info.st_size, info.st_mtime_ns)
+    files = list(_files_and_reasons(folder))
+    media = tuple(path for path, reason in files if not reason)
+    return Discovery(media, Counter(reason for _, reason in files if reason))
 
 
 def _files_and_reasons(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield every file below a folder with the reason to leave it alone, "" for media."""
     hidden = {folder: False}
-    results = {folder: _RecordedResults(folder, {})}
+    results: dict[Path, tuple[Path, _Stamps]] = {folder: (folder, {})}  # by the nearest folder that has a journal
 
     def enter(subfolder: Path) -> bool:
         if subfolder.name == STATE_FOLDER:
             return False
         parent, stamps = subfolder.parent, recorded_results(subfolder)
         hidden[subfolder] = hidden[parent] or subfolder.name.startswith(".")
-        results[subfolder] = _RecordedResults(subfolder, stamps) if stamps else results[parent]
+        results[subfolder] = (subfolder, stamps) if stamps else results[parent]
         return True
 
     for path, error in walk(folder, enter, follow_first=True):
@@ -86,7 +68,16 @@ def _files_and_reasons(folder: Path) -> Iterator[tuple[Path, str]]:
         elif hidden[path.parent] or path.name.startswith("."):
             yield path, HIDDEN
         else:
-            yield path, OWN if results[path.parent].include(path) else _reason_to_leave(path)
+            yield path, OWN if _is_result(path, *results[path.parent]) else _reason_to_leave(path)
+
+
+def _is_result(path: Path, folder: Path, stamps: _Stamps) -> bool:
+    """Whether a file is an unchanged result of blurguard, by the journal of a folder around it."""
+    stamp = stamps.get(os.fsencode(path.relative_to(folder))) if stamps else None
+    if stamp is None or path.is_symlink():
+        return False
+    info = path.stat()
+    return stamp == (info.st_size, info.st_mtime_ns)
 
 
 def _reason_to_leave(path: Path) -> str:
@@ -94,13 +85,11 @@ def _reason_to_leave(path: Path) -> str:
         return LINKS
     if not path.is_file():
         return SPECIAL
-    if type_from_suffix(path) is FileType.UNKNOWN:
-        # An unreadable file without a media suffix claims nothing. One with it fails later, by name.
-        try:
-            return NOT_MEDIA if type_of_file(path) is FileType.UNKNOWN else ""
-        except InputError:
-            return NOT_MEDIA
-    return ""
+    # An unreadable file without a media suffix claims nothing. One with it fails later, by name.
+    with contextlib.suppress(InputError):
+        if type_from_suffix(path) is not FileType.UNKNOWN or type_of_file(path) is not FileType.UNKNOWN:
+            return ""
+    return NOT_MEDIA
 
 
 def blurred_name(path: Path) -> Path:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from blurguard.errors import OutputError, StorageError
 from blurguard.files.atomic import STATE_FOLDER, digest_file
@@ -132,7 +131,10 @@ class Journal:
         self._write(name, replace(record, changed=time.time()))
 
     def _write(self, name: Path, record: FileRecord) -> None:
-        row = {"name": os.fsencode(name)} | _to_row(record)
+        source = record.source
+        row = {column: getattr(record, field_name) for column, field_name in _FIELD_BY_COLUMN.items()}
+        row |= {"source_size": source.size, "source_mtime": source.mtime_ns, "source_ctime": source.ctime_ns}
+        row |= {"name": os.fsencode(name)}
         put = f"INSERT OR REPLACE INTO files ({', '.join(row)}) VALUES (:{', :'.join(row)})"  # noqa: S608 - our columns
         with _record_errors(name):
             self._db.execute(put, row)
@@ -152,16 +154,22 @@ class Journal:
         self.put(name, replace(record, state=FileState.FAILED, error=text))
 
     def mark(self, names: Iterable[Path], state: FileState) -> None:
-        """Set only the state of files, known or not, all or none. Does not wait for the disk.
+        """Set only the state of files, known or not, all or none, in one transaction.
 
-        Losing this in a power cut does no harm.
+        Does not wait for the disk. Losing this in a power cut does no harm.
 
         Raises:
             StorageError: it cannot be written.
         """
-        with _record_errors(Path(state)), self._without_fsync():
-            for name in names:
-                self.put(name, replace(self.get(name) or FileRecord(state), state=state))
+        with _record_errors(Path(state)):
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            try:
+                with self._db:
+                    self._db.execute("BEGIN")
+                    for name in names:
+                        self.put(name, replace(self.get(name) or FileRecord(state), state=state))
+            finally:
+                self._db.execute("PRAGMA synchronous = FULL")
 
     def forget(self, name: Path) -> None:
         """Forget that a file waits or has failed, because it is gone. An earlier result stays recorded.
@@ -183,23 +191,6 @@ class Journal:
         marks = ", ".join("?" * len(states))
         rows = self._db.execute(f"SELECT * FROM files WHERE state IN ({marks}) ORDER BY name", states)  # noqa: S608 - only question marks
         return [(Path(os.fsdecode(row["name"])), _from_row(row)) for row in rows]
-
-    @contextlib.contextmanager
-    def _without_fsync(self) -> Iterator[None]:
-        """Make one transaction of the block, without waiting for the disk."""
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        try:
-            with self._db:
-                self._db.execute("BEGIN")
-                yield
-        finally:
-            self._db.execute("PRAGMA synchronous = FULL")
-
-
-def _to_row(record: FileRecord) -> dict[str, Any]:
-    source = record.source
-    stamp = {"source_size": source.size, "source_mtime": source.mtime_ns, "source_ctime": source.ctime_ns}
-    return stamp | {column: getattr(record, name) for column, name in _FIELD_BY_COLUMN.items()}
 
 
 def _from_row(row: sqlite3.Row) -> FileRecord:
@@ -231,7 +222,8 @@ def open_journal(folder: Path, name: str = FILE_NAME) -> Iterator[Journal]:
                 raise OutputError(f"{folder}: another blurguard is working in this folder; wait for it")
         with os_errors(state):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would apply the umask
-        with _connect(path) as connection:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            _prepare(connection, path)
             yield Journal(connection)
     except sqlite3.Error as error:
         problem = "the record of this folder cannot be used"
@@ -249,21 +241,18 @@ def _record_errors(name: Path) -> Iterator[None]:
         raise StorageError(f"{name}: its progress cannot be recorded: {error}") from error
 
 
-@contextlib.contextmanager
-def _connect(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the database in write-ahead mode with every commit on disk, and bring its schema up to date."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        version = schema_version(connection, path, (0, 1, SCHEMA_VERSION))
-        with connection:
-            connection.execute("BEGIN")
-            tables = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchall()
-            # Version 1 gave a new file its table and its number in two steps: killed in between, it left 0.
-            connection.execute(FROM_VERSION_1 if tables and version < SCHEMA_VERSION else SCHEMA)
-            connection.execute(INDEX)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        yield connection
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Set a database to write-ahead mode with every commit on disk, and bring its schema up to date."""
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    version = schema_version(connection, path, (0, 1, SCHEMA_VERSION))
+    with connection:
+        connection.execute("BEGIN")
+        tables = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table'").fetchall()
+        # Version 1 gave a new file its table and its number in two steps: killed in between, it left 0.
+        connection.execute(FROM_VERSION_1 if tables and version < SCHEMA_VERSION else SCHEMA)
+        connection.execute(INDEX)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def schema_version(database: sqlite3.Connection, path: Path, readable: tuple[int, ...]) -> int:

@@ -4,8 +4,8 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from blurguard.batch.journal import FILE_NAME, SCHEMA_VERSION, FileState, schema_version
 from blurguard.errors import OutputError
@@ -16,8 +16,7 @@ MAX_IN_PROGRESS = 20  # files of ``JournalStats``
 _PROBLEM = "the record of this folder cannot be read"
 
 
-@dataclass(frozen=True, slots=True)
-class JournalStats:
+class JournalStats(NamedTuple):
     """Figures of a journal.
 
     Attributes:
@@ -47,7 +46,7 @@ def read_stats(folder: Path, since: float) -> JournalStats | None:
     """
     path = folder / STATE_FOLDER / FILE_NAME
     with _reading(path) as database:
-        if database is None or not schema_version(database, path, (0, SCHEMA_VERSION)):  # 0: it is being created
+        if not schema_version(database, path, (0, SCHEMA_VERSION)):  # 0: it does not exist, or is being created
             return None
         counts = database.execute("SELECT state, COUNT(*) FROM files GROUP BY state").fetchall()
         recent = "SELECT COUNT(*) FROM files WHERE state = ? AND changed > ?"
@@ -65,28 +64,26 @@ def recorded_results(folder: Path) -> dict[bytes, tuple[int, int]]:
 
     Without a readable journal there are none, and the files there count as the user's.
     """
-    with contextlib.suppress(OutputError), _reading(folder / STATE_FOLDER / FILE_NAME) as database:
-        if database is not None:
+    path = folder / STATE_FOLDER / FILE_NAME
+    if os.path.lexists(path):  # most folders have no journal
+        with contextlib.suppress(OutputError), _reading(path) as database:
             rows = database.execute("SELECT name, output_size, output_mtime FROM files").fetchall()
             return {bytes(name): (size, mtime) for name, size, mtime in rows}
     return {}
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection | None]:
-    """Open a database as of one moment, without writing anything, None if it does not exist."""
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database as of one moment, without writing anything. A missing one reads as one without tables."""
     with os_errors(path, _PROBLEM, OutputError, "allow reading it"):
         try:
             path.stat()
             # SQLite creates a missing write-ahead log even to read, and leaves it. Without a log no process writes.
             mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
+            uri = f"{path.absolute().as_uri()}?{mode}"
         except (FileNotFoundError, NotADirectoryError):
-            mode = ""
-    if not mode:
-        yield None
-        return
+            uri = "file::memory:"
     try:
-        uri = f"{path.absolute().as_uri()}?{mode}"
         with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as database:
             database.execute("BEGIN")
             yield database

@@ -44,19 +44,14 @@ class FolderTask:
         """
         if self.out.exists() and not self.out.is_dir():
             raise ConfigError(f"{self.out}: is a file; choose a folder for --out")
-        if not self.in_place:
-            self._check_overlap()
-        return discover(self.folder)
-
-    def _check_overlap(self) -> None:
-        """Keep results apart from originals: every file left alone as a result must be one."""
         folder, out = self.folder.resolve(), self.out.resolve()
         if out in folder.parents:
             raise ConfigError(f"{self.out}: holds the originals in {self.folder}; choose another --out")
-        if folder not in out.parents or not out.is_dir() or (out / STATE_FOLDER / FILE_NAME).exists():
-            return
-        if discover(out).media:
+        # Every file below the folder that is left alone as a result must be one.
+        unrecorded = folder in out.parents and out.is_dir() and not (out / STATE_FOLDER / FILE_NAME).exists()
+        if unrecorded and discover(out).media:
             raise ConfigError(f"{self.out}: holds pictures that blurguard did not make; choose another --out")
+        return discover(self.folder)
 
     @property
     def in_place(self) -> bool:
@@ -198,17 +193,9 @@ class OutputTree(OutputPolicy):
         own_digest = _own_digest(job.target, known)
         if job.replace and not (own_digest or self._may_replace) and os.path.lexists(job.target):
             raise _not_replaceable(job.target, known)
-        record = FileRecord(
-            FileState.PUBLISHING,
-            source=result.source_stamp,
-            source_digest=result.source_digest,
-            config_digest=self._config_digest,
-            output_size=staged.size,
-            output_mtime_ns=staged.mtime_ns,
-            output_digest=staged.digest,
-            replaced_digest=own_digest,
-            root=self._root,
-        )
+        record = FileRecord(FileState.PUBLISHING, result.source_stamp, result.source_digest, self._config_digest)
+        record = replace(record, output_size=staged.size, output_mtime_ns=staged.mtime_ns, output_digest=staged.digest)
+        record = replace(record, replaced_digest=own_digest, root=self._root)
         try:
             self._journal.put(name, record)
             publish(staged, job.target, job.replace)

@@ -32,8 +32,7 @@ def configure_worker() -> None:
     """Set up a worker process. It ends with its parent, and leaves Ctrl-C and the end of the terminal to it."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     configure_process()
 
@@ -47,10 +46,9 @@ def defer_signals() -> Iterator[None]:
     still runs the handler here. So the handlers are replaced as well.
     """
     received: list[int] = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        wanted = [number for number in _INTERRUPTS if callable(signal.getsignal(number))]
-        before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in wanted}
+    is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    wanted = [number for number in _INTERRUPTS if is_main and callable(signal.getsignal(number))]
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in wanted}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -36,12 +36,10 @@ def anonymize_folder(task: FolderTask, files: Iterable[Path]) -> Iterator[Outcom
         yield from _dry_run(files, config)
         return
     anonymizer = config.factory()
-    name = IN_PLACE_NAME if task.in_place else FILE_NAME
-    with contextlib.ExitStack() as stack:
-        journal = stack.enter_context(open_journal(task.out, name))
+    with open_journal(task.out, IN_PLACE_NAME if task.in_place else FILE_NAME) as journal:
         recover(task.out, journal)
-        scratch = stack.enter_context(scratch_in(task.out, lambda: not reconcile(task.out, journal)))
-        yield from run_and_publish(config, files, OutputTree(task, journal, anonymizer.recipe, scratch))
+        with scratch_in(task.out, lambda: not reconcile(task.out, journal)) as scratch:
+            yield from run_and_publish(config, files, OutputTree(task, journal, anonymizer.recipe, scratch))
 
 
 def anonymize_files(
@@ -111,10 +109,9 @@ def run_and_publish(config: WorkerConfig, files: Iterable[Path], policy: OutputP
 def _decide(policy: OutputPolicy, source: Path) -> Job | Outcome:
     try:
         with read_errors(source):
-            decision = policy.decide(source)
+            return policy.decide(source)
     except BlurguardError as error:
-        decision = failed_outcome(Job(source), error)
-    return decision
+        return failed_outcome(Job(source), error)
 
 
 def _settle(policy: OutputPolicy, job: Job | None, result: StagedResult | Outcome) -> Outcome:
@@ -123,13 +120,10 @@ def _settle(policy: OutputPolicy, job: Job | None, result: StagedResult | Outcom
         assert job is not None  # noqa: S101 - only a job gives a result
         try:
             policy.publish(job, result)
-        except (BlurguardError, OSError) as error:
-            outcome = failed_outcome(job, error)
-        else:
             return replace(result.outcome, target=job.target)
-    else:
-        outcome = result
-    if job is not None and outcome.status is Status.FAILED:
+        except (BlurguardError, OSError) as error:
+            result = failed_outcome(job, error)
+    if job is not None and result.status is Status.FAILED:
         with contextlib.suppress(OutputError):  # a full disk, for example, which does not fail the other files
-            policy.record_failure(job, outcome)
-    return outcome
+            policy.record_failure(job, result)
+    return result

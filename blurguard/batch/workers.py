@@ -6,8 +6,7 @@ import contextlib
 import multiprocessing
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import resource_tracker
@@ -216,7 +215,7 @@ def result_of(job: Job, future: Future[StagedResult | Outcome]) -> StagedResult 
         return future.result()
     except ProcessExpired as error:
         return failed_outcome(job, RuntimeError(f"the process that worked on it died (exit code {error.exitcode})"))
-    except BrokenProcessPool as error:
+    except BrokenExecutor as error:
         return failed_outcome(job, error)
     except CancelledError:
         return failed_outcome(job, RuntimeError("the process that worked on it gave no sign of life and was stopped"))
@@ -225,9 +224,7 @@ def result_of(job: Job, future: Future[StagedResult | Outcome]) -> StagedResult 
 def _attempt(anonymizer: Anonymizer, job: Job) -> StagedResult | Outcome:
     """Run one job. Every error becomes the outcome of its file."""
     try:
-        if job.scratch is None:
-            return anonymizer.look(job.source)
-        return anonymizer.work(job.source, job.scratch)
+        return anonymizer.work(job.source, job.scratch) if job.scratch else anonymizer.look(job.source)
     except Exception as error:
         return failed_outcome(job, error)
 

@@ -17,10 +17,10 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
+from typing import NamedTuple
 
 from blurguard.errors import OutputError
 from blurguard.files.errors import os_errors
@@ -36,8 +36,7 @@ _MAX_ATTEMPTS = 20  # another process may remove the empty folder between two of
 new_digest = partial(hashlib.blake2b, digest_size=32)
 
 
-@dataclass(frozen=True, slots=True)
-class StagedFile:
+class StagedFile(NamedTuple):
     """A finished result in scratch, without its final name.
 
     Attributes:
@@ -98,8 +97,7 @@ def atomic_file(
         OSError: the file cannot be written.
     """
     part = part_path(path.parent) if durable else path.with_name(f".{path.name}.tmp")
-    if not durable:
-        part.unlink(missing_ok=True)
+    part.unlink(missing_ok=True)  # the remains of a kill, unless the name is new
     with open(part, "x+b", opener=partial(os.open, mode=mode)) as file:
         try:
             if durable:
@@ -108,10 +106,8 @@ def atomic_file(
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            if replace:
-                part.replace(path)
-            else:
-                rename_noreplace(part, path)
+            rename = Path.replace if replace else rename_noreplace
+            rename(part, path)
         finally:
             part.unlink(missing_ok=True)
     if durable:
@@ -172,7 +168,8 @@ def remove_stale(folder: Path, *, recorded: bool = False) -> int:
         return 0
     removed = 0
     with os_errors(parent), contextlib.suppress(FileNotFoundError):
-        with _locked_folder(parent):
+        with open_descriptor(parent, os.O_DIRECTORY | os.O_NOFOLLOW) as handle:
+            lock(handle)
             removed = sum(_remove_scratch(path) for path in parent.iterdir())
         _remove_if_empty(parent)
     return removed
@@ -231,14 +228,12 @@ def publish(draft: StagedFile, target: Path, replace: bool) -> None:
         new = list(itertools.takewhile(lambda folder: not folder.exists(), target.parents))
         make_folders(target.parent, 0o777)
         _copy_ownership(draft.path, target if replace else None)
-        if replace:
-            draft.path.replace(target)
-        else:
-            try:
-                rename_noreplace(draft.path, target)
-            except FileExistsError as error:
-                raise OutputError(f"{target}: exists already; give --overwrite to replace it") from error
-            draft.path.unlink(missing_ok=True)
+        try:
+            rename = Path.replace if replace else rename_noreplace
+            rename(draft.path, target)
+        except FileExistsError as error:
+            raise OutputError(f"{target}: exists already; give --overwrite to replace it") from error
+        draft.path.unlink(missing_ok=True)  # where a rename keeps the old name
         for folder in (target.parent, *(folder.parent for folder in new)):
             fsync_path(folder)
 
@@ -252,20 +247,13 @@ def _make_scratch(folder: Path) -> tuple[Path, int]:
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             parent.parent.mkdir(mode=0o700, exist_ok=True)
             parent.mkdir(mode=0o700, exist_ok=True)
-            with _locked_folder(parent) as handle:
+            with open_descriptor(parent, os.O_DIRECTORY | os.O_NOFOLLOW) as handle:
+                lock(handle)
                 os.mkdir(name, 0o700, dir_fd=handle)
                 descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle)
                 lock(descriptor)
             return parent / name, descriptor
     raise OSError(errno.EBUSY, "the scratch folder keeps vanishing", str(parent))
-
-
-@contextlib.contextmanager
-def _locked_folder(folder: Path) -> Iterator[int]:
-    """Hold the lock of a folder that is not a link, and give its descriptor."""
-    with open_descriptor(folder, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor:
-        lock(descriptor)
-        yield descriptor
 
 
 def _remove_scratch(path: Path) -> bool:
@@ -286,22 +274,16 @@ def _remove_if_empty(scratch: Path) -> None:
 def _copy_ownership(draft: Path, replaced: Path | None) -> None:
     """Give a staged file the owner and permissions of the file it replaces, or those of any new file."""
     if replaced is None or not replaced.exists():
-        draft.chmod(_default_mode(draft))
-        return
-    info = replaced.stat()
-    with contextlib.suppress(PermissionError):  # only root may give files away
-        os.chown(draft, info.st_uid, info.st_gid)
+        # Reading the umask means setting it, for the whole process. A probe file has the same effect without that.
+        probe = draft.with_suffix(".mode")
+        with probe.open("xb") as file:
+            info = os.fstat(file.fileno())
+        probe.unlink()
+    else:
+        info = replaced.stat()
+        with contextlib.suppress(PermissionError):  # only root may give files away
+            os.chown(draft, info.st_uid, info.st_gid)
     draft.chmod(stat.S_IMODE(info.st_mode))
-
-
-def _default_mode(draft: Path) -> int:
-    """Return the permission bits that the umask gives a new file in this place."""
-    # Reading the umask means setting it, for the whole process. A probe file has the same effect without that.
-    probe = draft.with_suffix(".mode")
-    with probe.open("xb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-    probe.unlink()
-    return mode
 
 
 def make_folders(folder: Path, mode: int = 0o700) -> None:

@@ -1,9 +1,8 @@
 """Types of files by their first bytes and by their suffixes: pictures, camera raw and video containers."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from blurguard.errors import InputError
 from blurguard.files.atomic import open_regular
@@ -13,6 +12,8 @@ from blurguard.files.riff import form_type
 
 HEAD_BYTES = 600  # the longest signature: three packets of an MPEG transport stream
 PROBE_BYTES = 4096  # for `sniff_container`: three packets of M2TS, or the type in the header of a WebM
+# Containers that are not supported, recognized for a precise error: MPEG-PS, MPEG video, ASF and Ogg.
+_NOT_SUPPORTED = b"\0\0\x01\xba", b"\0\0\x01\xb3", b"0&\xb2u\x8ef\xcf\x11", b"OggS"
 
 
 class FileType(StrEnum):
@@ -30,11 +31,7 @@ class FileType(StrEnum):
     HEIC = "HEIC", "heic heif hif heics"
     AVIF = "AVIF", "avif avifs"
     JPEG2000 = "JPEG 2000", "jp2 j2k jpf jpx j2c jpc", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
-    VIDEO = (
-        "video", "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts wmv flv 3gp 3g2 ogv insv lrv 360",
-        # Containers that are not supported, recognized for a precise error: MPEG-PS, MPEG video, ASF and Ogg.
-        b"\0\0\x01\xba", b"\0\0\x01\xb3", b"0&\xb2u\x8ef\xcf\x11", b"OggS",
-    )  # fmt: skip
+    VIDEO = "video", "mp4 m4v mov mkv webm avi mpg mpeg ts mts m2ts wmv flv 3gp 3g2 ogv insv lrv 360", *_NOT_SUPPORTED
     RAW = "camera raw", "dng cr2 cr3 crw nef nrw arw srf sr2 raf orf rw2 pef srw x3f 3fr iiq erf kdc mos mrw rwl gpr"
     UNKNOWN = "unknown", ""
 
@@ -55,7 +52,6 @@ class FileType(StrEnum):
 
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _AVIF_BRANDS = {b"avif", b"avis"}
-_RAW_BRANDS = {b"crx "}
 _BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)}
 
 TYPE_BY_SUFFIX = {f".{suffix}": file_type for file_type in FileType for suffix in file_type.suffixes}
@@ -68,22 +64,16 @@ def sniff_type(head: bytes) -> FileType:
             return file_type
     if form_type(head) == b"WEBP":
         return FileType.WEBP
-    if brands := brands_of(head):
-        return _type_of_brands(brands)
-    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
-        return FileType.BMP
-    return FileType.VIDEO if sniff_container(head) else FileType.UNKNOWN
-
-
-def _type_of_brands(brands: list[bytes]) -> FileType:
-    """Return the type of an ISO base media file: a picture, camera raw or a video."""
-    if _RAW_BRANDS & set(brands):
+    brands = brands_of(head)  # of an ISO base media file: a picture, camera raw or a video
+    if b"crx " in brands:
         return FileType.RAW
     if _AVIF_BRANDS & set(brands):
         return FileType.AVIF
-    if _HEIC_BRANDS & set(brands) or brands[0] in (b"mif1", b"msf1"):
+    if _HEIC_BRANDS & set(brands) or (brands and brands[0] in (b"mif1", b"msf1")):
         return FileType.HEIC
-    return FileType.VIDEO
+    if not brands and head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
+        return FileType.BMP
+    return FileType.VIDEO if sniff_container(head) else FileType.UNKNOWN
 
 
 def type_of_file(path: Path) -> FileType:
@@ -98,9 +88,8 @@ def type_of_file(path: Path) -> FileType:
         raise InputError(f"{path}: is no regular file")  # reading a pipe would never return
     with read_errors(path), open_regular(path) as file:
         file_type = sniff_type(file.read(HEAD_BYTES))
-    if file_type is FileType.TIFF and type_from_suffix(path) is FileType.RAW:
-        return FileType.RAW
-    return file_type
+    is_raw = file_type is FileType.TIFF and type_from_suffix(path) is FileType.RAW
+    return FileType.RAW if is_raw else file_type
 
 
 def type_from_suffix(path: Path) -> FileType:
@@ -108,8 +97,7 @@ def type_from_suffix(path: Path) -> FileType:
     return TYPE_BY_SUFFIX.get(path.suffix.lower(), FileType.UNKNOWN)
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerFormat:
+class ContainerFormat(NamedTuple):
     """A video container: FFmpeg's names for reading and writing it, and whether it stores a rotation."""
 
     label: str

@@ -31,11 +31,10 @@ def lock(descriptor: int) -> None:
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     """Take the lock of an open file if no other process holds it. Return whether that succeeded."""
-    try:
+    with contextlib.suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
-    except BlockingIOError:
-        return False
-    return True
+        return True
+    return False
 
 
 def try_lock_past_probes(descriptor: int) -> bool:

@@ -17,15 +17,7 @@ from io import BufferedRandom, BufferedReader
 from pathlib import Path
 
 from blurguard.errors import InputError, OutputError
-from blurguard.files.atomic import (
-    StagedFile,
-    atomic_file,
-    digest_file,
-    fsync_path,
-    make_folders,
-    new_digest,
-    part_path,
-)
+from blurguard.files.atomic import StagedFile, atomic_file, digest_file, fsync_path, make_folders, new_digest, part_path
 from blurguard.files.errors import os_errors
 from blurguard.files.rename import rename_noreplace
 from blurguard.files.stamp import FileStamp
@@ -57,14 +49,16 @@ def move(source: Path, target: Path, stamp: FileStamp) -> Path | None:
     with os_errors(source, f"cannot be moved to {target}"):
         known = stat_regular(source)
         try:
-            if known is None or not _is_unchanged(source, known, target, stamp):
-                return None
-            make_folders(target.parent)
-            return _move_to_first(source, known, target)
+            if known is not None and _is_unchanged(source, known, target, stamp):
+                make_folders(target.parent)
+                for place in candidate_names(target):  # the numbers do not end
+                    with contextlib.suppress(FileExistsError):
+                        move_to(source, known, place)
+                        return place
         except FileNotFoundError:
             if os.path.lexists(source):
                 raise
-            return None
+    return None
 
 
 def delete(source: Path, stamp: FileStamp) -> bool:
@@ -100,9 +94,8 @@ def verify(draft: StagedFile) -> None:
         OutputError: it cannot be read, or has other content than was written.
     """
     with os_errors(draft.path, "cannot be read back"), draft.path.open("rb") as file:
-        digest = _digest_on_disk(file)
-    if digest != draft.digest:
-        raise OutputError(f"{draft.path}: {_DAMAGED}")
+        if _digest_on_disk(file) != draft.digest:
+            raise OutputError(f"{draft.path}: {_DAMAGED}")
 
 
 def destination_for(source: Path, target: Path, stamp: FileStamp) -> Path | None:
@@ -114,9 +107,8 @@ def destination_for(source: Path, target: Path, stamp: FileStamp) -> Path | None
     known = stat_regular(source)
     if known is None or not _is_unchanged(source, known, target, stamp):
         return None
-    return next(
-        place for place in candidate_names(target) if not os.path.lexists(place) or has_same_content(source, place)
-    )
+    places = candidate_names(target)
+    return next(place for place in places if not os.path.lexists(place) or has_same_content(source, place))
 
 
 def move_to(source: Path, known: os.stat_result, place: Path) -> None:
@@ -151,13 +143,11 @@ def has_same_content(source: Path, place: Path) -> bool:
     info, other = source.lstat(), place.lstat()
     if not stat.S_ISREG(other.st_mode) or info.st_size != other.st_size:
         return False
-    if os.path.samestat(info, other):
-        if info.st_nlink < 2 or (
-            source.name == place.name and os.path.samestat(source.parent.stat(), place.parent.stat())
-        ):
-            raise OutputError(f"{place}: is the original itself, by another name; choose another folder")
-        return True
-    return digest_file(source) == digest_file(place)
+    same_file = os.path.samestat(info, other)
+    same_folder = os.path.samestat(source.parent.stat(), place.parent.stat())
+    if same_file and (info.st_nlink < 2 or (same_folder and source.name == place.name)):
+        raise OutputError(f"{place}: is the original itself, by another name; choose another folder")
+    return same_file or digest_file(source) == digest_file(place)
 
 
 def candidate_names(target: Path) -> Iterator[Path]:
@@ -188,15 +178,6 @@ def stat_regular(path: Path) -> os.stat_result | None:
     return info
 
 
-def _move_to_first(source: Path, known: os.stat_result, target: Path) -> Path:
-    """Move a file to the first name that is free or holds the same content."""
-    for place in candidate_names(target):
-        with contextlib.suppress(FileExistsError):
-            move_to(source, known, place)
-            return place
-    raise AssertionError("numbers do not end")
-
-
 def _try_rename(source: Path, known: os.stat_result, place: Path) -> bool:
     """Rename a file and remove its old name. False if the new one is on another file system."""
     try:
@@ -210,17 +191,13 @@ def _try_rename(source: Path, known: os.stat_result, place: Path) -> bool:
     # A file that has replaced the source since then just stays.
     if moved and (_remove(source, known) or not _is_same_file(source, place)):
         return True
-    _undo_rename(source, place)
-    raise _changed_error(source)
-
-
-def _undo_rename(source: Path, place: Path) -> None:
-    """Give a file its old name back, unless a newer file has that name: then both stay."""
+    # The file gets its old name back, unless a newer file has that name: then both stay.
     if not os.path.lexists(source):
         with contextlib.suppress(FileExistsError):
             rename_noreplace(place, source)
     if os.path.lexists(place) and _is_same_file(source, place):
         place.unlink()
+    raise _changed_error(source)
 
 
 def _copy(source: Path, known: os.stat_result, place: Path) -> None:

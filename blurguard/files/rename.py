@@ -18,8 +18,13 @@ def rename_noreplace(draft: Path, target: Path) -> None:
         FileExistsError: the name is taken.
         OSError: it cannot be renamed.
     """
-    if _renameat2_noreplace(draft, target):
-        return
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, glibc 2.28 and later
+    if rename is not None:
+        if rename(_AT_FDCWD, os.fsencode(draft), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, *_NOT_SUPPORTED):  # these mean: not by this kernel or file system
+            raise OSError(number, os.strerror(number), os.fspath(draft), None, os.fspath(target))
     try:
         os.link(draft, target)  # fails if the name is taken
     except OSError as error:
@@ -29,16 +34,3 @@ def rename_noreplace(draft: Path, target: Path) -> None:
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, "exists", str(target)) from error
         draft.rename(target)
-
-
-def _renameat2_noreplace(draft: Path, target: Path) -> bool:
-    """Rename in one step if the name is free. False if the kernel or file system cannot."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, glibc 2.28 and later
-    if rename is None:
-        return False
-    if rename(_AT_FDCWD, os.fsencode(draft), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.EINVAL, *_NOT_SUPPORTED):
-        return False
-    raise OSError(number, os.strerror(number), os.fspath(draft), None, os.fspath(target))
