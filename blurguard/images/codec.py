@@ -54,7 +54,6 @@ class PillowCodec:
         self._data, self._picture = data, picture
         self._size: tuple[int, int] = picture.size
         self.largest_wh = self._size
-
         exif = picture.getexif()
         self._orientation = orientation_of(exif)
         self._exif = allowed_exif(exif) if keep_metadata else b""

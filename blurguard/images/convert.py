@@ -17,7 +17,6 @@ _LAYOUTS = {"L": Layout.GREY, "LA": Layout.GREY_ALPHA, "RGB": Layout.RGB, "RGBA"
 MODES = {layout: mode for mode, layout in _LAYOUTS.items()}
 # Modes that differ only in storage from a supported one.
 _EQUIVALENT_MODES = {"La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "PA": "RGBA", "YCbCr": "RGB"}
-_GRAY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _BATCH = 4096  # colors compared with a palette at once
 
 
@@ -29,7 +28,7 @@ def from_pillow(picture: PIL.Image.Image) -> Image:
     """
     if picture.mode in ("1", "P"):
         return _from_indices(picture)
-    if picture.mode in _GRAY_16_BIT_MODES:
+    if picture.mode.startswith("I;16"):  # in either byte order
         return Image(np.array(picture).astype(np.uint16)[:, :, None], Layout.GREY)
     if picture.mode in _EQUIVALENT_MODES:
         picture = picture.convert(_EQUIVALENT_MODES[picture.mode])

@@ -44,14 +44,11 @@ class JpegCodec(PillowCodec):
     def write(self, pages: Iterable[Page]) -> bytes:
         """Return a JPEG with the tables, subsampling and scan order in the page's options."""
         (page,) = pages
-        options = page.options
+        options, tables = page.options, page.options.get("qtables")
         special = self._icc or self._exif or options.get("progressive") or options.get("keep_rgb")
-        tables = options.get("qtables")
-        if tables and not special and page.image.layout in (Layout.GREY, Layout.RGB):
-            data = _encode_standard(page.image, tables, options["subsampling"], self._dpi)
-            if data is not None:
-                return data
-        return super().write([page])
+        is_plain = tables and not special and page.image.layout in (Layout.GREY, Layout.RGB)
+        data = _encode_standard(page.image, tables, options["subsampling"], self._dpi) if is_plain else None
+        return data or super().write([page])
 
     def _page_options(self) -> dict[str, Any]:
         subsampling, info = JpegImagePlugin.get_sampling(self._picture), self._picture.info

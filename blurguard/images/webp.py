@@ -38,8 +38,7 @@ def _frame_chunk(frame: SubFrame, options: dict[str, Any]) -> bytes:
     still = encode(to_pillow(frame.image), "WEBP", **options)
     chunks = [chunk for chunk in picture_chunks(still) if chunk.type in (b"ALPH", b"VP8 ", b"VP8L")]
     image = b"".join(make_chunk(chunk.type, still[chunk.start : chunk.stop]) for chunk in chunks)
-    size = frame.image.width - 1, frame.image.height - 1
-    place = _uint24(frame.x // 2, frame.y // 2, *size, round(frame.duration_ms))
+    place = _uint24(frame.x // 2, frame.y // 2, frame.image.width - 1, frame.image.height - 1, round(frame.duration_ms))
     return make_chunk(b"ANMF", place + b"\x02" + image)  # 2: replace, do not blend
 
 
