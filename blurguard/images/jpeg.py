@@ -44,7 +44,7 @@ class JpegCodec(PillowCodec):
     def write(self, pages: Iterable[Page]) -> bytes:
         """Return a JPEG with the tables, subsampling and scan order in the page's options."""
         (page,) = pages
-        options, tables = page.options, page.options.get("qtables")
+        options, tables = page.options, page.options.get("qtables", {})
         special = self._icc or self._exif or options.get("progressive") or options.get("keep_rgb")
         is_plain = tables and not special and page.image.layout in (Layout.GREY, Layout.RGB)
         data = _encode_standard(page.image, tables, options["subsampling"], self._dpi) if is_plain else None
