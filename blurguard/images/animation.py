@@ -137,8 +137,7 @@ def gif_blocks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _clear_index(block: bytes, body: bytes) -> int | None:
     """Return the index of the clear color that a graphic control extension declares, if it is one and does."""
-    declared = block == b"!" and body[0] == 0xF9 and len(body) > 5 and body[2] & 1
-    return body[5] if declared else None
+    return body[5] if block == b"!" and body[0] == 0xF9 and len(body) > 5 and body[2] & 1 else None
 
 
 def _byte(data: bytes, at: int) -> int:
@@ -191,9 +190,8 @@ def _gif_picture(image: Image) -> PIL.Image.Image:
         picture = to_pillow(image)
         clear = picture.info.pop("transparency", b"").find(0)
     else:
-        rgb = to_pillow(image).convert("RGB")
+        rgb, clear = to_pillow(image).convert("RGB"), 255 if image.layout.has_alpha else -1
         picture = rgb.quantize(255, PIL.Image.Quantize.MEDIANCUT, dither=PIL.Image.Dither.NONE)
-        clear = 255 if image.layout.has_alpha else -1
         if clear >= 0:
             picture.putdata(np.where(image.pixels[:, :, 3] == 0, clear, np.array(picture)).ravel().tolist())
     if clear >= 0:

@@ -73,9 +73,8 @@ def _encode_standard(image: Image, tables: Tables, subsampling: int, dpi: tuple[
     quality = _quality_by_tables(gray).get(_key(tables))
     if quality is None:
         return None
-    pixels = np.ascontiguousarray(image.pixels)
     space, chroma = ("GRAY", "Gray") if gray else ("RGB", _SUBSAMPLING[subsampling])
-    data: bytes = simplejpeg.encode_jpeg(pixels, quality, space, chroma, fastdct=False)
+    data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(image.pixels), quality, space, chroma, fastdct=False)
     if dpi is None:
         return data
     x, y = (min(round(v), 0xFFFF).to_bytes(2, "big") for v in dpi)

@@ -223,22 +223,21 @@ class SideDataFilter:
 
     def strip(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Return a new frame that shares the pixels and has only allowed side data."""
-        if self._graph is None:
-            self._graph = self._build(frame)
+        self._graph = self._graph or _deletion_graph(frame)
         self._graph.vpush(frame)
         return self._graph.vpull()
 
-    def _build(self, frame: av.VideoFrame) -> Graph:
-        """Return one filter for each type to remove, also for types unknown to PyAV."""
-        graph = Graph()
-        allowed: set[Any] = {side_data.value for side_data in _ALLOWED_SIDE_DATA}
-        removed = [number for number in range(_SIDE_DATA_TYPES) if number not in allowed]
-        ticks = frame.time_base or Fraction(1)
-        source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=ticks)
-        deletions = [graph.add("sidedata", f"mode=delete:type={number}") for number in removed]
-        metadata, sink = graph.add("metadata", "mode=delete"), graph.add("buffersink")
-        graph.link_nodes(source, *deletions, metadata, sink).configure()
-        return graph
+
+def _deletion_graph(frame: av.VideoFrame) -> Graph:
+    """Return one filter for each type to remove, also for types unknown to PyAV."""
+    graph, ticks = Graph(), frame.time_base or Fraction(1)
+    allowed: set[Any] = {side_data.value for side_data in _ALLOWED_SIDE_DATA}
+    removed = [number for number in range(_SIDE_DATA_TYPES) if number not in allowed]
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=ticks)
+    deletions = [graph.add("sidedata", f"mode=delete:type={number}") for number in removed]
+    metadata, sink = graph.add("metadata", "mode=delete"), graph.add("buffersink")
+    graph.link_nodes(source, *deletions, metadata, sink).configure()
+    return graph
 
 
 class _FullWriteFile(io.FileIO):
