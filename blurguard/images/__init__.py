@@ -2,6 +2,6 @@
 
 To add a format:
 1. Add a member with its suffixes and signature to `files.filetypes.FileType`.
-2. Write its codec, a subclass of `codec.PillowCodec` or another class with the methods of `codec.Codec`.
+2. Write its codec, a subclass of `codec.PillowCodec` or another class with the same public methods.
 3. Add a row for the two to `still.CODECS`.
 """

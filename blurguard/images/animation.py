@@ -17,7 +17,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from blurguard.images.codec import Page, PillowCodec, encode
-from blurguard.images.convert import apply_orientation, from_pillow, to_pillow, with_palette
+from blurguard.images.convert import from_pillow, to_pillow, with_palette
 from blurguard.types import Image, Palette
 
 
@@ -46,9 +46,7 @@ def sub_frames(pages: Iterable[Page], grid: int = 1, crop_alpha: bool = True) ->
         else:
             x0, y0, x1, y1 = _changed_box(last.pixels, image.pixels)
             x0, y0 = x0 // grid * grid, y0 // grid * grid
-        palette = image.palette
-        if palette is not None:
-            palette = Palette(palette.colors, palette.indices[y0:y1, x0:x1])
+        palette = image.palette and Palette(image.palette.colors, image.palette.indices[y0:y1, x0:x1])
         yield SubFrame(Image(image.pixels[y0:y1, x0:x1], image.layout, palette), x0, y0, duration_ms)
         last = image
 
@@ -71,23 +69,15 @@ class AnimationCodec(PillowCodec):
         super().__init__(data, picture, keep_metadata)
         # An animated PNG may have a picture for programs without animation. It may show other faces: it is left out.
         self._first = int(bool(picture.info.get("default_image")))
-        self.page_count = int(picture.n_frames) - self._first
+        self.page_count -= self._first
         self._loop = picture.info.get("loop")  # 0 repeats without end, None plays once
+        self._has_alpha = picture.mode in ("LA", "PA", "RGBA", "P")  # all frames are read with alpha then
 
-    def read(self) -> Iterator[Page]:
-        """Decode one frame after the other."""
-        has_alpha = self._has_alpha()
-        for index in range(self._first, self._first + self.page_count):
-            self._picture.seek(index)
-            self._picture.load()
-            alpha = has_alpha or "transparency" in self._picture.info or self._picture.mode == "RGBA"
-            picture = self._picture.convert("RGBA" if alpha else "RGB")
-            picture = picture if picture.size == self._size else picture.crop((0, 0, *self._size))
-            yield Page(apply_orientation(from_pillow(picture), self._orientation), self._duration_ms)
-
-    def _has_alpha(self) -> bool:
-        """Whether all frames are read with alpha."""
-        return self._picture.mode in ("LA", "PA", "RGBA", "P")
+    def _decode(self) -> Image:
+        self._picture.load()
+        alpha = self._has_alpha or "transparency" in self._picture.info or self._picture.mode == "RGBA"
+        picture = self._picture.convert("RGBA" if alpha else "RGB")
+        return from_pillow(picture if picture.size == self._size else picture.crop((0, 0, *self._size)))
 
 
 class GifCodec(AnimationCodec):
@@ -99,19 +89,20 @@ class GifCodec(AnimationCodec):
         super().__init__(data, picture, keep_metadata)
         # Pillow enlarges the canvas for a frame that extends beyond it.
         self.largest_wh = max([self._size, *_frame_extents(data)], key=math.prod)
+        # If any frame has a transparent color, all are read with alpha.
+        self._has_alpha = any(_clear_index(block, body) is not None for block, body in gif_blocks(data))
 
     @staticmethod
     def check_complete(data: bytes) -> None:
         """Raise ``ValueError`` if the trailer is missing: decoders accept a GIF without its last frames."""
         list(gif_blocks(data))
 
-    def read(self) -> Iterator[Page]:
-        """Decode one frame after the other, each with its own palette. All clear pixels have one color."""
-        for page in super().read():
-            image = page.image
-            if image.layout.has_alpha:
-                image.pixels[image.pixels[:, :, -1] == 0] = 0
-            yield Page(with_palette(image), page.duration_ms)
+    def _decode(self) -> Image:
+        """Return the current frame with its own palette. All clear pixels have one color."""
+        image = super()._decode()
+        if image.layout.has_alpha:
+            image.pixels[image.pixels[:, :, -1] == 0] = 0
+        return with_palette(image)
 
     def write(self, pages: Iterable[Page]) -> bytes:
         """Return a GIF with these frames. Frames with alpha are stored whole, and cleared before the next one."""
@@ -122,10 +113,6 @@ class GifCodec(AnimationCodec):
         if self._loop is not None:
             head += struct.pack("<3s11s2BHB", b"!\xff\x0b", b"NETSCAPE2.0", 3, 1, self._loop, 0)
         return b"".join([head, *(_gif_frame(frame, disposal) for frame in itertools.chain([first], frames)), b";"])
-
-    def _has_alpha(self) -> bool:
-        """Whether any frame has a transparent color. Then all frames are read with alpha."""
-        return any(_clear_index(block, body) is not None for block, body in gif_blocks(self._data))
 
 
 def gif_blocks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -150,8 +137,7 @@ def gif_blocks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _clear_index(block: bytes, body: bytes) -> int | None:
     """Return the index of the clear color that a graphic control extension declares, if it is one and does."""
-    declared = block == b"!" and body[0] == 0xF9 and len(body) > 5 and body[2] & 1
-    return body[5] if declared else None
+    return body[5] if block == b"!" and body[0] == 0xF9 and len(body) > 5 and body[2] & 1 else None
 
 
 def _byte(data: bytes, at: int) -> int:
@@ -191,25 +177,21 @@ def _gif_frame(frame: SubFrame, disposal: int) -> bytes:
             pixels = body[table_stop:]
         elif (index := _clear_index(block, body)) is not None:
             clear = index
-    control = struct.pack(
-        "<4BHBB", 0x21, 0xF9, 4, disposal << 2 | (clear is not None), round(frame.duration_ms / 10), clear or 0, 0
-    )  # fmt: skip
-    size = frame.image.width, frame.image.height
-    place = struct.pack("<B4HB", 0x2C, frame.x, frame.y, *size, 0x80 | size_bits)
+    flags, delay = disposal << 2 | (clear is not None), round(frame.duration_ms / 10)
+    control = struct.pack("<4BHBB", 0x21, 0xF9, 4, flags, delay, clear or 0, 0)
+    place = struct.pack("<B4HB", 0x2C, frame.x, frame.y, frame.image.width, frame.image.height, 0x80 | size_bits)
     return control + place + table + pixels
 
 
 def _gif_picture(image: Image) -> PIL.Image.Image:
     """Return a frame in at most 256 colors: its own if there are no more. GIF has one clear color."""
-    if image.palette is None:
-        image = with_palette(image)
-    if image.palette is not None:
+    image = image if image.palette else with_palette(image)
+    if image.palette:
         picture = to_pillow(image)
         clear = picture.info.pop("transparency", b"").find(0)
     else:
-        rgb = to_pillow(image).convert("RGB")
+        rgb, clear = to_pillow(image).convert("RGB"), 255 if image.layout.has_alpha else -1
         picture = rgb.quantize(255, PIL.Image.Quantize.MEDIANCUT, dither=PIL.Image.Dither.NONE)
-        clear = 255 if image.layout.has_alpha else -1
         if clear >= 0:
             picture.putdata(np.where(image.pixels[:, :, 3] == 0, clear, np.array(picture)).ravel().tolist())
     if clear >= 0:

@@ -1,4 +1,4 @@
-"""The protocol of codecs, the base of those that use Pillow, and the codec of BMP.
+"""The base of the codecs that use Pillow, and the codec of BMP.
 
 Each codec keeps the format, depth and compression of its source. Only pixels and the metadata that `metadata` allows
 reach the result.
@@ -10,7 +10,7 @@ import io
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import PIL.Image
 
@@ -34,70 +34,41 @@ class Page:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class Codec(Protocol):
-    """An opened file of one format.
+class PillowCodec:
+    """An opened file of one format, read and written through Pillow. Here a file has one picture.
 
     Attributes:
+        pillow_name: Pillow's name of the format.
+        animated_codec: class for animated files of the format, if they need another one.
         is_animation: whether several pages are the frames of one scene.
         largest_wh: size of the largest page as stored, px.
         page_count: pages or frames.
     """
 
-    is_animation: ClassVar[bool]
-    largest_wh: tuple[int, int]
-    page_count: int
+    pillow_name: ClassVar[str]
+    animated_codec: ClassVar[type[PillowCodec] | None] = None
+    is_animation: ClassVar[bool] = False
+    _first = 0  # index of the first page to read
+
+    def __init__(self, data: bytes, picture: Any, keep_metadata: bool) -> None:
+        self._data, self._picture = data, picture
+        self._size: tuple[int, int] = picture.size
+        self.largest_wh = self._size
+        exif = picture.getexif()
+        self._orientation = orientation_of(exif)
+        self._exif = allowed_exif(exif) if keep_metadata else b""
+        self._icc = allowed_profile(picture.info.get("icc_profile"))
+        self._dpi = allowed_resolution(picture.info.get("dpi"))
+        self.page_count = int(picture.n_frames) if self.is_animation else 1
 
     @classmethod
-    def open(cls, data: bytes, keep_metadata: bool) -> Codec:
+    def open(cls, data: bytes, keep_metadata: bool) -> PillowCodec:
         """Read the header of a file, and check that the file is complete where decoders do not.
 
         Raises:
             InputError: a kind of picture that could not be written again.
             Exception: whatever the decoder raises on a damaged file.
         """
-
-    @classmethod
-    def blank(cls) -> bytes:
-        """Return a file of this format with one small picture."""
-
-    @property
-    def upright_wh(self) -> tuple[int, int]:
-        """Width and height of the first page upright, px."""
-
-    def read(self) -> Iterator[Page]:
-        """Decode one page after the other. Raises the same errors as `open`."""
-
-    def write(self, pages: Iterable[Page]) -> bytes:
-        """Return a file of the same format with these pages."""
-
-
-class PillowCodec:
-    """Base of the codecs that read and write through Pillow. Here a file has one picture.
-
-    Attributes:
-        pillow_name: Pillow's name of the format.
-        animated_codec: class for animated files of the format, if they need another one.
-    """
-
-    pillow_name: ClassVar[str]
-    animated_codec: ClassVar[type[PillowCodec] | None] = None
-    is_animation: ClassVar[bool] = False
-
-    def __init__(self, data: bytes, picture: Any, keep_metadata: bool) -> None:
-        self._data = data
-        self._picture = picture
-        self._size: tuple[int, int] = picture.size
-        self.largest_wh = self._size
-        self.page_count = 1
-        exif = picture.getexif()
-        self._orientation = orientation_of(exif)
-        self._exif = allowed_exif(exif) if keep_metadata else b""
-        self._icc = allowed_profile(picture.info.get("icc_profile"))
-        self._dpi = allowed_resolution(picture.info.get("dpi"))
-
-    @classmethod
-    def open(cls, data: bytes, keep_metadata: bool) -> PillowCodec:
-        """Read the header of a file. An animated one gets ``animated_codec``, if the format has one."""
         cls.check_complete(data)
         picture: Any = PIL.Image.open(io.BytesIO(data), formats=[cls.pillow_name])
         codec = cls.animated_codec if cls.animated_codec and picture.is_animated else cls
@@ -119,22 +90,21 @@ class PillowCodec:
         return (height, width) if self._orientation >= 5 else (width, height)
 
     def read(self) -> Iterator[Page]:
-        """Decode one page after the other."""
-        for index in range(self.page_count):
+        """Decode one page after the other. Raises the same errors as `open`."""
+        for index in range(self._first, self._first + self.page_count):
             self._picture.seek(index)
-            self._picture.load()
-            image = apply_orientation(from_pillow(self._picture), self._orientation)
-            yield Page(image, self._duration_ms, self._page_options())
+            image = apply_orientation(self._decode(), self._orientation)
+            yield Page(image, float(self._picture.info.get("duration") or 0), self._page_options())
 
     def write(self, pages: Iterable[Page]) -> bytes:
         """Return a file of the same format with one page."""
         (page,) = pages
         return encode(to_pillow(page.image), self.pillow_name, **self._metadata_options(), **page.options)
 
-    @property
-    def _duration_ms(self) -> float:
-        """Duration of the current frame, 0 for still pictures."""
-        return float(self._picture.info.get("duration") or 0)
+    def _decode(self) -> Image:
+        """Return the current page as it is stored."""
+        self._picture.load()
+        return from_pillow(self._picture)
 
     def _page_options(self) -> dict[str, Any]:
         """Return the compression of the current page, as options of Pillow's encoder."""

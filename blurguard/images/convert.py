@@ -14,10 +14,9 @@ from blurguard.errors import InputError
 from blurguard.types import Image, Layout, Palette, Pixels
 
 _LAYOUTS = {"L": Layout.GREY, "LA": Layout.GREY_ALPHA, "RGB": Layout.RGB, "RGBA": Layout.RGBA, "CMYK": Layout.CMYK}
-_MODES = {layout: mode for mode, layout in _LAYOUTS.items()}
+MODES = {layout: mode for mode, layout in _LAYOUTS.items()}
 # Modes that differ only in storage from a supported one.
 _EQUIVALENT_MODES = {"La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "PA": "RGBA", "YCbCr": "RGB"}
-_GRAY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _BATCH = 4096  # colors compared with a palette at once
 
 
@@ -29,9 +28,8 @@ def from_pillow(picture: PIL.Image.Image) -> Image:
     """
     if picture.mode in ("1", "P"):
         return _from_indices(picture)
-    if picture.mode in _GRAY_16_BIT_MODES:
-        gray = np.array(picture).astype(np.uint16)
-        return Image(gray[:, :, None], Layout.GREY)
+    if picture.mode.startswith("I;16"):  # in either byte order
+        return Image(np.array(picture).astype(np.uint16)[:, :, None], Layout.GREY)
     if picture.mode in _EQUIVALENT_MODES:
         picture = picture.convert(_EQUIVALENT_MODES[picture.mode])
     if picture.mode not in _LAYOUTS:
@@ -44,14 +42,12 @@ def to_pillow(image: Image) -> PIL.Image.Image:
     """Return the picture for Pillow to encode, with palette indices if the image has a palette."""
     if image.palette is not None:
         return _to_indices(image, image.palette)
-    size = image.width, image.height
-    pixels = np.ascontiguousarray(image.pixels)
+    mode, pixels = MODES[image.layout], np.ascontiguousarray(image.pixels)
     if pixels.dtype == np.uint16:
         if image.layout is not Layout.GREY:
             raise ValueError(f"Pillow has no 16-bit {image.layout}")
-        return PIL.Image.frombuffer("I;16", size, pixels.tobytes(), "raw", "I;16", 0, 1)
-    mode = _MODES[image.layout]
-    return PIL.Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1)
+        mode = "I;16"
+    return PIL.Image.frombuffer(mode, (image.width, image.height), pixels, "raw", mode, 0, 1)
 
 
 def from_bgr(bgr: NDArray[Any] | None) -> Image:
@@ -79,9 +75,7 @@ def to_bgr(image: Image) -> NDArray[Any]:
 
 def apply_orientation(image: Image, orientation: int) -> Image:
     """Return the image upright. ``orientation`` is an EXIF value from 1 to 8, others change nothing."""
-    palette = image.palette
-    if palette is not None:
-        palette = Palette(palette.colors, _transpose(palette.indices, orientation))
+    palette = image.palette and Palette(image.palette.colors, _transpose(image.palette.indices, orientation))
     pixels = _transpose(image.pixels, orientation)
     return Image(pixels.reshape(*pixels.shape[:2], image.layout.channels), image.layout, palette)
 
@@ -125,11 +119,10 @@ def remap_palette(image: Image, palette: Palette) -> NDArray[np.uint8]:
 
 def _from_indices(picture: PIL.Image.Image) -> Image:
     """Return a picture of mode 1 or P with its palette."""
+    indices = np.array(picture, np.uint8)
     if picture.mode == "1":
-        indices = np.array(picture).astype(np.uint8)
         colors = np.array([[0], [255]], np.uint8)
         return Image(colors[indices], Layout.GREY, Palette(colors, indices))
-    indices = np.array(picture)
     opaque = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(opaque)] = opaque[:256]

@@ -14,12 +14,11 @@ import pillow_heif
 from blurguard.errors import InputError
 from blurguard.files.isobmff import picture_boxes
 from blurguard.images.codec import QUALITY, Page, PillowCodec, encode
-from blurguard.images.convert import to_pillow
+from blurguard.images.convert import MODES, to_pillow
 from blurguard.images.metadata import allowed_exif, allowed_profile
 from blurguard.types import Image, Layout
 
 _LAYOUTS = {1: Layout.GREY, 2: Layout.GREY_ALPHA, 3: Layout.RGB, 4: Layout.RGBA}
-_MODES = {Layout.GREY: "L", Layout.GREY_ALPHA: "LA", Layout.RGB: "RGB", Layout.RGBA: "RGBA"}
 
 
 class HeicCodec:
@@ -29,8 +28,7 @@ class HeicCodec:
 
     def __init__(self, data: bytes, keep_metadata: bool) -> None:
         self._file = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
-        width, height = self._file.size
-        self.upright_wh = (int(width), int(height))
+        self.upright_wh: tuple[int, int] = self._file.size
         self.largest_wh = max((picture.size for picture in self._file), key=math.prod)
         self.page_count = len(self._file)
         self._exif = b""
@@ -77,7 +75,7 @@ def _encode_heic(pages: Iterable[Page], primary: int, exif: bytes) -> bytes:
     chroma = 420
     for image, options in ((page.image, page.options) for page in pages):
         chroma = max(chroma, options.get("chroma", 420))  # pillow-heif writes all pages with one chroma format
-        mode = _MODES[image.layout] + (";16" if image.pixels.dtype == np.uint16 else "")
+        mode = MODES[image.layout] + (";16" if image.pixels.dtype == np.uint16 else "")
         added = file.add_frombytes(mode, (image.width, image.height), np.ascontiguousarray(image.pixels).tobytes())
         added.info.update(options)
     buffer = io.BytesIO()
@@ -90,10 +88,6 @@ class AvifCodec(PillowCodec):
 
     pillow_name = "AVIF"
     is_animation = True
-
-    def __init__(self, data: bytes, picture: Any, keep_metadata: bool) -> None:
-        super().__init__(data, picture, keep_metadata)
-        self.page_count = int(picture.n_frames)
 
     @staticmethod
     def check_complete(data: bytes) -> None:

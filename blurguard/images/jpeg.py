@@ -6,7 +6,7 @@ quality. It is used if the tables of the source are the standard ones at some qu
 
 import functools
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ import simplejpeg
 from PIL import JpegImagePlugin
 
 from blurguard.images.codec import Page, PillowCodec
-from blurguard.images.convert import apply_orientation
 from blurguard.types import Image, Layout
 
 Tables = dict[int, list[int]]
@@ -28,49 +27,40 @@ class JpegCodec(PillowCodec):
 
     pillow_name = "JPEG"
 
-    def read(self) -> Iterator[Page]:
-        """Decode the picture, the first one of an MPO."""
+    def _decode(self) -> Image:
+        """Return the picture, the first one of an MPO."""
         layout = {"L": Layout.GREY, "RGB": Layout.RGB}.get(self._picture.mode)
         if layout is None:
-            yield from super().read()
-            return
+            return super()._decode()
         try:
             pixels = simplejpeg.decode_jpeg(self._data, "GRAY" if layout is Layout.GREY else "RGB", strict=True)
         except ValueError as error:
             if "extraneous bytes" not in str(error):
                 raise
             # Some cameras write filler between the segments, and every decoder skips it. Pillow finds real damage.
-            yield from super().read()
-            return
-        yield Page(apply_orientation(Image(pixels, layout), self._orientation), options=self._page_options())
+            return super()._decode()
+        return Image(pixels, layout)
 
     def write(self, pages: Iterable[Page]) -> bytes:
         """Return a JPEG with the tables, subsampling and scan order in the page's options."""
         (page,) = pages
-        options = page.options
+        options, tables = page.options, page.options.get("qtables", {})
         special = self._icc or self._exif or options.get("progressive") or options.get("keep_rgb")
-        tables = options.get("qtables")
-        if tables and not special and page.image.layout in (Layout.GREY, Layout.RGB):
-            data = _encode_standard_tables(page.image, tables, options["subsampling"], self._dpi)
-            if data is not None:
-                return data
-        return super().write([page])
+        is_plain = tables and not special and page.image.layout in (Layout.GREY, Layout.RGB)
+        data = _encode_standard(page.image, tables, options["subsampling"], self._dpi) if is_plain else None
+        return data or super().write([page])
 
     def _page_options(self) -> dict[str, Any]:
-        subsampling = JpegImagePlugin.get_sampling(self._picture)
-        options = {
+        subsampling, info = JpegImagePlugin.get_sampling(self._picture), self._picture.info
+        return {
             "qtables": self._picture.quantization,
             "subsampling": max(subsampling, 0),  # -1 stands for any that Pillow cannot write: 4:4:4 then
-            "progressive": bool(self._picture.info.get("progressive")),
+            "progressive": bool(info.get("progressive")),
+            "keep_rgb": self._picture.mode == "RGB" and info.get("adobe_transform") == 0,
         }
-        if self._picture.mode == "RGB" and self._picture.info.get("adobe_transform") == 0:
-            options["keep_rgb"] = True
-        return options
 
 
-def _encode_standard_tables(
-    image: Image, tables: Tables, subsampling: int, dpi: tuple[float, float] | None
-) -> bytes | None:
+def _encode_standard(image: Image, tables: Tables, subsampling: int, dpi: tuple[float, float] | None) -> bytes | None:
     """Return a baseline JPEG, or None if the quantization tables are not the standard ones at any quality.
 
     Args:
@@ -83,9 +73,8 @@ def _encode_standard_tables(
     quality = _quality_by_tables(gray).get(_key(tables))
     if quality is None:
         return None
-    pixels = np.ascontiguousarray(image.pixels)
     space, chroma = ("GRAY", "Gray") if gray else ("RGB", _SUBSAMPLING[subsampling])
-    data: bytes = simplejpeg.encode_jpeg(pixels, quality, space, chroma, fastdct=False)
+    data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(image.pixels), quality, space, chroma, fastdct=False)
     if dpi is None:
         return data
     x, y = (min(round(v), 0xFFFF).to_bytes(2, "big") for v in dpi)

@@ -1,7 +1,6 @@
 """JPEG 2000: files of boxes (JP2) and bare codestreams (ISO/IEC 15444-1)."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import Any
 
 from blurguard.errors import InputError
@@ -29,10 +28,10 @@ class Jpeg2000Codec(PillowCodec):
         if b"\xff\xd9" not in data[max(start, stop - 64) : stop]:
             raise ValueError("truncated: no end of codestream")
 
-    def read(self) -> Iterator[Page]:
-        """Decode the picture. A palette is replaced by its colors."""
-        for page in super().read():
-            yield replace(page, image=Image(page.image.pixels, page.image.layout))
+    def _decode(self) -> Image:
+        """Return the picture. A palette is replaced by its colors."""
+        image = super()._decode()
+        return Image(image.pixels, image.layout)
 
     def write(self, pages: Iterable[Page]) -> bytes:
         """Return a JPEG 2000 file with the color profile. A bare codestream has no place for one."""

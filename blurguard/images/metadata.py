@@ -19,19 +19,16 @@ _MAX_PROFILE_BYTES = 8 << 20  # profiles of printers reach some 3 MB
 _B = ExifTags.Base
 # With --keep-metadata: time, camera, lens and exposure. Only names may hold words. Times hold digits, others numbers.
 _NAMES = frozenset({_B.Make, _B.Model, _B.LensMake, _B.LensModel})
-_EXIF_TIMES = frozenset(
-    {
-        _B.DateTimeOriginal, _B.DateTimeDigitized, _B.OffsetTime, _B.OffsetTimeOriginal, _B.OffsetTimeDigitized,
-        _B.SubsecTime, _B.SubsecTimeOriginal, _B.SubsecTimeDigitized,
-    }
-)  # fmt: skip
+_EXIF_TIMES = frozenset({
+    _B.DateTimeOriginal, _B.DateTimeDigitized, _B.OffsetTime, _B.OffsetTimeOriginal, _B.OffsetTimeDigitized,
+    _B.SubsecTime, _B.SubsecTimeOriginal, _B.SubsecTimeDigitized,
+})  # fmt: skip
 KEPT_BASE = frozenset({_B.Make, _B.Model, _B.DateTime})
 KEPT_EXIF = _EXIF_TIMES | {
-    _B.ExposureTime, _B.FNumber, _B.ExposureProgram, _B.ISOSpeedRatings, _B.SensitivityType,
-    _B.ShutterSpeedValue, _B.ApertureValue, _B.BrightnessValue, _B.ExposureBiasValue, _B.MaxApertureValue,
-    _B.MeteringMode, _B.LightSource, _B.Flash, _B.FocalLength, _B.FocalLengthIn35mmFilm, _B.WhiteBalance,
-    _B.ExposureMode, _B.DigitalZoomRatio, _B.SceneCaptureType,
-    _B.LensSpecification, _B.LensMake, _B.LensModel,
+    _B.ExposureTime, _B.FNumber, _B.ExposureProgram, _B.ISOSpeedRatings, _B.SensitivityType, _B.ShutterSpeedValue,
+    _B.ApertureValue, _B.BrightnessValue, _B.ExposureBiasValue, _B.MaxApertureValue, _B.MeteringMode, _B.LightSource,
+    _B.Flash, _B.FocalLength, _B.FocalLengthIn35mmFilm, _B.WhiteBalance, _B.ExposureMode, _B.DigitalZoomRatio,
+    _B.SceneCaptureType, _B.LensSpecification, _B.LensMake, _B.LensModel,
 }  # fmt: skip
 _TIME = re.compile(r"[0-9:.+\- ]{1,32}", re.ASCII)
 

@@ -1,5 +1,6 @@
 """PNG, still and animated (APNG). OpenCV decodes and encodes 16-bit color, which Pillow would cut to 8 bits."""
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,8 @@ import numpy as np
 from blurguard.errors import InputError
 from blurguard.images.animation import AnimationCodec, SubFrame, sub_frames
 from blurguard.images.codec import Page, PillowCodec, encode
-from blurguard.images.convert import apply_orientation, from_bgr, to_bgr, to_pillow
+from blurguard.images.convert import from_bgr, to_bgr, to_pillow
+from blurguard.types import Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IHDR_STOP = 33  # signature and the first chunk, which is always IHDR
@@ -52,18 +54,13 @@ class AnimatedPngCodec(AnimationCodec):
         """Return an animated PNG: Pillow encodes each frame, and their chunks are numbered and joined."""
         out: list[bytes] = []
         head: list[bytes] = []
-        sequence, count = 0, 0  # fcTL and fdAT chunks share one sequence of numbers
+        count, numbers = 0, (struct.pack(">I", number) for number in itertools.count())  # shared by fcTL and fdAT
         for count, frame in enumerate(sub_frames(pages), start=1):
             chunks = list(png_chunks(encode(to_pillow(frame.image), "PNG", **self._metadata_options())))
             head = head or [_make_chunk(name, body) for name, body in chunks if name not in (b"IDAT", b"IEND")]
-            out.append(_make_chunk(b"fcTL", struct.pack(">I", sequence) + _frame_control(frame)))
-            sequence += 1
+            out.append(_make_chunk(b"fcTL", next(numbers) + _frame_control(frame)))
             for body in (body for name, body in chunks if name == b"IDAT"):
-                if count == 1:
-                    out.append(_make_chunk(b"IDAT", body))
-                else:
-                    out.append(_make_chunk(b"fdAT", struct.pack(">I", sequence) + body))
-                    sequence += 1
+                out.append(_make_chunk(b"IDAT", body) if count == 1 else _make_chunk(b"fdAT", next(numbers) + body))
         control = _make_chunk(b"acTL", struct.pack(">2I", count, self._loop or 0))
         return b"".join([_SIGNATURE, head[0], control, *head[1:], *out, _make_chunk(b"IEND", b"")])
 
@@ -98,14 +95,11 @@ class PngCodec(PillowCodec):
         if b"IEND" not in {name for name, _ in png_chunks(data)}:
             raise ValueError("truncated: no IEND chunk")
 
-    def read(self) -> Iterator[Page]:
-        """Decode the picture."""
+    def _decode(self) -> Image:
         if not self._is_16_bit_color:
-            yield from super().read()
-            return
+            return super()._decode()
         self._picture.load()  # Pillow reports damaged checksums, OpenCV does not
-        bgr = cv2.imdecode(np.frombuffer(self._data, np.uint8), cv2.IMREAD_UNCHANGED)
-        yield Page(apply_orientation(from_bgr(bgr), self._orientation))
+        return from_bgr(cv2.imdecode(np.frombuffer(self._data, np.uint8), cv2.IMREAD_UNCHANGED))
 
     def write(self, pages: Iterable[Page]) -> bytes:
         """Return a PNG. OpenCV writes no metadata, so chunks for it are added."""

@@ -9,13 +9,14 @@ import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import PIL.Image
 
 from blurguard.errors import InputError
 from blurguard.files.filetypes import FileType
 from blurguard.images.animation import GifCodec
-from blurguard.images.codec import BmpCodec, Codec, Page
+from blurguard.images.codec import BmpCodec, Page, PillowCodec
 from blurguard.images.heif import AvifCodec, HeicCodec
 from blurguard.images.jpeg import JpegCodec
 from blurguard.images.jpeg2000 import Jpeg2000Codec
@@ -25,6 +26,7 @@ from blurguard.images.webp import WebpCodec
 
 __all__ = ["ImageFile", "Page", "blank_image_file", "open_image"]
 
+Codec: TypeAlias = PillowCodec | HeicCodec
 CODECS: dict[FileType, type[Codec]] = {
     FileType.JPEG: JpegCodec,
     FileType.PNG: PngCodec,
@@ -109,10 +111,8 @@ def open_image(data: bytes, file_type: FileType, name: str, max_pixels: int, kee
         codec = CODECS[file_type].open(data, keep_metadata)
         width, height = codec.largest_wh
         if width * height > max_pixels:
-            raise InputError(
-                f"{name}: {width} x {height} is more than {max_pixels / 1e6:g} megapixels; "
-                "if you trust this file, raise --max-pixels"
-            )
+            problem = f"{width} x {height} is more than {max_pixels / 1e6:g} megapixels"
+            raise InputError(f"{name}: {problem}; if you trust this file, raise --max-pixels")
         return ImageFile(file_type, *codec.upright_wh, codec.page_count, codec, name)
 
 

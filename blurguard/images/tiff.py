@@ -83,8 +83,7 @@ class TiffCodec(PillowCodec):
     def _write_16_bit(self, pages: Iterable[Page], buffer: io.BytesIO) -> None:
         """Write pages with deflate compression. ``extrasamples`` of a page is the kind of its alpha."""
         options: dict[str, Any] = {"photometric": "rgb", "compression": "zlib", "metadata": None, "software": False}
-        if self._icc:
-            options["iccprofile"] = self._icc
+        options["iccprofile"] = self._icc
         if self._dpi:
             options |= {"resolution": self._dpi, "resolutionunit": "INCH"}
         with tifffile.TiffWriter(buffer) as writer:
@@ -94,10 +93,10 @@ class TiffCodec(PillowCodec):
 
     def _page_options(self) -> dict[str, Any]:
         compression = self._picture.info.get("compression", "raw")
-        if self._picture.mode != "1" and compression in ("group3", "group4", "tiff_ccitt"):
+        needs_1_bit = compression in ("group3", "group4")
+        if compression not in _COMPRESSIONS or (needs_1_bit and self._picture.mode != "1"):
             compression = "tiff_adobe_deflate"
-        options = {"compression": compression if compression in _COMPRESSIONS else "tiff_adobe_deflate"}
-        return options | ({"quality": QUALITY} if compression == "jpeg" else {})
+        return {"compression": compression} | ({"quality": QUALITY} if compression == "jpeg" else {})
 
 
 def _check_pixels(tags: Any, size: int) -> None:

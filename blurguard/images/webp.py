@@ -26,13 +26,11 @@ class AnimatedWebpCodec(AnimationCodec):
         # Animation, and if present: color profile, alpha, EXIF.
         flags = 0x02 | (0x20 if self._icc else 0) | (0x10 if alpha else 0) | (0x08 if self._exif else 0)
         size = _uint24(first.image.width - 1, first.image.height - 1)
-        head = [b"WEBP", make_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + size)]
-        if self._icc:
-            head.append(make_chunk(b"ICCP", self._icc))
-        head.append(make_chunk(b"ANIM", struct.pack("<IH", 0, self._loop or 0)))
-        if self._exif:
-            body.append(make_chunk(b"EXIF", self._exif.removeprefix(b"Exif\0\0")))
-        return make_chunk(b"RIFF", b"".join(head + body))
+        head = make_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + size)
+        icc = make_chunk(b"ICCP", self._icc) if self._icc else b""
+        animation = make_chunk(b"ANIM", struct.pack("<IH", 0, self._loop or 0))
+        exif = make_chunk(b"EXIF", self._exif.removeprefix(b"Exif\0\0")) if self._exif else b""
+        return make_chunk(b"RIFF", b"".join([b"WEBP", head, icc, animation, *body, exif]))
 
 
 def _frame_chunk(frame: SubFrame, options: dict[str, Any]) -> bytes:
@@ -40,8 +38,7 @@ def _frame_chunk(frame: SubFrame, options: dict[str, Any]) -> bytes:
     still = encode(to_pillow(frame.image), "WEBP", **options)
     chunks = [chunk for chunk in picture_chunks(still) if chunk.type in (b"ALPH", b"VP8 ", b"VP8L")]
     image = b"".join(make_chunk(chunk.type, still[chunk.start : chunk.stop]) for chunk in chunks)
-    size = frame.image.width - 1, frame.image.height - 1
-    place = _uint24(frame.x // 2, frame.y // 2, *size, round(frame.duration_ms))
+    place = _uint24(frame.x // 2, frame.y // 2, frame.image.width - 1, frame.image.height - 1, round(frame.duration_ms))
     return make_chunk(b"ANMF", place + b"\x02" + image)  # 2: replace, do not blend
 
 

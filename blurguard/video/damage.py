@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 import av
-from av.video.stream import VideoStream
 
 from blurguard.errors import InputError
 
-VideoPacket: TypeAlias = "av.Packet[VideoStream]"
+VideoPacket: TypeAlias = "av.Packet[av.VideoStream]"
 
 # Each packet of these codecs is one shown frame.
 _ONE_FRAME_PER_PACKET = frozenset({"h264", "hevc", "av1", "vp8", "vp9", "mjpeg", "prores", "ffv1"})

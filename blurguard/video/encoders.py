@@ -13,11 +13,10 @@ from typing import NamedTuple
 import av
 from av.codec.context import Flags as CodecFlags
 from av.container import OutputContainer
-from av.video.stream import VideoStream
 
 from blurguard.errors import InputError
 from blurguard.files.filetypes import AVI, FLV, M2TS, MPEG_TS
-from blurguard.video.info import VideoInfo
+from blurguard.video.info import MasteringDisplay, VideoInfo
 
 os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 prints its settings to the terminal otherwise
 # Decoding times that begin before the first frame would move all times in these containers: no B-frames there.
@@ -74,29 +73,23 @@ _VPX = {"deadline": "realtime", "lag-in-frames": "0", "g": "240"}
 _MPEG = {"qmin": "3", "qmax": "3", "bf": "0"}
 ENCODERS = {
     "h264": Encoder(
-        "libx264",
-        {"preset": "veryfast", "crf": "19.5", "bf": "1"},
+        "libx264", {"preset": "veryfast", "crf": "19.5", "bf": "1"},
         quick={"preset": "superfast"},  # two thirds of the time at equal quality, but files a third larger
-        hdr10=Hdr10Syntax("x264-params", "mastering-display", "cll"),
-        supports_interlaced=True,
-        ignores_side_data=True,
+        hdr10=Hdr10Syntax("x264-params", "mastering-display", "cll"), supports_interlaced=True, ignores_side_data=True,
     ),
     "hevc": Encoder(
-        "libx265",
-        {"preset": "ultrafast", "crf": "26", "bf": "3", "x265-params": "log-level=none:info=0"},
+        "libx265", {"preset": "ultrafast", "crf": "26", "bf": "3", "x265-params": "log-level=none:info=0"},
         # Frames that an encoder holds back are a quarter of its memory at 4K.
         large={"bf": "1", "x265-params": "b-adapt=0:rc-lookahead=2"},
-        hdr10=Hdr10Syntax("x265-params", "hdr10=1:master-display", "max-cll"),
-        ignores_side_data=True,
+        hdr10=Hdr10Syntax("x265-params", "hdr10=1:master-display", "max-cll"), ignores_side_data=True,
     ),
     "vp9": Encoder(
-        "libvpx-vp9", _VPX | {"cpu-used": "7", "crf": "36", "b": "0", "row-mt": "1"}, ignores_side_data=True
+        "libvpx-vp9", _VPX | {"cpu-used": "7", "crf": "36", "b": "0", "row-mt": "1"}, ignores_side_data=True,
     ),
     "vp8": Encoder("libvpx", _VPX | {"cpu-used": "5", "crf": "20", "b": "40M"}, ignores_side_data=True),
     "av1": Encoder(
-        "libsvtav1",
         # Low delay: the frames held back otherwise are two thirds of its memory at 4K.
-        {"preset": "9", "crf": "30", "g": "240", "svtav1-params": "pred-struct=1:lookahead=0"},
+        "libsvtav1", {"preset": "9", "crf": "30", "g": "240", "svtav1-params": "pred-struct=1:lookahead=0"},
         hdr10=Hdr10Syntax("svtav1-params", "mastering-display", "content-light", integers=False),
         ignores_side_data=True,
     ),
@@ -105,16 +98,14 @@ ENCODERS = {
     "mpeg1video": Encoder("mpeg1video", _MPEG | {"g": "15"}, fixed_rate=True),
     "mjpeg": Encoder("mjpeg", {"qmin": "5", "qmax": "5", "strict": "unofficial"}),
     "prores": Encoder(
-        "prores_ks",
-        {"vendor": "apl0", "profile": "hq"},
+        "prores_ks", {"vendor": "apl0", "profile": "hq"}, supports_interlaced=True,
         profiles={"Proxy": "proxy", "LT": "lt", "Standard": "standard", "4444": "4444", "XQ": "4444xq"},
-        supports_interlaced=True,
     ),
     "ffv1": Encoder("ffv1", {"level": "3", "g": "1", "slicecrc": "1"}),
     "ffvhuff": Encoder("ffvhuff"),
     "huffyuv": Encoder("huffyuv"),
     "utvideo": Encoder("utvideo"),
-}
+}  # fmt: skip
 
 
 def encoder_for(info: VideoInfo, threads: int, quick: bool) -> Encoder:
@@ -123,13 +114,11 @@ def encoder_for(info: VideoInfo, threads: int, quick: bool) -> Encoder:
     Raises:
         InputError: there is none, or it would lose something.
     """
-    encoder = ENCODERS.get(info.codec)
+    encoder, container = ENCODERS.get(info.codec), info.container
     if encoder is None:
         raise InputError(f"{info.path}: {info.codec} video cannot be written; convert it to H.264 in MP4 or Matroska")
-    if info.rotation and not info.container.stores_rotation:
-        raise InputError(
-            f"{info.path}: {info.container.label} cannot store its rotation; convert it to MP4 or Matroska"
-        )
+    if info.rotation and not container.stores_rotation:
+        raise InputError(f"{info.path}: {container.label} cannot store its rotation; convert it to MP4 or Matroska")
     if info.interlaced and not encoder.supports_interlaced:
         raise InputError(f"{info.path}: interlaced {info.codec} cannot be written; convert it to H.264")
     layers = [
@@ -138,26 +127,25 @@ def encoder_for(info: VideoInfo, threads: int, quick: bool) -> Encoder:
         encoder.large if info.width * info.height > _LARGE_PX else {},
         encoder.quick if quick else {},
         {"profile": encoder.profiles[info.profile]} if info.profile in encoder.profiles else {},
-        _hdr10_options(info, encoder.hdr10) if encoder.hdr10 else {},
-        {"bf": "0"} if info.container in _NO_REORDERING else {},
+        _hdr10_options(encoder.hdr10, info.mastering, info.content_light) if encoder.hdr10 and info.mastering else {},
+        {"bf": "0"} if container in _NO_REORDERING else {},
     ]
     return replace(encoder, options=_merge(layers))
 
 
-def add_encoder(output: OutputContainer, encoder: Encoder, info: VideoInfo, threads: int) -> VideoStream:
+def add_encoder(output: OutputContainer, encoder: Encoder, info: VideoInfo, threads: int) -> av.VideoStream:
     """Add a video track to an output container and open its encoder.
 
     Raises:
         InputError: the encoder does not support this size or pixel format.
     """
     supported = {pixel_format.name for pixel_format in av.Codec(encoder.name, "w").video_formats or []}
+    video = f"{info.path}: {info.kind}"
     if info.pixel_format not in supported:
-        raise InputError(
-            f"{info.path}: {info.kind} with {info.pixel_format} pixels cannot be written; convert it to H.264 or HEVC"
-        )
+        raise InputError(f"{video} with {info.pixel_format} pixels cannot be written; convert it to H.264 or HEVC")
     try:
         stream = output.add_stream(encoder.name, rate=info.rate, options=dict(encoder.options))
-        assert isinstance(stream, VideoStream)  # noqa: S101 - for the type checker; every encoder of ours is one
+        assert isinstance(stream, av.VideoStream)  # noqa: S101 - for the type checker; every encoder of ours is one
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = info.width, info.height, info.pixel_format
         context.time_base, stream.time_base = encoder_time_base(encoder, info), info.time_base
@@ -175,10 +163,8 @@ def add_encoder(output: OutputContainer, encoder: Encoder, info: VideoInfo, thre
         context.thread_count = threads
         context.open()
     except (av.FFmpegError, ValueError) as error:
-        raise InputError(
-            f"{info.path}: {info.kind} of {info.width} x {info.height} px cannot be written: {error}; "
-            "convert it to H.264 in MP4 or Matroska"
-        ) from error
+        problem = f"{video} of {info.width} x {info.height} px cannot be written: {error}"
+        raise InputError(f"{problem}; convert it to H.264 in MP4 or Matroska") from error
     return stream
 
 
@@ -207,14 +193,12 @@ def _merge(layers: list[Mapping[str, str]]) -> dict[str, str]:
     return options
 
 
-def _hdr10_options(info: VideoInfo, syntax: Hdr10Syntax) -> dict[str, str]:
-    """Return a video's HDR10 metadata as an option, or nothing if it has none."""
-    if info.mastering is None:
-        return {}
+def _hdr10_options(syntax: Hdr10Syntax, mastering: MasteringDisplay, light: tuple[int, int] | None) -> dict[str, str]:
+    """Return a video's HDR10 metadata as an option."""
     display = ""
     for name in ("G", "B", "R", "WP", "L"):
         unit, digits = (10_000, 4) if name == "L" else (50_000, 5)
-        values = (round(x * unit) if syntax.integers else f"{float(x):.{digits}f}" for x in info.mastering[name])
+        values = (round(x * unit) if syntax.integers else f"{float(x):.{digits}f}" for x in mastering[name])
         display += "{}({},{})".format(name, *values)
-    light = ":{}={},{}".format(syntax.light, *info.content_light) if info.content_light else ""
-    return {syntax.option: f"{syntax.display}={display}{light}"}
+    light_level = ":{}={},{}".format(syntax.light, *light) if light else ""
+    return {syntax.option: f"{syntax.display}={display}{light_level}"}

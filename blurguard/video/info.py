@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import av
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Stream
-from av.video.stream import VideoStream
 
 from blurguard.files.filetypes import ContainerFormat
 
@@ -97,7 +96,7 @@ class VideoInfo:
 
 
 def describe_video(
-    path: Path, container: ContainerFormat, index_first: bool, stream: VideoStream, first: av.VideoFrame
+    path: Path, container: ContainerFormat, index_first: bool, stream: av.VideoStream, first: av.VideoFrame
 ) -> VideoInfo:
     """Return the properties of a stream whose first frame has been decoded."""
     side_data = _side_data_of(first)
@@ -117,12 +116,12 @@ def describe_video(
     )  # fmt: skip
 
 
-def time_base_of(stream: VideoStream) -> Fraction:
+def time_base_of(stream: av.VideoStream) -> Fraction:
     """Return the seconds per tick of a stream's timestamps."""
     return Fraction(stream.time_base or Fraction(1, 1000))
 
 
-def frame_rate_of(stream: VideoStream) -> Fraction:
+def frame_rate_of(stream: av.VideoStream) -> Fraction:
     """Return the nominal frames per second of a stream."""
     return Fraction(stream.average_rate or stream.guessed_rate or 25)
 
@@ -141,7 +140,7 @@ def _codec_tag(stream: Stream) -> str:
     return tag if tag.isprintable() else ""
 
 
-def _expected_frames(stream: VideoStream) -> int | None:
+def _expected_frames(stream: av.VideoStream) -> int | None:
     """Return the number of frames by the container's count, or estimated from its duration."""
     file: Any = stream.container
     tag = stream.metadata.get("NUMBER_OF_FRAMES", "")  # Matroska

@@ -12,8 +12,7 @@ from collections.abc import Collection, Iterator
 from fractions import Fraction
 from typing import Any
 
-import av
-from av.container import OutputContainer
+import av.container
 from av.stream import AttachmentStream, Discard, Stream
 
 from blurguard.errors import InputError
@@ -27,27 +26,21 @@ _FONT_SIGNATURES = (b"\0\1\0\0", b"OTTO", b"true", b"ttcf", b"wOFF", b"wOF2")
 # Titles stay: they are shown, and tell a commentary from the dialogue.
 _TRACK_TEXTS = ("language", "title", "handler_name")
 # Software and cameras name themselves as handlers, and some of them where they were: only the usual names stay.
-_HANDLERS = frozenset(
-    {
-        "soundhandler", "soundhandle", "audiohandler", "subtitlehandler", "texthandler", "sound media handler",
-        "apple sound media handler", "apple text media handler", "core media audio", "core media text",
-        "l-smash audio handler", "gpac iso audio handler", "mainconcept mp4 sound media handler", "stereo", "mono",
-        "surround",
-    }
-)  # fmt: skip
+_HANDLERS = frozenset({
+    "soundhandler", "soundhandle", "audiohandler", "subtitlehandler", "texthandler", "sound media handler",
+    "apple sound media handler", "apple text media handler", "core media audio", "core media text", "surround",
+    "l-smash audio handler", "gpac iso audio handler", "mainconcept mp4 sound media handler", "stereo", "mono",
+})  # fmt: skip
 # Of the file with keep_metadata: when, and with which camera. Never where, by whom, or with which one of its kind.
-_NAMES = frozenset(
-    {
-        "make", "model", "com.apple.quicktime.make", "com.apple.quicktime.model",
-        "com.android.manufacturer", "com.android.model",
-    }
-)  # fmt: skip
+_NAMES = frozenset({
+    "make", "model", "com.apple.quicktime.make", "com.apple.quicktime.model", "com.android.manufacturer",
+    "com.android.model",
+})  # fmt: skip
 _TIMES = frozenset({"creation_time", "date", "com.apple.quicktime.creationdate"})
 _TIME = re.compile(r"[0-9:.+\-TZ ]{4,40}", re.ASCII)
 # Lines of subtitle headers that a player needs.
 _ASS_INFO = re.compile(
-    rb"(ScriptType|PlayRes[XY]|WrapStyle|ScaledBorderAndShadow|YCbCr Matrix|Timer|Collisions)\s*:\s*[\w.+]{1,16}",
-    re.IGNORECASE,
+    rb"(?i)(ScriptType|PlayRes[XY]|WrapStyle|ScaledBorderAndShadow|YCbCr Matrix|Timer|Collisions)\s*:\s*[\w.+]{1,16}"
 )
 _ASS_SECTIONS = (
     (re.compile(rb"\[Script Info\]", re.IGNORECASE), _ASS_INFO),
@@ -55,8 +48,7 @@ _ASS_SECTIONS = (
     (re.compile(rb"\[Events\]", re.IGNORECASE), re.compile(rb"Format\s*:[\w, \t]*", re.IGNORECASE)),
 )
 _VOBSUB_LINE = re.compile(
-    rb"(size|org|scale|alpha|smooth|fadein/out|align|time offset|forced subs|palette|custom colors):[\w %,.:/+-]*",
-    re.IGNORECASE,
+    rb"(?i)(size|org|scale|alpha|smooth|fadein/out|align|time offset|forced subs|palette|custom colors):[\w %,.:/+-]*"
 )
 _EMPTY_COMMENT = b"\x03vorbis\0\0\0\0\0\0\0\0\1"  # no vendor, no entries, the framing bit (Vorbis I, 5.2.1)
 _STREAMINFO_BYTES = 34  # RFC 9639, 8.2
@@ -79,24 +71,22 @@ class StreamCopier:
         self._packets: Iterator[av.Packet[Any]] = iter(())
         self._next: av.Packet[Any] | None = None
 
-    def add_to(self, output: OutputContainer) -> None:
+    def add_to(self, output: av.container.OutputContainer) -> None:
         """Add the copied tracks and fonts to the output."""
         streams = self.container.streams
         for stream in streams:
             if stream.type in self._types:
                 self._add_track(stream, output)
+            stream.discard = Discard.default if stream.index in self._tracks else Discard.all
         for stream in streams:
             if isinstance(stream, AttachmentStream) and _is_font(stream):
                 name = stream.name or ""
                 safe_name = name if name.isprintable() and len(name) <= _MAX_TEXT else "font"
                 output.add_attachment(safe_name, stream.mimetype or "", bytes(stream.data))
-        for stream in streams:
-            stream.discard = Discard.default if stream.index in self._tracks else Discard.all
-        copied = [streams[index] for index in self._tracks]
-        self._packets = self._read(copied)
+        self._packets = self._read([streams[index] for index in self._tracks])
         self._next = next(self._packets, None)
 
-    def _add_track(self, stream: Stream, output: OutputContainer) -> None:
+    def _add_track(self, stream: Stream, output: av.container.OutputContainer) -> None:
         context = stream.codec_context
         try:
             extradata = scrub_extradata(codec_name(stream), context.extradata if context else None)
@@ -112,12 +102,10 @@ class StreamCopier:
 
     def chapters(self) -> list[Any]:
         """Return the chapters with their titles."""
-        return [
-            chapter | {"metadata": allowed_texts(chapter["metadata"], ("title",))}
-            for chapter in self.container.chapters()
-        ]
+        chapters = self.container.chapters()
+        return [chapter | {"metadata": allowed_texts(chapter["metadata"], ("title",))} for chapter in chapters]
 
-    def copy_until(self, seconds: Fraction | None, output: OutputContainer) -> None:
+    def copy_until(self, seconds: Fraction | None, output: av.container.OutputContainer) -> None:
         """Copy packets up to a decoding time, or all remaining ones."""
         while (packet := self._next) is not None:
             stamp = packet.dts if packet.dts is not None else packet.pts
@@ -205,7 +193,6 @@ def _scrub_vorbis(extradata: bytes) -> bytes:
     Raises:
         ValueError: they are not three.
     """
-    sizes: list[int] = []
     if extradata[0] == 2:  # Xiph lacing: the sizes come first
         at, sizes = 1, list[int]()
         for _ in range(2):

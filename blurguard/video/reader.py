@@ -14,10 +14,8 @@ from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
 
-import av
-from av.container import InputContainer
+import av.container
 from av.stream import Discard, Disposition
-from av.video.stream import VideoStream
 
 from blurguard.errors import InputError
 from blurguard.files.errors import read_errors
@@ -40,17 +38,15 @@ class VideoReader:
         end: pts at which the last frame ends. 0 until all frames have been read.
     """
 
-    def __init__(
-        self, path: Path, container_format: ContainerFormat, max_pixels: int, threads: int, salvage: bool
-    ) -> None:
-        self._path, self._format = path, container_format
+    def __init__(self, path: Path, container: ContainerFormat, max_pixels: int, threads: int, salvage: bool) -> None:
+        self._path, self._format = path, container
         self.damage = DamageLog(path, salvage)
         self.end = self._duration = self._packets_read = 0
         self._last_pts: int | None = None
-        problem, index_first = check_complete(path, container_format)
+        problem, index_first = check_complete(path, container)
         if problem:
             self.damage.report(problem)
-        self._container = open_container(path, container_format)
+        self._container = open_container(path, container)
         try:
             self._stream = self._select_stream()
             self._set_up_decoder(max_pixels, threads)
@@ -61,7 +57,7 @@ class VideoReader:
             self._first = next(self._frames, None)
             if self._first is None:
                 raise InputError(f"{path}: not one frame could be decoded; get a complete copy")
-            self.info = describe_video(path, container_format, index_first, self._stream, self._first)
+            self.info = describe_video(path, container, index_first, self._stream, self._first)
         except BaseException:
             self._container.close()
             raise
@@ -92,7 +88,7 @@ class VideoReader:
             del first  # a 4K frame takes 12 MB, and the caller owns it now
         yield from self._frames
 
-    def _select_stream(self) -> VideoStream:
+    def _select_stream(self) -> av.VideoStream:
         """Return the only video track, and discard all other tracks.
 
         Raises:
@@ -103,10 +99,8 @@ class VideoReader:
         if not videos:
             raise InputError(f"{self._path}: has no video; nothing to hide")
         if len(videos) > 1:
-            raise InputError(
-                f"{self._path}: has {len(videos)} video tracks, and each may show faces; "
-                "put each into a file of its own, with its audio"
-            )
+            problem = f"has {len(videos)} video tracks, and each may show faces"
+            raise InputError(f"{self._path}: {problem}; put each into a file of its own, with its audio")
         for stream in self._container.streams:
             stream.discard = Discard.default if stream is videos[0] else Discard.all
         return videos[0]
@@ -123,9 +117,8 @@ class VideoReader:
         if context.width * context.height > max_pixels:
             raise InputError(f"{self._path}: {context.width} x {context.height} px is larger than --max-pixels allows")
         if "alpha_mode" in self._stream.metadata:  # the alpha plane is a second video inside the packets
-            raise InputError(
-                f"{self._path}: video with transparency in {self._format.label} is not supported; flatten it"
-            )
+            problem = f"video with transparency in {self._format.label} is not supported"
+            raise InputError(f"{self._path}: {problem}; flatten it")
         context.thread_count, context.thread_type = threads, "AUTO"
         context.options = {"err_detect": _ERR_DETECT, "max_pixels": str(max_pixels)}
 
@@ -196,10 +189,8 @@ class VideoReader:
             return
         info, at = self.info, self._at(frame.pts or self._last_pts)
         if frame.interlaced_frame and not info.interlaced:  # progressive frames in an interlaced video lose nothing
-            raise InputError(
-                f"{self._path}: changes from progressive to interlaced {at}; "
-                "cut it there into two files, or deinterlace it first"
-            )
+            problem = f"changes from progressive to interlaced {at}"
+            raise InputError(f"{self._path}: {problem}; cut it there into two files, or deinterlace it first")
         before = f"{info.width} x {info.height} {info.pixel_format}"
         now = f"{frame.width} x {frame.height} {frame.format.name}"
         if now != before:
@@ -218,10 +209,8 @@ class VideoReader:
             if pts is None:
                 pts = last + self._frame_ticks
             elif last - pts > self._frame_ticks:
-                raise InputError(
-                    f"{self._path}: its timestamps run backwards {self._at(last)}, as in files joined from several; "
-                    "export it anew first, for example with a video editor"
-                )
+                problem = f"its timestamps run backwards {self._at(last)}, as in files joined from several"
+                raise InputError(f"{self._path}: {problem}; export it anew first, for example with a video editor")
             pts = max(pts, last + 1)
         frame.pts = self._last_pts = pts or 0
 
@@ -249,7 +238,7 @@ def open_video(path: Path, *, max_pixels: int, threads: int = 0, salvage: bool =
     return VideoReader(path, container_format, max_pixels, threads, salvage)
 
 
-def open_container(path: Path, container_format: ContainerFormat) -> InputContainer:
+def open_container(path: Path, container_format: ContainerFormat) -> av.container.InputContainer:
     """Open a file with its format's demuxer. FFmpeg cannot read any other file through it.
 
     Raises:

@@ -22,9 +22,7 @@ class RgbConverter:
             aspect: width of a px divided by its height.
             max_side_px: bound of the longer side of the images. None keeps full size.
         """
-        self._rotation = rotation
-        self._aspect = float(aspect)
-        self._max_side_px = max_side_px
+        self._rotation, self._aspect, self._max_side_px = rotation, float(aspect), max_side_px
         self._reformatter = VideoReformatter()
 
     def convert(self, frame: VideoFrame) -> NDArray[np.uint8]:

@@ -51,14 +51,12 @@ def check_complete(path: Path, container: ContainerFormat) -> tuple[str, bool]:
 def _mp4_boxes(file: BinaryIO, size: int) -> list[Box]:
     """Return the outermost boxes without those that another program appended. The last may end after the file."""
     boxes: list[Box] = []
-    types: set[bytes] = set()
     for box in read_boxes(file, 0, size):
         if box.stop < box.start + 8 or not (box.type.isascii() and box.type.decode("ascii").isprintable()):
             break
-        if box.stop > size and box.type not in _TOP_LEVEL_BOXES and {b"moov", b"mdat"} <= types:
+        if box.stop > size and box.type not in _TOP_LEVEL_BOXES and {b"moov", b"mdat"} <= {box.type for box in boxes}:
             break
         boxes.append(box)
-        types.add(box.type)
     return boxes
 
 
@@ -91,12 +89,10 @@ def _matroska_end(file: BinaryIO, size: int) -> int:
 
 def _ebml_number(head: bytes, at: int, keep_marker: bool = False) -> tuple[int, int]:
     """Return an EBML number and the offset after it, 0 if there is none. All bits set mean unknown (RFC 8794, 4)."""
-    if at >= len(head) or not head[at]:
+    width = 9 - int.from_bytes(head[at : at + 1]).bit_length()
+    if width > 8 or at + width > len(head):
         return 0, 0
-    width = 9 - head[at].bit_length()
     value = int.from_bytes(head[at : at + width], "big")
-    if at + width > len(head):
-        return 0, 0
     bits = (1 << 7 * width) - 1
     if keep_marker:
         return value, at + width

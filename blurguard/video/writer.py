@@ -12,8 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-from av.container import OutputContainer
+import av.container
 from av.container.core import Flags as ContainerFlags
 from av.filter import Graph
 from av.sidedata.sidedata import Type as SideData
@@ -28,18 +27,15 @@ from blurguard.video.info import VideoInfo
 from blurguard.video.passthrough import StreamCopier, allowed_metadata, allowed_texts
 from blurguard.video.reader import VideoReader
 
-_BITEXACT = int(ContainerFlags.bitexact.value)  # type: ignore[call-overload]  # no versions, no random numbers
 _BUFFER_BYTES = 1 << 18
 # Side data that a frame may keep: captions, display geometry, and types that our encoders never write. All other
 # types are removed, above all color profiles and Exif data.
-_ALLOWED_SIDE_DATA = frozenset(
-    {
-        SideData.A53_CC, SideData.AFD, SideData.PANSCAN, SideData.STEREO3D, SideData.DISPLAYMATRIX,
-        SideData.MASTERING_DISPLAY_METADATA, SideData.CONTENT_LIGHT_LEVEL, SideData.DYNAMIC_HDR_PLUS,
-        SideData.MOTION_VECTORS, SideData.REGIONS_OF_INTEREST, SideData.SEI_UNREGISTERED, SideData.GOP_TIMECODE,
-        SideData.S12M_TIMECODE,
-    }
-)  # fmt: skip
+_ALLOWED_SIDE_DATA = frozenset({
+    SideData.A53_CC, SideData.AFD, SideData.PANSCAN, SideData.STEREO3D, SideData.DISPLAYMATRIX,
+    SideData.MASTERING_DISPLAY_METADATA, SideData.CONTENT_LIGHT_LEVEL, SideData.DYNAMIC_HDR_PLUS,
+    SideData.MOTION_VECTORS, SideData.REGIONS_OF_INTEREST, SideData.SEI_UNREGISTERED, SideData.GOP_TIMECODE,
+    SideData.S12M_TIMECODE,
+})  # fmt: skip
 _SIDE_DATA_TYPES = 128  # upper bound; FFmpeg 8 has 32
 
 
@@ -138,14 +134,14 @@ class VideoWriter:
             self._output.close()
         self._copier.close()
 
-    def _open(self, keep_metadata: bool) -> OutputContainer:
+    def _open(self, keep_metadata: bool) -> av.container.OutputContainer:
         """Return the output container with all its tracks. The first packet makes PyAV write its header."""
         info, copier = self._info, self._copier
         output = av.open(
             self._file, "w", format=info.container.muxer, container_options=_muxer_options(info, keep_metadata),
             buffer_size=_BUFFER_BYTES,
         )  # fmt: skip
-        output.flags |= _BITEXACT
+        output.flags |= int(ContainerFlags.bitexact.value)  # type: ignore[call-overload]  # no versions, no random numbers
         self._stream = add_encoder(output, self._encoder, info, self._threads)
         source = copier.container.streams[info.stream_index]
         self._stream.disposition = source.disposition
@@ -189,8 +185,7 @@ class VideoWriter:
         if packet.dts is None or self._encoder.fixed_rate:  # fixed-rate encoders do not reorder
             packet.dts = packet.pts
         packet.time_base = self._info.time_base
-        if self._first_dts is None:
-            self._first_dts = packet.dts
+        self._first_dts = packet.dts if self._first_dts is None else self._first_dts
 
     def _mux_waiting(self) -> None:
         """Write the waiting packet, after all copied packets that precede it."""
@@ -228,26 +223,21 @@ class SideDataFilter:
 
     def strip(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Return a new frame that shares the pixels and has only allowed side data."""
-        if self._graph is None:
-            self._graph = self._build(frame)
+        self._graph = self._graph or _deletion_graph(frame)
         self._graph.vpush(frame)
         return self._graph.vpull()
 
-    def _build(self, frame: av.VideoFrame) -> Graph:
-        """Return one filter for each type to remove, also for types unknown to PyAV."""
-        graph = Graph()
-        allowed: set[Any] = {side_data.value for side_data in _ALLOWED_SIDE_DATA}
-        removed = [number for number in range(_SIDE_DATA_TYPES) if number not in allowed]
-        chain = [
-            graph.add_buffer(
-                width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
-            ),
-            *(graph.add("sidedata", f"mode=delete:type={number}") for number in removed),
-            graph.add("metadata", "mode=delete"),
-            graph.add("buffersink"),
-        ]
-        graph.link_nodes(*chain).configure()
-        return graph
+
+def _deletion_graph(frame: av.VideoFrame) -> Graph:
+    """Return one filter for each type to remove, also for types unknown to PyAV."""
+    graph, ticks = Graph(), frame.time_base or Fraction(1)
+    allowed: set[Any] = {side_data.value for side_data in _ALLOWED_SIDE_DATA}
+    removed = [number for number in range(_SIDE_DATA_TYPES) if number not in allowed]
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=ticks)
+    deletions = [graph.add("sidedata", f"mode=delete:type={number}") for number in removed]
+    metadata, sink = graph.add("metadata", "mode=delete"), graph.add("buffersink")
+    graph.link_nodes(source, *deletions, metadata, sink).configure()
+    return graph
 
 
 class _FullWriteFile(io.FileIO):
@@ -269,7 +259,5 @@ class _FullWriteFile(io.FileIO):
 def _muxer_options(info: VideoInfo, keep_metadata: bool) -> dict[str, str]:
     if info.container.demuxer == "mpegts":
         return {"mpegts_copyts": "1", "mpegts_m2ts_mode": str(int(info.container is M2TS))}
-    if info.container.demuxer != "mov":
-        return {}
     flags = "+faststart" * info.index_first + "+use_metadata_tags" * keep_metadata
-    return {"movflags": flags} if flags else {}
+    return {"movflags": flags} if flags and info.container.demuxer == "mov" else {}
