@@ -27,8 +27,14 @@ class CheckResult:
 
 def run_checks(folders: list[Path]) -> Iterator[CheckResult]:
     """Run all checks and yield their results. ``folders`` must be writable."""
-    yield _check("runtime", _runtime)
-    yield from _models()
+    yield _check("runtime", lambda: interpreter_class()[1])
+    try:
+        specs = model_zoo.all_specs()
+    except ModelError as error:
+        specs = []
+        yield CheckResult("models", str(error), error.exit_code)
+    for spec in specs:
+        yield _check(f"model {spec.name}", _runs, spec)
     for kind in FileType:
         if kind.is_still:
             yield _check(f"codec {kind}", _round_trip, kind)
@@ -37,26 +43,11 @@ def run_checks(folders: list[Path]) -> Iterator[CheckResult]:
         yield _check(f"folder {folder}", _writable, folder)
 
 
-def _models() -> Iterator[CheckResult]:
-    try:
-        specs = model_zoo.all_specs()
-    except ModelError as error:
-        yield CheckResult("models", str(error), error.exit_code)
-        return
-    for spec in specs:
-        yield _check(f"model {spec.name}", _runs, spec)
-
-
 def _check(name: str, check: Callable[..., str], *arguments: object) -> CheckResult:
     try:
         return CheckResult(name, check(*arguments))
     except BlurguardError as error:
         return CheckResult(name, str(error), error.exit_code)
-
-
-def _runtime() -> str:
-    _, version = interpreter_class()
-    return version
 
 
 def _runs(spec: model_zoo.ModelSpec) -> str:

@@ -1,7 +1,7 @@
 """Command-line options, made from declared settings."""
 
-import inspect
 from dataclasses import dataclass
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,14 +30,11 @@ class RunOptions:
     )
 
 
-def options_for(table: type[Any]) -> list[inspect.Parameter]:
+def options_for(table: type[Any]) -> list[Parameter]:
     """Return one option per declared setting, as parameters of a command. An option not given is None."""
     return [
-        inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[each.kind | None, _option(each)],
+        Parameter(
+            each.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[each.kind | None, _option(each)]
         )
         for each in declared(table)
     ]
