@@ -1,6 +1,6 @@
 """Image files, page by page. Pages of photos and documents stand alone. In animations faces are tracked."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from blurguard.anonymize.media import WINDOW_BYTES, FaceLog, MediaInfo, MediaJob, make_face
 from blurguard.anonymize.surfaces import surface_of
-from blurguard.anonymize.tracked import TrackRedactor, redact_tracks
+from blurguard.anonymize.tracked import Frames, TrackRedactor, redact_tracks
 from blurguard.detection.detector import Detector
 from blurguard.images.still import ImageFile, Page
 from blurguard.redaction.regions import paired_regions
@@ -52,13 +52,12 @@ def hide_into(image: Image, regions: Iterable[Region], settings: Settings) -> No
     TrackRedactor(settings).redact([surface_of(image, settings.box_rgb)], list(enumerate(regions)))
 
 
-def _detect_pages(
-    image_file: ImageFile, detector: Detector, min_score: float
-) -> Generator[tuple[Page, FrameDetections], None, None]:
+def _detect_pages(image_file: ImageFile, detector: Detector, min_score: float) -> Frames[Page]:
     """Yield every page, writable, with its detections."""
     cuts, seconds = SceneCutDetector(), 0.0
 
     def detect(rgb: NDArray[np.uint8]) -> FrameDetections:
+        # The RGB copy is freed before the page is yielded.
         detections = detector.detect(rgb, min_score)
         return FrameDetections(seconds, detections, image_file.is_animated and cuts.is_cut(rgb))
 

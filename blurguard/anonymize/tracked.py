@@ -14,6 +14,8 @@ from blurguard.tracking.lookahead import FrameDetections, TrackedBox, TrackingCo
 from blurguard.types import Detections, Region
 
 T = TypeVar("T")
+Frames = Generator[tuple[T, FrameDetections], None, None]  # each with its detections
+_Hidden = tuple[TrackedBox, Region]
 _MOSAIC_TTL_FRAMES = 250  # for a face that leaves the image and comes back
 
 
@@ -48,7 +50,7 @@ class TrackRedactor:
 
 
 def redact_tracks(
-    frames: Generator[tuple[T, FrameDetections], None, None],
+    frames: Frames[T],
     surfaces: Callable[[T], list[Surface]],
     size_wh: tuple[int, int],
     job: MediaJob,
@@ -77,9 +79,7 @@ def redact_tracks(
             yield frame
 
 
-def _with_regions(
-    boxes: Sequence[TrackedBox], margin: float, size_wh: tuple[int, int]
-) -> list[tuple[TrackedBox, Region]]:
+def _with_regions(boxes: Sequence[TrackedBox], margin: float, size_wh: tuple[int, int]) -> list[_Hidden]:
     """Return the tracked boxes that reach into the image, each with its region."""
     corners, scores = [tracked.box for tracked in boxes], [tracked.score for tracked in boxes]
     regions = paired_regions(Detections(np.array(corners), np.array(scores)), margin, *size_wh)
