@@ -88,9 +88,7 @@ class Settings(SettingsTable):
     audio: Audio = setting(Audio.KEEP, "Keep or drop the sound.", VIDEO)
     salvage: bool = setting(False, "Process the readable part of a damaged video instead of failing.", VIDEO)
     # In a program that uses the library, Pillow's ``Image.MAX_IMAGE_PIXELS`` applies as well.
-    max_pixels: int = setting(
-        200_000_000, "Refuse pictures and videos with more pixels, before decoding them.", limits=(1, 20_000_000_000)
-    )
+    max_pixels: int = setting(200_000_000, "Refuse files with more pixels.", limits=(1, 20_000_000_000))
     jobs: int | None = setting(None, "Worker processes.", limits=(1, 256), unset="one per processor", flags="--jobs -j")
 
     @property
@@ -113,27 +111,19 @@ class WatchSettings(SettingsTable):
     a settings file, and ``~`` is not expanded.
     """
 
-    settle: float = setting(
-        1.0, "Seconds without a change after which a file is complete.", ARRIVAL, limits=(0.0, 3600.0)
-    )
+    settle: float = setting(1.0, "Seconds without a change until a file is complete.", ARRIVAL, limits=(0.0, 3600.0))
     rescan: float = setting(60.0, "Seconds between two scans of the whole inbox.", ARRIVAL, limits=(0.1, 86_400.0))
     poll: bool = setting(
         False, "Poll the inbox instead of waiting for file events. Network shares send none.", ARRIVAL, fixed=True
     )
-    originals: Originals = setting(
-        Originals.KEEP, "Treatment of originals after their results are complete.", ORIGINALS, fixed=True
-    )
+    originals: Originals = setting(Originals.KEEP, "Treatment of originals after success.", ORIGINALS, fixed=True)
     move_to: str = _path("Folder for originals, with --originals move.", ORIGINALS, unset="none", metavar="FOLDER")
     failed: str = _path(
-        "Folder for failed originals and their error reports.", ORIGINALS, unset="they stay", metavar="FOLDER"
+        "Folder for failed originals and error reports.", ORIGINALS, unset="they stay", metavar="FOLDER"
     )
-    timeout: float = setting(
-        300.0, "Seconds without progress after which a file fails.", DAEMON, limits=(1.0, 86_400.0)
-    )
+    timeout: float = setting(300.0, "Seconds without progress until a file fails.", DAEMON, limits=(1.0, 86_400.0))
     grace: float = setting(10.0, "Seconds to finish running files when stopped.", DAEMON, limits=(0.0, 3600.0))
-    min_free: int = setting(
-        500, "Start no file while the outbox has less free space, in MB (10^6 bytes).", ARRIVAL, limits=(0, 10**9)
-    )
+    min_free: int = setting(500, "Start no file below this free space, MB (10^6 bytes).", ARRIVAL, limits=(0, 10**9))
     recycle: int = setting(1000, "Files after which a worker process is replaced.", DAEMON, limits=(1, 10**6))
     health: str = _path("Status file of the daemon.", DAEMON, unset="OUTBOX/.blurguard/health.json", metavar="FILE")
     metrics: str = _path("Text file with metrics for Prometheus.", DAEMON, unset="none", metavar="FILE")
@@ -200,17 +190,12 @@ def _read_file(path: Path) -> tuple[_Source, _Source]:
 
 
 def _read_environment(environment: Mapping[str, str]) -> tuple[_Source, _Source]:
-    own = {
-        key.removeprefix(ENVIRONMENT_PREFIX).lower(): text
-        for key, text in environment.items()
-        if key.startswith(ENVIRONMENT_PREFIX) and key != CONFIG_VARIABLE
-    }
+    keys = [key for key in environment if key.startswith(ENVIRONMENT_PREFIX) and key != CONFIG_VARIABLE]
+    own = {key.removeprefix(ENVIRONMENT_PREFIX).lower(): environment[key] for key in keys}
     start = f"{WATCH_SECTION}_"
     watch = {name.removeprefix(start): own.pop(name) for name in list(own) if name.startswith(start)}
-    return (
-        (_parsed(Settings, own), f"environment ({ENVIRONMENT_PREFIX}*)"),
-        (_parsed(WatchSettings, watch), f"environment ({ENVIRONMENT_PREFIX}{start.upper()}*)"),
-    )
+    origin, watch_origin = (f"environment ({ENVIRONMENT_PREFIX}{part}*)" for part in ("", start.upper()))
+    return (_parsed(Settings, own), origin), (_parsed(WatchSettings, watch), watch_origin)
 
 
 def _parsed(table: type[SettingsTable], texts: Mapping[str, str]) -> dict[str, Any]:

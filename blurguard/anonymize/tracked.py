@@ -15,6 +15,7 @@ from blurguard.types import Detections, Region
 
 T = TypeVar("T")
 Frames = Generator[tuple[T, FrameDetections], None, None]  # each with its detections
+Surfaces = Callable[[T], list[Surface]]
 _Hidden = tuple[TrackedBox, Region]
 _MOSAIC_TTL_FRAMES = 250  # for a face that leaves the image and comes back
 
@@ -50,12 +51,7 @@ class TrackRedactor:
 
 
 def redact_tracks(
-    frames: Frames[T],
-    surfaces: Callable[[T], list[Surface]],
-    size_wh: tuple[int, int],
-    job: MediaJob,
-    max_frames: int,
-    log: FaceLog,
+    frames: Frames[T], surfaces: Surfaces[T], size_wh: tuple[int, int], job: MediaJob, max_frames: int, log: FaceLog
 ) -> Generator[T, None, None]:
     """Yield every frame with its faces tracked, and hidden if the job says so.
 

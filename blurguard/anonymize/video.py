@@ -120,10 +120,7 @@ class _FrameDetector:
     """Detects faces in several frames at a time: one thread per detector."""
 
     def __init__(self, video: VideoInfo, job: MediaJob, stop: Event) -> None:
-        self._time_base = video.time_base
-        self._size_wh = video.upright_size
-        self._job = job
-        self._stop = stop
+        self._video, self._job, self._stop = video, job, stop
         longest = FAST_SIDE_PX if job.settings.mode is Mode.FAST else None
         aspect = video.pixel_aspect or Fraction(1)
         self._free: SimpleQueue[tuple[Detector, RgbConverter, RgbConverter]] = SimpleQueue()
@@ -142,7 +139,7 @@ class _FrameDetector:
     def _detect(self, numbered: tuple[int, VideoFrame]) -> tuple[VideoFrame, FrameDetections, NDArray[np.uint8]]:
         """Return a frame, its detections before the search for cuts, and its RGB thumbnail (36, 64, 3)."""
         number, frame = numbered
-        seconds = float((frame.pts or 0) * self._time_base)
+        seconds = float((frame.pts or 0) * self._video.time_base)
         tools = detector, converter, thumbnails = self._free.get()
         try:
             if number % self._job.detect_every:
@@ -152,7 +149,7 @@ class _FrameDetector:
             found = detector.detect(rgb, self._job.weak_score)
         finally:
             self._free.put(tools)
-        boxes = rescale_boxes(found.boxes, (rgb.shape[1], rgb.shape[0]), self._size_wh)
+        boxes = rescale_boxes(found.boxes, (rgb.shape[1], rgb.shape[0]), self._video.upright_size)
         return frame, FrameDetections(seconds, Detections(boxes, found.scores, found.flaw)), _thumbnail(rgb)
 
 

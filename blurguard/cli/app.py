@@ -68,10 +68,7 @@ def _file(
     run: Run,
     files: Annotated[list[Path], Argument(help="One or more pictures or videos.")],
     out: Annotated[
-        Path | None,
-        Option(
-            "--out", "-o", help="Name of the result, or a folder.", show_default="NAME_blurred, beside the original"
-        ),
+        Path | None, Option("--out", "-o", help="Result file, or a folder.", show_default="NAME_blurred beside it")
     ] = None,
 ) -> int:
     """Hide the faces in single pictures and videos."""
@@ -87,9 +84,7 @@ def _file(
 def _detect(
     run: Run,
     paths: Annotated[list[Path], Argument(help="Pictures, videos, or folders of them.")],
-    json_file: Annotated[
-        Path, Option("--json", help="File for the results, one JSON line per input. - is standard output.")
-    ] = Path("-"),
+    json_file: Annotated[Path, Option("--json", help="Result file of JSON lines. - is standard output.")] = Path("-"),
 ) -> int:
     """Detect faces in pictures and videos and write their positions. Nothing is hidden."""
     from blurguard.batch import discovery, runner
@@ -202,9 +197,7 @@ def _doctor(
 
 
 @app.callback(invoke_without_command=True)
-def _root(
-    version: Annotated[bool, Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
+def _root(version: Annotated[bool, Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
     if version:
         echo(f"blurguard {__version__}")
         raise Exit

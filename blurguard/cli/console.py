@@ -100,10 +100,9 @@ class ConsoleProgress:
         self.out = plain_console(to_stderr)
         self.errors = plain_console(to_stderr=True)
         self.exit_code = EXIT_OK
+        self._quiet, self._as_json = quiet, as_json
         self._status_counts: Counter[Status] = Counter()
         self._faces = 0
-        self._quiet = quiet
-        self._as_json = as_json
         self._bars: _HeadedProgress | None = None
         self._batch: progress.TaskID | None = None
         self._headline = self._state = ""

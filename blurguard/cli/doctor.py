@@ -1,8 +1,8 @@
 """Self-check of the runtime, the models, the codecs and folders."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from blurguard.types import Image, Layout
 from blurguard.video.encoders import ENCODERS, missing_encoders
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """Result of one check. ``exit_code`` is that of its failure, 0 if it passed."""
 
     name: str

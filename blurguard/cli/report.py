@@ -31,11 +31,8 @@ def outcome_json(outcome: Outcome, settings: Settings) -> dict[str, Any]:
 
 def detection_json(outcome: Outcome) -> dict[str, Any]:
     """Return the faces of a file for ``blurguard detect``, with the reason if it failed."""
-    record = {
-        "source": str(outcome.source),
-        **_fields(outcome, "width", "height"),
-        "faces": [face.as_json() for face in outcome.faces],
-    }
+    faces = [face.as_json() for face in outcome.faces]
+    record = {"source": str(outcome.source), **_fields(outcome, "width", "height"), "faces": faces}
     return record | _second_pass(outcome) | ({"error": outcome.reason} if outcome.reason else {})
 
 
