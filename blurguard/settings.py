@@ -164,16 +164,13 @@ def read_settings(config: Path | None, environment: Mapping[str, str] = os.envir
         ConfigError: an unreadable file, an unknown name, or a bad value, in either table.
     """
     settings, watch = Settings(), WatchSettings()
-    for own_source, watch_source in (*([] if config is None else [_read_file(config)]), _read_environment(environment)):
-        _refuse_one_shot(*watch_source)
-        settings, watch = settings.with_values(*own_source), watch.with_values(*watch_source)
+    sources = [] if config is None else [_read_file(config)]
+    for own, (values, origin) in (*sources, _read_environment(environment)):
+        for each in declared(WatchSettings):
+            if each.one_shot and each.name in values:
+                raise ConfigError(f"{origin}: {each.name} is for one run only: give {each.option} on the command line")
+        settings, watch = settings.with_values(*own), watch.with_values(values, origin)
     return settings, watch
-
-
-def _refuse_one_shot(values: Mapping[str, Any], origin: str) -> None:
-    for each in declared(WatchSettings):
-        if each.one_shot and each.name in values:
-            raise ConfigError(f"{origin}: {each.name} is for one run only: give {each.option} on the command line")
 
 
 def _read_file(path: Path) -> tuple[_Source, _Source]:

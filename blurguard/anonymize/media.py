@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from blurguard.detection.detector import Detector
 from blurguard.settings import Settings
-from blurguard.tracking.lookahead import FrameDetections, TrackedBox
+from blurguard.tracking.lookahead import Detected, TrackedBox
 from blurguard.types import Face, Region
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ class FaceLog:
         """The exposure defects in one line."""
         return ", ".join(sorted(self.defects))
 
-    def add_defect(self, frame: tuple[T, FrameDetections]) -> tuple[T, FrameDetections]:
+    def add_defect(self, frame: Detected[T]) -> Detected[T]:
         """Log the exposure defect of a frame with its detections, if any, and return this pair."""
         if defect := frame[1].detections.flaw:
             self.defects.add(defect)

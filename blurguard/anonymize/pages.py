@@ -13,7 +13,7 @@ from blurguard.detection.detector import Detector
 from blurguard.images.still import ImageFile, Page
 from blurguard.redaction.regions import paired_regions
 from blurguard.settings import Settings
-from blurguard.tracking.lookahead import FrameDetections
+from blurguard.tracking.lookahead import Detected, FrameDetections
 from blurguard.tracking.scene_cuts import SceneCutDetector
 from blurguard.types import Detections, Face, Image, Region
 
@@ -66,7 +66,7 @@ def _detect_pages(image_file: ImageFile, detector: Detector, min_score: float) -
         seconds += (page.duration_ms if page.duration_ms >= _MIN_FRAME_MS else _DEFAULT_FRAME_MS) / 1000
 
 
-def _process_alone(pages: Iterable[tuple[Page, FrameDetections]], job: MediaJob, log: FaceLog) -> Iterator[Page]:
+def _process_alone(pages: Iterable[Detected[Page]], job: MediaJob, log: FaceLog) -> Iterator[Page]:
     """Yield every page with the faces that were detected in this page."""
     for number, (page, detected) in enumerate(map(log.add_defect, pages)):
         found = faces_in(page.image, detected.detections, job.settings.margin, number)

@@ -10,11 +10,11 @@ from blurguard.anonymize.media import FaceLog, MediaJob
 from blurguard.redaction.mosaic import Mosaic, Surface, draw_outline, redact_region
 from blurguard.redaction.regions import paired_regions
 from blurguard.settings import Settings
-from blurguard.tracking.lookahead import FrameDetections, TrackedBox, TrackingConfig, track_faces
+from blurguard.tracking.lookahead import Detected, TrackedBox, TrackingConfig, track_faces
 from blurguard.types import Detections, Region
 
 T = TypeVar("T")
-Frames = Generator[tuple[T, FrameDetections], None, None]  # each with its detections
+Frames = Generator[Detected[T], None, None]  # each with its detections
 Surfaces = Callable[[T], list[Surface]]
 _Hidden = tuple[TrackedBox, Region]
 _MOSAIC_TTL_FRAMES = 250  # for a face that leaves the image and comes back

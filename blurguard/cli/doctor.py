@@ -65,8 +65,7 @@ def _round_trip(kind: FileType) -> str:
 
 def _video() -> str:
     """Return the names of the encoders. One that FFmpeg lacks is a failure."""
-    missing = missing_encoders()
-    if missing:
+    if missing := missing_encoders():
         raise OutputError(f"this FFmpeg cannot write {', '.join(missing)}; install PyAV's own wheel (pip install av)")
     return f"reads and writes {', '.join(ENCODERS)}"
 

@@ -65,12 +65,11 @@ class TrackedBox:
     is_detected: bool  # whether the face was detected in this frame
 
 
+Detected = tuple[T, FrameDetections]  # an item and the detections in it
 Tracked = tuple[T, tuple[TrackedBox, ...]]  # an item and its hidden faces
 
 
-def track_faces(
-    frames: Iterable[tuple[T, FrameDetections]], config: TrackingConfig
-) -> Generator[Tracked[T], None, None]:
+def track_faces(frames: Iterable[Detected[T]], config: TrackingConfig) -> Generator[Tracked[T], None, None]:
     """Yield every frame once, in order, with its hidden faces.
 
     A frame comes as soon as a later one is shown ``2 * hold_seconds`` after it, the scene ends, or
