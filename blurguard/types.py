@@ -89,7 +89,7 @@ class Image:
         Alpha is ignored on purpose: any viewer of the file can ignore it too.
         """
         color = _to_8_bit(self.pixels[:, :, : self.layout.colors])
-        if self.layout in (Layout.GREY, Layout.GREY_ALPHA):
+        if self.layout.colors == 1:
             return np.repeat(color, 3, axis=2)
         if self.layout is Layout.CMYK:
             light = 255 - color.astype(np.uint16)

@@ -197,7 +197,8 @@ class Anonymizer:
 
     def _outcome(self, source: Path, log: FaceLog, started: float) -> Outcome:
         outcome = Outcome(source, Status.DONE, model=self.detector.identity, seconds=time.perf_counter() - started)
-        return replace(outcome, **log.info._asdict(), faces=log.faces(), second_pass=log.second_pass)
+        second_pass = ", ".join(sorted(log.defects))
+        return replace(outcome, **log.info._asdict(), faces=log.faces(), second_pass=second_pass)
 
 
 @overload

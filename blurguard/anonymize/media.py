@@ -100,11 +100,6 @@ class FaceLog:
         self._faces: list[Face] = []
         self._tracks: dict[int, _Track] = {}
 
-    @property
-    def second_pass(self) -> str:
-        """The exposure defects in one line."""
-        return ", ".join(sorted(self.defects))
-
     def add_defect(self, frame: Detected[T]) -> Detected[T]:
         """Log the exposure defect of a frame with its detections, if any, and return this pair."""
         if defect := frame[1].detections.flaw:
