@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from types import NoneType
 from typing import Any, Self, get_args, get_type_hints
 
 from blurguard.errors import ConfigError
@@ -22,12 +21,10 @@ class Setting:
     Attributes:
         name: of the field.
         kind: type of the value.
-        optional: whether None is accepted.
-        default: value if no source sets it.
+        default: value if no source sets it. If it is None, None is accepted.
         help: one or two sentences for --help and docs.
         panel: section of --help, None for the general one.
-        low: lowest accepted number.
-        high: highest accepted number.
+        limits: lowest and highest accepted number, empty if there is no limit.
         pattern: regular expression that a text must match.
         unset: meaning of a default that is None or ``""``.
         metavar: placeholder of a file or folder name in --help.
@@ -39,12 +36,10 @@ class Setting:
 
     name: str
     kind: type[Any]
-    optional: bool
     default: Any
     help: str
     panel: str | None = None
-    low: float | None = None
-    high: float | None = None
+    limits: tuple[float, ...] = ()
     pattern: str | None = None
     unset: str = ""
     metavar: str | None = None
@@ -71,11 +66,6 @@ class Setting:
         """Accepted numbers, ``""`` if there is no limit."""
         return " to ".join(map(_number, self.limits))
 
-    @property
-    def limits(self) -> tuple[float, ...]:
-        """Lowest and highest accepted number, empty if there is no limit."""
-        return () if self.low is None or self.high is None else (self.low, self.high)
-
     def parse(self, text: str) -> Any:
         """Return the value of a variable as TOML would give it. A text that does not fit is left to ``check``."""
         if self.kind is bool:
@@ -91,25 +81,22 @@ class Setting:
         Raises:
             ConfigError: wrong type, unknown choice, or out of range.
         """
-        if value is None and self.optional:
+        if value is None and self.default is None:
             return None
         if issubclass(self.kind, StrEnum):
-            return _choice(self.name, value, self.kind)
+            if value not in tuple(self.kind):
+                raise ConfigError(f"{self.name} must be one of {', '.join(self.kind)}, not {value!r}")
+            return self.kind(value)
         accepted = (float, int) if self.kind is float else self.kind
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.kind is not bool):
             raise ConfigError(f"{self.name} must be of type {self.kind.__name__}, not {value!r}")
         if self.limits and not self.limits[0] <= value <= self.limits[1]:  # also refuses NaN
-            low, high = map(_number, self.limits)
-            raise ConfigError(f"{self.name} must lie between {low} and {high}, not {value!r}")
-        if isinstance(value, str):
-            self._check_text(value)
+            raise ConfigError(f"{self.name} must lie between {' and '.join(map(_number, self.limits))}, not {value!r}")
+        if self.pattern and not re.fullmatch(self.pattern, str(value)):
+            raise ConfigError(f"{self.name} must look like {self.default}, not {value!r}")
+        if isinstance(value, str) and "\0" in value:  # no file name can contain it
+            raise ConfigError(f"{self.name} must not contain NUL characters, as {value!r} does")
         return self.kind(value)
-
-    def _check_text(self, text: str) -> None:
-        if self.pattern and not re.fullmatch(self.pattern, text):
-            raise ConfigError(f"{self.name} must look like {self.default}, not {text!r}")
-        if "\0" in text:  # no file name can contain it
-            raise ConfigError(f"{self.name} must not contain NUL characters, as {text!r} does")
 
 
 def setting(default: Any, help: str, panel: str | None = None, **details: Any) -> Any:
@@ -119,19 +106,9 @@ def setting(default: Any, help: str, panel: str | None = None, **details: Any) -
 
 def declared(table: type[Any]) -> tuple[Setting, ...]:
     """Return the declarations of a table, in the order of its fields."""
-    hints = get_type_hints(table)
-    kinds = {each.name: get_args(hints[each.name]) or (hints[each.name],) for each in fields(table)}
-    return tuple(
-        Setting(each.name, kinds[each.name][0], NoneType in kinds[each.name], each.default, **each.metadata)
-        for each in fields(table)
-    )
-
-
-def _choice(name: str, value: Any, choices: type[StrEnum]) -> StrEnum:
-    try:
-        return choices(value)
-    except ValueError as error:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}") from error
+    # The type of a value that may be None comes first: ``float | None``.
+    kinds = {name: (get_args(hint) or (hint,))[0] for name, hint in get_type_hints(table).items()}
+    return tuple(Setting(each.name, kinds[each.name], each.default, **each.metadata) for each in fields(table))
 
 
 def _number(value: Any) -> str:

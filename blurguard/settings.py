@@ -69,10 +69,10 @@ class Settings(SettingsTable):
     mode: Mode = setting(Mode.ACCURATE, "Detection effort. accurate finds more faces, fast is quicker.", DETECTION)
     model: str = setting("", "Detector, see `blurguard models`.", DETECTION, unset="the first")
     min_score: float | None = setting(
-        None, "Hide faces from this score. A lower one hides more.", DETECTION, low=0.01, high=0.99, unset="the model's"
+        None, "Hide faces from this score. A lower one hides more.", DETECTION, limits=(0.01, 0.99), unset="the model's"
     )
     # 98 % of the faces found are then covered to 95 % of their ellipse and more.
-    margin: float = setting(0.3, "Share of the face's size that is added on each side.", HIDING, low=0.0, high=2.0)
+    margin: float = setting(0.3, "Share of the face's size that is added on each side.", HIDING, limits=(0.0, 2.0))
     style: Style = setting(Style.BLUR, "Replacement for a face.", HIDING)
     shape: Shape = setting(Shape.ELLIPSE, "Shape of the hidden area.", HIDING)
     boxes: bool = setting(False, "Draw a box around each hidden face.", HIDING)
@@ -83,21 +83,24 @@ class Settings(SettingsTable):
         flags="--keep-metadata/--drop-metadata",
     )
     hold: float = setting(
-        0.4, "Seconds to hide a face before its first and after its last detection.", VIDEO, low=0.0, high=5.0
+        0.4, "Seconds to hide a face before its first and after its last detection.", VIDEO, limits=(0.0, 5.0)
     )
     audio: Audio = setting(Audio.KEEP, "Keep or drop the sound.", VIDEO)
     salvage: bool = setting(False, "Process the readable part of a damaged video instead of failing.", VIDEO)
     # In a program that uses the library, Pillow's ``Image.MAX_IMAGE_PIXELS`` applies as well.
-    max_pixels: int = setting(
-        200_000_000, "Refuse pictures and videos with more pixels, before decoding them.", low=1, high=20_000_000_000
-    )
-    jobs: int | None = setting(None, "Worker processes.", low=1, high=256, unset="one per processor", flags="--jobs -j")
+    max_pixels: int = setting(200_000_000, "Refuse files with more pixels.", limits=(1, 20_000_000_000))
+    jobs: int | None = setting(None, "Worker processes.", limits=(1, 256), unset="one per processor", flags="--jobs -j")
 
     @property
     def box_rgb(self) -> tuple[int, int, int]:
         """``box_color`` as three numbers, 0 to 255."""
         red, green, blue = bytes.fromhex(self.box_color[1:])
         return red, green, blue
+
+
+def _path(help: str, panel: str, *, unset: str, metavar: str) -> Any:
+    """Declare a file or folder of the drop folder. A running daemon keeps it until the next start."""
+    return setting("", help, panel, unset=unset, metavar=metavar, fixed=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,41 +111,22 @@ class WatchSettings(SettingsTable):
     a settings file, and ``~`` is not expanded.
     """
 
-    settle: float = setting(
-        1.0, "Seconds without a change after which a file is complete.", ARRIVAL, low=0.0, high=3600.0
-    )
-    rescan: float = setting(60.0, "Seconds between two scans of the whole inbox.", ARRIVAL, low=0.1, high=86_400.0)
+    settle: float = setting(1.0, "Seconds without a change until a file is complete.", ARRIVAL, limits=(0.0, 3600.0))
+    rescan: float = setting(60.0, "Seconds between two scans of the whole inbox.", ARRIVAL, limits=(0.1, 86_400.0))
     poll: bool = setting(
         False, "Poll the inbox instead of waiting for file events. Network shares send none.", ARRIVAL, fixed=True
     )
-    originals: Originals = setting(
-        Originals.KEEP, "Treatment of originals after their results are complete.", ORIGINALS, fixed=True
+    originals: Originals = setting(Originals.KEEP, "Treatment of originals after success.", ORIGINALS, fixed=True)
+    move_to: str = _path("Folder for originals, with --originals move.", ORIGINALS, unset="none", metavar="FOLDER")
+    failed: str = _path(
+        "Folder for failed originals and error reports.", ORIGINALS, unset="they stay", metavar="FOLDER"
     )
-    move_to: str = setting(
-        "", "Folder for originals, with --originals move.", ORIGINALS, unset="none", metavar="FOLDER", fixed=True
-    )
-    failed: str = setting(
-        "",
-        "Folder for failed originals and their error reports.",
-        ORIGINALS,
-        unset="they stay",
-        metavar="FOLDER",
-        fixed=True,
-    )
-    timeout: float = setting(
-        300.0, "Seconds without progress after which a file fails.", DAEMON, low=1.0, high=86_400.0
-    )
-    grace: float = setting(10.0, "Seconds to finish running files when stopped.", DAEMON, low=0.0, high=3600.0)
-    min_free: int = setting(
-        500, "Start no file while the outbox has less free space, in MB (10^6 bytes).", ARRIVAL, low=0, high=10**9
-    )
-    recycle: int = setting(1000, "Files after which a worker process is replaced.", DAEMON, low=1, high=10**6)
-    health: str = setting(
-        "", "Status file of the daemon.", DAEMON, unset="OUTBOX/.blurguard/health.json", metavar="FILE", fixed=True
-    )
-    metrics: str = setting(
-        "", "Text file with metrics for Prometheus.", DAEMON, unset="none", metavar="FILE", fixed=True
-    )
+    timeout: float = setting(300.0, "Seconds without progress until a file fails.", DAEMON, limits=(1.0, 86_400.0))
+    grace: float = setting(10.0, "Seconds to finish running files when stopped.", DAEMON, limits=(0.0, 3600.0))
+    min_free: int = setting(500, "Start no file below this free space, MB (10^6 bytes).", ARRIVAL, limits=(0, 10**9))
+    recycle: int = setting(1000, "Files after which a worker process is replaced.", DAEMON, limits=(1, 10**6))
+    health: str = _path("Status file of the daemon.", DAEMON, unset="OUTBOX/.blurguard/health.json", metavar="FILE")
+    metrics: str = _path("Text file with metrics for Prometheus.", DAEMON, unset="none", metavar="FILE")
     retry_failed: bool = setting(False, "Retry failed files once.", ARRIVAL, flags="--retry-failed", one_shot=True)
     allow_shared: bool = setting(
         False, "Accept folders that others can write to.", DAEMON, flags="--allow-shared/--refuse-shared", fixed=True
@@ -162,10 +146,8 @@ class WatchSettings(SettingsTable):
         if self.originals is Originals.MOVE and not self.move_to:
             raise ConfigError("originals is move, but move_to names no folder; set it, or choose keep or delete")
         if self.move_to and self.originals is not Originals.MOVE:
-            raise ConfigError(
-                f"move_to is {self.move_to!r}, but originals is {self.originals}; "
-                "set originals to move, or remove move_to"
-            )
+            problem = f"move_to is {self.move_to!r}, but originals is {self.originals}"
+            raise ConfigError(f"{problem}; set originals to move, or remove move_to")
         return self
 
 
@@ -182,16 +164,13 @@ def read_settings(config: Path | None, environment: Mapping[str, str] = os.envir
         ConfigError: an unreadable file, an unknown name, or a bad value, in either table.
     """
     settings, watch = Settings(), WatchSettings()
-    for own_source, watch_source in (*([] if config is None else [_read_file(config)]), _read_environment(environment)):
-        _refuse_one_shot(*watch_source)
-        settings, watch = settings.with_values(*own_source), watch.with_values(*watch_source)
+    sources = [] if config is None else [_read_file(config)]
+    for own, (values, origin) in (*sources, _read_environment(environment)):
+        for each in declared(WatchSettings):
+            if each.one_shot and each.name in values:
+                raise ConfigError(f"{origin}: {each.name} is for one run only: give {each.option} on the command line")
+        settings, watch = settings.with_values(*own), watch.with_values(values, origin)
     return settings, watch
-
-
-def _refuse_one_shot(values: Mapping[str, Any], origin: str) -> None:
-    for each in declared(WatchSettings):
-        if each.one_shot and each.name in values:
-            raise ConfigError(f"{origin}: {each.name} is for one run only: give {each.option} on the command line")
 
 
 def _read_file(path: Path) -> tuple[_Source, _Source]:
@@ -208,17 +187,12 @@ def _read_file(path: Path) -> tuple[_Source, _Source]:
 
 
 def _read_environment(environment: Mapping[str, str]) -> tuple[_Source, _Source]:
-    own = {
-        key.removeprefix(ENVIRONMENT_PREFIX).lower(): text
-        for key, text in environment.items()
-        if key.startswith(ENVIRONMENT_PREFIX) and key != CONFIG_VARIABLE
-    }
+    keys = [key for key in environment if key.startswith(ENVIRONMENT_PREFIX) and key != CONFIG_VARIABLE]
+    own = {key.removeprefix(ENVIRONMENT_PREFIX).lower(): environment[key] for key in keys}
     start = f"{WATCH_SECTION}_"
     watch = {name.removeprefix(start): own.pop(name) for name in list(own) if name.startswith(start)}
-    return (
-        (_parsed(Settings, own), f"environment ({ENVIRONMENT_PREFIX}*)"),
-        (_parsed(WatchSettings, watch), f"environment ({ENVIRONMENT_PREFIX}{start.upper()}*)"),
-    )
+    origin, watch_origin = (f"environment ({ENVIRONMENT_PREFIX}{part}*)" for part in ("", start.upper()))
+    return (_parsed(Settings, own), origin), (_parsed(WatchSettings, watch), watch_origin)
 
 
 def _parsed(table: type[SettingsTable], texts: Mapping[str, str]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Image:
         Alpha is ignored on purpose: any viewer of the file can ignore it too.
         """
         color = _to_8_bit(self.pixels[:, :, : self.layout.colors])
-        if self.layout in (Layout.GREY, Layout.GREY_ALPHA):
+        if self.layout.colors == 1:
             return np.repeat(color, 3, axis=2)
         if self.layout is Layout.CMYK:
             light = 255 - color.astype(np.uint16)
@@ -107,8 +107,7 @@ def _to_8_bit(color: Pixels) -> NDArray[np.uint8]:
     top = max(int(np.percentile(color[::4, ::4], 99.9)), 255)
     if top >= 1 << 15:
         return (color >> 8).astype(np.uint8)
-    scale = np.float32(255 / top)
-    return np.asarray(np.clip(color * scale, 0, 255), np.uint8)
+    return np.asarray(np.clip(color * np.float32(255 / top), 0, 255), np.uint8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,8 +130,7 @@ class Detections:
         Raises:
             ValueError: the numbers of boxes and scores differ.
         """
-        boxes = np.array(self.boxes, np.float32).reshape(-1, 4)
-        scores = np.array(self.scores, np.float32).reshape(-1)
+        boxes, scores = np.array(self.boxes, np.float32).reshape(-1, 4), np.array(self.scores, np.float32).reshape(-1)
         if len(boxes) != len(scores):
             raise ValueError(f"{len(boxes)} boxes but {len(scores)} scores")
         boxes.flags.writeable = scores.flags.writeable = False
@@ -194,11 +192,8 @@ class Face:
 
     def as_json(self) -> dict[str, Any]:
         """Return the face as JSON types, with ``frame`` only for files of several frames."""
-        record: dict[str, Any] = {
-            "box": [round(v, 2) for v in self.box],
-            "score": round(self.score, 4),
-            "region": list(self.region),
-        }
+        record: dict[str, Any] = {"box": [round(v, 2) for v in self.box], "score": round(self.score, 4)}
+        record["region"] = list(self.region)
         if self.frame or self.span:
             record["frame"] = self.frame
         if self.span is not None:

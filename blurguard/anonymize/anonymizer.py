@@ -149,7 +149,8 @@ class Anonymizer:
         if kind is FileType.VIDEO:
             from blurguard.anonymize.video import hide_video
 
-            stamp, digest = _identify(source)
+            with read_errors(source):  # a video is too large to be read into memory
+                stamp, digest = FileStamp.of(source), digest_file(source)
             job = self._job(source, self.threads, hide=True)
             staged = stage_file(scratch, lambda path: hide_video(source, path, job, log))
         else:
@@ -184,8 +185,7 @@ class Anonymizer:
             if stamp.size > MAX_BYTES:
                 raise InputError(f"{source}: {stamp.size / 1e9:.1f} GB are more than any picture needs")
             data = source.read_bytes()
-        settings = self.settings
-        image_file = open_image(data, kind, str(source), settings.max_pixels, settings.keep_metadata)
+        image_file = open_image(data, kind, str(source), self.settings.max_pixels, self.settings.keep_metadata)
         return image_file, stamp, digest_bytes(data)
 
     def _job(self, source: Path, threads: int, *, hide: bool) -> MediaJob:
@@ -196,20 +196,9 @@ class Anonymizer:
         return MediaJob(detectors, self.min_score, self.settings, hide, partial(self.progress, source))
 
     def _outcome(self, source: Path, log: FaceLog, started: float) -> Outcome:
-        info = log.info
-        return Outcome(
-            source,
-            Status.DONE,
-            kind=info.kind,
-            reason=info.damage,
-            faces=log.faces(),
-            frames=info.frames,
-            width=info.width,
-            height=info.height,
-            seconds=time.perf_counter() - started,
-            model=self.detector.identity,
-            second_pass=log.second_pass,
-        )
+        outcome = Outcome(source, Status.DONE, model=self.detector.identity, seconds=time.perf_counter() - started)
+        second_pass = ", ".join(sorted(log.defects))
+        return replace(outcome, **log.info._asdict(), faces=log.faces(), second_pass=second_pass)
 
 
 @overload
@@ -250,9 +239,3 @@ def config_digest(settings: dict[str, object], identity: str) -> str:
     """
     text = json.dumps([DIGEST_VERSION, settings, identity], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _identify(source: Path) -> tuple[FileStamp, str]:
-    """Return stamp and digest of a video, which is too large to be read into memory."""
-    with read_errors(source):
-        return FileStamp.of(source), digest_file(source)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from blurguard.detection.detector import Detector
 from blurguard.settings import Settings
-from blurguard.tracking.lookahead import FrameDetections, TrackedBox
+from blurguard.tracking.lookahead import Detected, TrackedBox
 from blurguard.types import Face, Region
 
 T = TypeVar("T")
@@ -55,21 +55,21 @@ class MediaJob:
 
 
 class MediaInfo(NamedTuple):
-    """Facts about a file, for its report.
+    """Facts about a file, named as in its ``Outcome``.
 
     Attributes:
         kind: format, for a video container and codec.
         width: upright, px.
         height: upright, px.
         frames: pages or frames.
-        damage: lost parts of a damaged video, and tracks that could not be copied, or ``""``.
+        reason: lost parts of a damaged video, and tracks that could not be copied, or ``""``.
     """
 
     kind: str = ""
     width: int = 0
     height: int = 0
     frames: int = 0
-    damage: str = ""
+    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -96,18 +96,11 @@ class FaceLog:
         Args:
             with_paths: log the box of a tracked face in every frame, 16 bytes each.
         """
-        self.info = MediaInfo()
-        self.defects: set[str] = set()
+        self.info, self.defects, self._with_paths = MediaInfo(), set[str](), with_paths
         self._faces: list[Face] = []
         self._tracks: dict[int, _Track] = {}
-        self._with_paths = with_paths
 
-    @property
-    def second_pass(self) -> str:
-        """The exposure defects in one line."""
-        return ", ".join(sorted(self.defects))
-
-    def add_defect(self, frame: tuple[T, FrameDetections]) -> tuple[T, FrameDetections]:
+    def add_defect(self, frame: Detected[T]) -> Detected[T]:
         """Log the exposure defect of a frame with its detections, if any, and return this pair."""
         if defect := frame[1].detections.flaw:
             self.defects.add(defect)
@@ -131,11 +124,11 @@ class FaceLog:
 
     def faces(self) -> tuple[Face, ...]:
         """Return all faces, those of tracks in the order of their first frames."""
-        return (*self._faces, *map(self._track_face, self._tracks.values()))
-
-    def _track_face(self, track: _Track) -> Face:
-        path = np.array(track.path, np.float32).reshape(-1, 4) if self._with_paths else None
-        return replace(track.best, span=(track.first, track.last), path=path)
+        faces = [*self._faces]
+        for track in self._tracks.values():
+            path = np.array(track.path, np.float32).reshape(-1, 4) if self._with_paths else None
+            faces.append(replace(track.best, span=(track.first, track.last), path=path))
+        return tuple(faces)
 
 
 def make_face(box: NDArray[np.float32], score: float, region: Region, frame: int) -> Face:

@@ -1,6 +1,6 @@
 """Image files, page by page. Pages of photos and documents stand alone. In animations faces are tracked."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from blurguard.anonymize.media import WINDOW_BYTES, FaceLog, MediaInfo, MediaJob, make_face
 from blurguard.anonymize.surfaces import surface_of
-from blurguard.anonymize.tracked import TrackRedactor, redact_tracks
+from blurguard.anonymize.tracked import Frames, TrackRedactor, redact_tracks
 from blurguard.detection.detector import Detector
 from blurguard.images.still import ImageFile, Page
 from blurguard.redaction.regions import paired_regions
 from blurguard.settings import Settings
-from blurguard.tracking.lookahead import FrameDetections
+from blurguard.tracking.lookahead import Detected, FrameDetections
 from blurguard.tracking.scene_cuts import SceneCutDetector
 from blurguard.types import Detections, Face, Image, Region
 
@@ -52,13 +52,12 @@ def hide_into(image: Image, regions: Iterable[Region], settings: Settings) -> No
     TrackRedactor(settings).redact([surface_of(image, settings.box_rgb)], list(enumerate(regions)))
 
 
-def _detect_pages(
-    image_file: ImageFile, detector: Detector, min_score: float
-) -> Generator[tuple[Page, FrameDetections], None, None]:
+def _detect_pages(image_file: ImageFile, detector: Detector, min_score: float) -> Frames[Page]:
     """Yield every page, writable, with its detections."""
     cuts, seconds = SceneCutDetector(), 0.0
 
     def detect(rgb: NDArray[np.uint8]) -> FrameDetections:
+        # The RGB copy is freed before the page is yielded.
         detections = detector.detect(rgb, min_score)
         return FrameDetections(seconds, detections, image_file.is_animated and cuts.is_cut(rgb))
 
@@ -67,7 +66,7 @@ def _detect_pages(
         seconds += (page.duration_ms if page.duration_ms >= _MIN_FRAME_MS else _DEFAULT_FRAME_MS) / 1000
 
 
-def _process_alone(pages: Iterable[tuple[Page, FrameDetections]], job: MediaJob, log: FaceLog) -> Iterator[Page]:
+def _process_alone(pages: Iterable[Detected[Page]], job: MediaJob, log: FaceLog) -> Iterator[Page]:
     """Yield every page with the faces that were detected in this page."""
     for number, (page, detected) in enumerate(map(log.add_defect, pages)):
         found = faces_in(page.image, detected.detections, job.settings.margin, number)

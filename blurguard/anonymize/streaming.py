@@ -8,17 +8,15 @@ their current item, without waiting for an item to reach the last stage.
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from queue import Queue
 from threading import Event, Thread
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
+class _End(NamedTuple):
     """Last item of a queue, with the error that ended the source, if any."""
 
     error: BaseException | None
@@ -37,10 +35,9 @@ def prefetch(source: Iterable[T], depth: int, stop: Event | None = None) -> Gene
         stop: shared with other stages, set when this one is closed early.
     """
     queue: Queue[T | _End] = Queue(depth)
-    stop = stop or Event()
+    stop, item = stop or Event(), None
     thread = Thread(target=_fill, args=(source, queue, stop), daemon=True)
     thread.start()
-    item: T | _End | None = None
     try:
         while not isinstance(item := queue.get(), _End):
             yield item
@@ -55,16 +52,16 @@ def prefetch(source: Iterable[T], depth: int, stop: Event | None = None) -> Gene
 
 
 def _fill(source: Iterable[T], queue: Queue[T | _End], stop: Event) -> None:
-    error: BaseException | None = None
+    end = _End(None)
     try:
         for item in source:
             queue.put(item)
             if stop.is_set():
                 break
         _close(source)
-    except BaseException as raised:
-        error = raised
-    queue.put(_End(error))
+    except BaseException as error:
+        end = _End(error)
+    queue.put(end)
 
 
 def parallel_map(
@@ -101,6 +98,5 @@ def parallel_map(
 
 def _close(source: object) -> None:
     """Close a generator now rather than at garbage collection, to free its memory and files."""
-    close = getattr(source, "close", None)
-    if close is not None:
+    if close := getattr(source, "close", None):
         close()

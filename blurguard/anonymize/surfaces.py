@@ -55,9 +55,8 @@ def surfaces_of(frame: VideoFrame, rotation: int, box_rgb: RGB) -> list[Surface]
     black, box_color = _frame_color(frame, BLACK), _frame_color(frame, box_rgb)
     surfaces = []
     for index, colors in _components_by_plane(frame).items():
-        pixels, step_x, step_y = _plane_pixels(frame, index)
-        if rotation % 180:
-            step_x, step_y = step_y, step_x
+        pixels, *steps = _plane_pixels(frame, index)
+        step_x, step_y = reversed(steps) if rotation % 180 else steps
         is_chroma = not frame.format.is_rgb and 0 not in colors
         noise = NOISE_RATIO * white * (_CHROMA_NOISE if is_chroma else 1)
         upright = np.rot90(pixels, rotation // 90)[:, :, : len(colors)]
@@ -87,10 +86,8 @@ def _plane_pixels(frame: VideoFrame, index: int) -> tuple[Pixels, int, int]:
     """Return a plane as (H, W, C), a view, and the width and height of its samples, px."""
     plane, form = frame.planes[index], frame.format
     inside = [part for part in form.components if part.plane == index]
-    bits = max(part.bits for part in inside)
-    buffer = memoryview(plane)
-    samples: Pixels = np.frombuffer(buffer, np.uint8) if bits <= 8 else np.frombuffer(buffer, np.uint16)
-    channels = len(inside)
+    is_deep, buffer, channels = max(part.bits for part in inside) > 8, memoryview(plane), len(inside)
+    samples: Pixels = np.frombuffer(buffer, np.uint16) if is_deep else np.frombuffer(buffer, np.uint8)
     if _PACKED.fullmatch(form.name):  # the fourth channel of rgb0 is not a component
         channels = form.padded_bits_per_pixel // (8 * samples.itemsize)
     rows = samples.reshape(plane.height, -1)[:, : plane.width * channels]
@@ -105,10 +102,9 @@ def _step(px: int, samples: int) -> int:
 
 def _image_color(image: Image, rgb: RGB) -> NDArray[np.float32]:
     """Return an 8-bit color in the channels and depth of an image, without alpha: float32 (C,)."""
-    red, green, blue = rgb
+    (red, green, blue), black = rgb, 255 - max(rgb)
     values: list[float] = [*rgb]
     if image.layout is Layout.CMYK:
-        black = 255 - max(rgb)
         values = [*(255 * (255 - v - black) / max(255 - black, 1) for v in rgb), black]
     elif image.layout.colors == 1:  # ITU-R BT.601 luma
         values = [0.299 * red + 0.587 * green + 0.114 * blue]

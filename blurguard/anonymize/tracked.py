@@ -10,10 +10,13 @@ from blurguard.anonymize.media import FaceLog, MediaJob
 from blurguard.redaction.mosaic import Mosaic, Surface, draw_outline, redact_region
 from blurguard.redaction.regions import paired_regions
 from blurguard.settings import Settings
-from blurguard.tracking.lookahead import FrameDetections, TrackedBox, TrackingConfig, track_faces
+from blurguard.tracking.lookahead import Detected, TrackedBox, TrackingConfig, track_faces
 from blurguard.types import Detections, Region
 
 T = TypeVar("T")
+Frames = Generator[Detected[T], None, None]  # each with its detections
+Surfaces = Callable[[T], list[Surface]]
+_Hidden = tuple[TrackedBox, Region]
 _MOSAIC_TTL_FRAMES = 250  # for a face that leaves the image and comes back
 
 
@@ -48,12 +51,7 @@ class TrackRedactor:
 
 
 def redact_tracks(
-    frames: Generator[tuple[T, FrameDetections], None, None],
-    surfaces: Callable[[T], list[Surface]],
-    size_wh: tuple[int, int],
-    job: MediaJob,
-    max_frames: int,
-    log: FaceLog,
+    frames: Frames[T], surfaces: Surfaces[T], size_wh: tuple[int, int], job: MediaJob, max_frames: int, log: FaceLog
 ) -> Generator[T, None, None]:
     """Yield every frame with its faces tracked, and hidden if the job says so.
 
@@ -77,9 +75,7 @@ def redact_tracks(
             yield frame
 
 
-def _with_regions(
-    boxes: Sequence[TrackedBox], margin: float, size_wh: tuple[int, int]
-) -> list[tuple[TrackedBox, Region]]:
+def _with_regions(boxes: Sequence[TrackedBox], margin: float, size_wh: tuple[int, int]) -> list[_Hidden]:
     """Return the tracked boxes that reach into the image, each with its region."""
     corners, scores = [tracked.box for tracked in boxes], [tracked.score for tracked in boxes]
     regions = paired_regions(Detections(np.array(corners), np.array(scores)), margin, *size_wh)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 from blurguard.anonymize.media import WINDOW_BYTES, FaceLog, MediaInfo, MediaJob
 from blurguard.anonymize.streaming import parallel_map, prefetch
 from blurguard.anonymize.surfaces import is_supported, surfaces_of
-from blurguard.anonymize.tracked import redact_tracks
+from blurguard.anonymize.tracked import Frames, redact_tracks
 from blurguard.boxes import NO_DETECTIONS, rescale_boxes
 from blurguard.detection.detector import Detector
 from blurguard.detection.multiscale import FAST_SIDE_PX
 from blurguard.errors import InputError
+from blurguard.redaction.mosaic import Surface
 from blurguard.settings import Audio, Mode
 from blurguard.tracking.lookahead import FrameDetections
 from blurguard.tracking.scene_cuts import SceneCutDetector
@@ -73,8 +75,8 @@ def hide_video(source: Path, target: Path, job: MediaJob, log: FaceLog) -> None:
 
 
 def _open(source: Path, job: MediaJob) -> VideoReader:
-    settings = job.settings
-    return open_video(source, max_pixels=settings.max_pixels, threads=job.threads, salvage=settings.salvage)
+    max_pixels, salvage = job.settings.max_pixels, job.settings.salvage
+    return open_video(source, max_pixels=max_pixels, threads=job.threads, salvage=salvage)
 
 
 def _info_of(video: VideoReader, frames: int, left_out: Sequence[str] = ()) -> MediaInfo:
@@ -97,14 +99,12 @@ def _process_frames(video: VideoReader, job: MediaJob, log: FaceLog) -> Generato
     """Yield every frame, with its faces hidden if the job says so. Other threads are ahead with the next frames."""
     info, box_rgb, stop = video.info, job.settings.box_rgb, Event()
     detected = _FrameDetector(info, job, stop).detect_all(prefetch(video.frames(), _READ_AHEAD, stop))
-    redacted = redact_tracks(
-        detected,
-        lambda frame: surfaces_of(frame, info.rotation, box_rgb),
-        info.upright_size,
-        job,
-        _max_frames(info, job.settings.hold),
-        log,
-    )
+    max_frames = _max_frames(info, job.settings.hold)
+
+    def surfaces(frame: VideoFrame) -> list[Surface]:
+        return surfaces_of(frame, info.rotation, box_rgb)
+
+    redacted = redact_tracks(detected, surfaces, info.upright_size, job, max_frames, log)
     return prefetch(redacted, _READ_AHEAD, stop)
 
 
@@ -116,22 +116,11 @@ def _max_frames(video: VideoInfo, hold: float) -> int:
     return max(math.ceil(hold * _MAX_RATE) + 2, WINDOW_BYTES // max(1, video.frame_bytes))
 
 
-class _DetectedFrame(NamedTuple):
-    """A frame with its detections, None if detection skipped it, and its RGB thumbnail (36, 64, 3)."""
-
-    frame: VideoFrame
-    detections: Detections | None
-    thumbnail: NDArray[np.uint8]
-
-
 class _FrameDetector:
     """Detects faces in several frames at a time: one thread per detector."""
 
     def __init__(self, video: VideoInfo, job: MediaJob, stop: Event) -> None:
-        self._time_base = video.time_base
-        self._size_wh = video.upright_size
-        self._job = job
-        self._stop = stop
+        self._video, self._job, self._stop = video, job, stop
         longest = FAST_SIDE_PX if job.settings.mode is Mode.FAST else None
         aspect = video.pixel_aspect or Fraction(1)
         self._free: SimpleQueue[tuple[Detector, RgbConverter, RgbConverter]] = SimpleQueue()
@@ -139,32 +128,29 @@ class _FrameDetector:
             thumbnails = RgbConverter(video.rotation, aspect, max(_THUMBNAIL_WH))
             self._free.put((detector, RgbConverter(video.rotation, aspect, longest), thumbnails))
 
-    def detect_all(
-        self, frames: Generator[VideoFrame, None, None]
-    ) -> Generator[tuple[VideoFrame, FrameDetections], None, None]:
+    def detect_all(self, frames: Generator[VideoFrame, None, None]) -> Frames[VideoFrame]:
         """Yield every frame with its detections, px of the upright frame. Closes ``frames`` at the end."""
         cuts, workers = SceneCutDetector(), self._job.threads
         detected = parallel_map(self._detect, enumerate(frames), workers, workers + 1, self._stop)
         with closing(frames), closing(detected):
-            for frame, detections, thumbnail in detected:
-                seconds, is_cut = float((frame.pts or 0) * self._time_base), cuts.is_cut(thumbnail)
-                if detections is None:
-                    yield frame, FrameDetections(seconds, NO_DETECTIONS, is_cut, was_detected=False)
-                else:
-                    yield frame, FrameDetections(seconds, detections, is_cut)
+            for frame, found, thumbnail in detected:
+                yield frame, replace(found, is_cut=cuts.is_cut(thumbnail))
 
-    def _detect(self, numbered: tuple[int, VideoFrame]) -> _DetectedFrame:
+    def _detect(self, numbered: tuple[int, VideoFrame]) -> tuple[VideoFrame, FrameDetections, NDArray[np.uint8]]:
+        """Return a frame, its detections before the search for cuts, and its RGB thumbnail (36, 64, 3)."""
         number, frame = numbered
+        seconds = float((frame.pts or 0) * self._video.time_base)
         tools = detector, converter, thumbnails = self._free.get()
         try:
             if number % self._job.detect_every:
-                return _DetectedFrame(frame, None, _thumbnail(thumbnails.convert(frame)))
+                skipped = FrameDetections(seconds, NO_DETECTIONS, was_detected=False)
+                return frame, skipped, _thumbnail(thumbnails.convert(frame))
             rgb = converter.convert(frame)
             found = detector.detect(rgb, self._job.weak_score)
         finally:
             self._free.put(tools)
-        boxes = rescale_boxes(found.boxes, (rgb.shape[1], rgb.shape[0]), self._size_wh)
-        return _DetectedFrame(frame, Detections(boxes, found.scores, found.flaw), _thumbnail(rgb))
+        boxes = rescale_boxes(found.boxes, (rgb.shape[1], rgb.shape[0]), self._video.upright_size)
+        return frame, FrameDetections(seconds, Detections(boxes, found.scores, found.flaw)), _thumbnail(rgb)
 
 
 def _thumbnail(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:

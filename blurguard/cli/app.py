@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, BadParameter, Exit, Option, Typer, echo
 
 from blurguard import __version__
 from blurguard.cli.command import Run, command, worker_config
@@ -24,7 +24,7 @@ from blurguard.settings import Settings, WatchSettings
 if TYPE_CHECKING:
     from blurguard.types import Outcome
 
-app = typer.Typer(
+app = Typer(
     name="blurguard",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -38,30 +38,26 @@ app = typer.Typer(
 @command(app, "dir", Settings, RunOptions)
 def _dir(
     run: Run,
-    photos: Annotated[Path, typer.Argument(help="Folder to search, with its subfolders.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the results.", show_default="PHOTOS_blurred")
-    ] = None,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the originals.")] = False,
+    photos: Annotated[Path, Argument(help="Folder to search, with its subfolders.")],
+    out: Annotated[Path | None, Option("--out", "-o", help="Result folder.", show_default="PHOTOS_blurred")] = None,
+    in_place: Annotated[bool, Option("--in-place", help="Replace the originals.")] = False,
 ) -> int:
     """Hide the faces in all pictures and videos of a folder. The results get the same names in another folder.
 
     Files with an up-to-date result are skipped. Originals are not touched unless --in-place is given.
     """
-    from blurguard.batch.discovery import folder_beside
-    from blurguard.batch.output_tree import FolderTask
-    from blurguard.batch.runner import anonymize_folder
+    from blurguard.batch import discovery, output_tree, runner
 
     if in_place and out is not None:
-        raise typer.BadParameter("--in-place and --out exclude each other")
-    target = photos if in_place else out or folder_beside(photos)
-    task = FolderTask(photos, target, run.worker_config, run.options.overwrite, run.options.dry_run)
+        raise BadParameter("--in-place and --out exclude each other")
+    target = photos if in_place else out or discovery.folder_beside(photos)
+    task = output_tree.FolderTask(photos, target, run.worker_config, run.options.overwrite, run.options.dry_run)
     if task.in_place and not in_place:
         raise ConfigError(f"{target}: the results would replace the originals; choose another --out or give --in-place")
     files = task.discover()
     if not files.media:
         run.console.say(f"no pictures or videos in {photos}")
-    code = _report_outcomes(run, len(files.media), anonymize_folder(task, files.media), files.left_alone)
+    code = _report_outcomes(run, len(files.media), runner.anonymize_folder(task, files.media), files.left_alone)
     if files.media and not run.options.dry_run:
         run.console.say(f"results in {target}")
     return EXIT_BATCH_FAILED if code else EXIT_OK
@@ -70,20 +66,16 @@ def _dir(
 @command(app, "file", Settings, RunOptions)
 def _file(
     run: Run,
-    files: Annotated[list[Path], typer.Argument(help="One or more pictures or videos.")],
+    files: Annotated[list[Path], Argument(help="One or more pictures or videos.")],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="Name of the result, or a folder.", show_default="NAME_blurred, beside the original"
-        ),
+        Path | None, Option("--out", "-o", help="Result file, or a folder.", show_default="NAME_blurred beside it")
     ] = None,
 ) -> int:
     """Hide the faces in single pictures and videos."""
-    from blurguard.batch.discovery import targets_for
-    from blurguard.batch.runner import anonymize_files
+    from blurguard.batch import discovery, runner
 
-    pairs = targets_for(list(dict.fromkeys(files)), out)
-    outcomes = anonymize_files(pairs, run.worker_config, overwrite=run.options.overwrite, dry_run=run.options.dry_run)
+    pairs, options = discovery.targets_for(list(dict.fromkeys(files)), out), run.options
+    outcomes = runner.anonymize_files(pairs, run.worker_config, overwrite=options.overwrite, dry_run=options.dry_run)
     code = _report_outcomes(run, len(pairs), outcomes, Counter())
     return EXIT_BATCH_FAILED if code and len(pairs) > 1 else code
 
@@ -91,14 +83,11 @@ def _file(
 @command(app, "detect", Settings, RunOptions)
 def _detect(
     run: Run,
-    paths: Annotated[list[Path], typer.Argument(help="Pictures, videos, or folders of them.")],
-    json_file: Annotated[
-        Path, typer.Option("--json", help="File for the results, one JSON line per input. - is standard output.")
-    ] = Path("-"),
+    paths: Annotated[list[Path], Argument(help="Pictures, videos, or folders of them.")],
+    json_file: Annotated[Path, Option("--json", help="Result file of JSON lines. - is standard output.")] = Path("-"),
 ) -> int:
     """Detect faces in pictures and videos and write their positions. Nothing is hidden."""
-    from blurguard.batch.discovery import discover
-    from blurguard.batch.runner import detect_files
+    from blurguard.batch import discovery, runner
     from blurguard.cli.report import JsonLines, detection_json
 
     if run.options.report == json_file:
@@ -107,7 +96,7 @@ def _detect(
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            folder = discover(path)
+            folder = discovery.discover(path)
             files.extend(folder.media)
             left_alone += folder.left_alone
         else:
@@ -117,7 +106,7 @@ def _detect(
     with JsonLines(json_file) as lines:
 
         def outcomes() -> Iterator[Outcome]:
-            for outcome in detect_files(files, workers):
+            for outcome in runner.detect_files(files, workers):
                 lines.write(detection_json(outcome))
                 yield outcome
 
@@ -128,8 +117,8 @@ def _detect(
 @command(app, "watch", WatchSettings, Settings, RunOptions, without=("dry_run", "report"))
 def _watch(
     run: Run,
-    inbox: Annotated[Path, typer.Argument(help="Folder to watch, with its subfolders.")],
-    outbox: Annotated[Path, typer.Argument(help="Folder for the results.")],
+    inbox: Annotated[Path, Argument(help="Folder to watch, with its subfolders.")],
+    outbox: Annotated[Path, Argument(help="Folder for the results.")],
 ) -> int:
     """Watch a folder and hide the faces in each file that arrives, until stopped.
 
@@ -154,14 +143,10 @@ def _watch(
 
 @command(app, "status")
 def _status(
-    outbox: Annotated[Path, typer.Argument(help="Outbox of a drop folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 unless a daemon is running and not paused.")
-    ] = False,
-    health: Annotated[
-        Path | None, typer.Option(help="Status file, if the daemon has its own --health.", show_default="in the outbox")
-    ] = None,
+    outbox: Annotated[Path, Argument(help="Outbox of a drop folder.")],
+    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+    check: Annotated[bool, Option("--check", help="Exit with 1 unless a daemon runs and is not paused.")] = False,
+    health: Annotated[Path | None, Option(help="Status file, as in --health.", show_default="in the outbox")] = None,
 ) -> int:
     """Show the state of a drop folder."""
     from blurguard.cli.console import plain_console, printable
@@ -182,24 +167,18 @@ def _models() -> int:
     console = plain_console()
     for index, spec in enumerate(model_zoo.all_specs()):
         thresholds = ", ".join(f"{mode} {score:g}" for mode, score in spec.thresholds.items())
-        lines = (
-            f"{spec.name}{'' if index else ' (default)'}",
-            f"hides from score: {thresholds}",
-            f"license: {spec.license}",
-            f"source: {spec.source}",
-            f"trained on: {spec.training_data}",
-            f"SHA-256: {spec.sha256}",
-            f"file: {model_zoo.models_dir() / spec.file}",
+        console.print(
+            f"{spec.name}{'' if index else ' (default)'}\n  hides from score: {thresholds}\n  license: {spec.license}\n"
+            f"  source: {spec.source}\n  trained on: {spec.training_data}\n  SHA-256: {spec.sha256}\n"
+            f"  file: {model_zoo.models_dir() / spec.file}",
+            markup=False,
         )
-        console.print("\n  ".join(lines), markup=False)
     return EXIT_OK
 
 
 @command(app, "doctor")
 def _doctor(
-    folders: Annotated[
-        list[Path] | None, typer.Argument(help="Folders that must be writable.", show_default="current folder")
-    ] = None,
+    folders: Annotated[list[Path] | None, Argument(help="Folders to check.", show_default="current folder")] = None,
 ) -> int:
     """Check the runtime, models, codecs and folders. The exit code is that of the first failure."""
     from rich.markup import escape
@@ -217,12 +196,10 @@ def _doctor(
 
 
 @app.callback(invoke_without_command=True)
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
+def _root(version: Annotated[bool, Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
     if version:
-        typer.echo(f"blurguard {__version__}")
-        raise typer.Exit
+        echo(f"blurguard {__version__}")
+        raise Exit
 
 
 def main() -> None:

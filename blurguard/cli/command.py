@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from blurguard.cli.console import ConsoleProgress
 
 Command = Callable[..., int]
+Register = Callable[[Command], Command]
 Given = Mapping[type[Any], Mapping[str, Any]]  # values of the options on the command line, by table
 Tables = tuple[Settings, WatchSettings]
 
@@ -63,9 +64,7 @@ def worker_config(settings: Settings, console: ConsoleProgress, threads: int = 1
     return WorkerConfig(factory, settings.jobs or cpu_count(), threads, console.frames)
 
 
-def command(
-    app: typer.Typer, name: str, *tables: type[Any], without: tuple[str, ...] = ()
-) -> Callable[[Command], Command]:
+def command(app: typer.Typer, name: str, *tables: type[Any], without: tuple[str, ...] = ()) -> Register:
     """Register a command that returns an exit code. If it has tables, it takes a ``Run`` as ``run``.
 
     Args:

@@ -11,17 +11,8 @@ from pathlib import Path
 from time import monotonic
 from typing import IO, Any, cast
 
+from rich import progress
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -73,10 +64,10 @@ def plain_console(to_stderr: bool = False) -> Console:
     return Console(file=stream, highlight=False, soft_wrap=True, emoji=False)
 
 
-class _Rate(ProgressColumn):
+class _Rate(progress.ProgressColumn):
     """Files or frames per second, or seconds per file or frame if that is above 1."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: progress.Task) -> Text:
         speed, unit = task.finished_speed or task.speed, task.fields["unit"]
         if not speed:
             return Text(f"-- {unit}s/s", style="progress.data.speed")
@@ -84,7 +75,7 @@ class _Rate(ProgressColumn):
         return Text(text, style="progress.data.speed")
 
 
-class _HeadedProgress(Progress):
+class _HeadedProgress(progress.Progress):
     """Progress bars below a headline."""
 
     headline = Text()
@@ -109,14 +100,13 @@ class ConsoleProgress:
         self.out = plain_console(to_stderr)
         self.errors = plain_console(to_stderr=True)
         self.exit_code = EXIT_OK
+        self._quiet, self._as_json = quiet, as_json
         self._status_counts: Counter[Status] = Counter()
         self._faces = 0
-        self._quiet = quiet
-        self._as_json = as_json
         self._bars: _HeadedProgress | None = None
-        self._batch: TaskID | None = None
+        self._batch: progress.TaskID | None = None
         self._headline = self._state = ""
-        self._videos: dict[Path, TaskID] = {}
+        self._videos: dict[Path, progress.TaskID] = {}
         self._last_json: dict[Path, float] = {}
         self._lines = not quiet and not as_json and (verbose or not self.errors.is_terminal)
 
@@ -142,8 +132,8 @@ class ConsoleProgress:
         if self._quiet or self._as_json or not self.errors.is_terminal:
             yield
             return
-        name = TextColumn("{task.description}", markup=False)
-        columns = name, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+        name, remaining = progress.TextColumn("{task.description}", markup=False), progress.TimeRemainingColumn()
+        columns = name, progress.BarColumn(), progress.MofNCompleteColumn(), _Rate(), remaining
         self._bars = _HeadedProgress(*columns, console=self.errors, transient=True)
         try:
             with self._bars:

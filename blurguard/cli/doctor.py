@@ -1,8 +1,8 @@
 """Self-check of the runtime, the models, the codecs and folders."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from blurguard.types import Image, Layout
 from blurguard.video.encoders import ENCODERS, missing_encoders
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """Result of one check. ``exit_code`` is that of its failure, 0 if it passed."""
 
     name: str
@@ -27,8 +26,14 @@ class CheckResult:
 
 def run_checks(folders: list[Path]) -> Iterator[CheckResult]:
     """Run all checks and yield their results. ``folders`` must be writable."""
-    yield _check("runtime", _runtime)
-    yield from _models()
+    yield _check("runtime", lambda: interpreter_class()[1])
+    try:
+        specs = model_zoo.all_specs()
+    except ModelError as error:
+        specs = []
+        yield CheckResult("models", str(error), error.exit_code)
+    for spec in specs:
+        yield _check(f"model {spec.name}", _runs, spec)
     for kind in FileType:
         if kind.is_still:
             yield _check(f"codec {kind}", _round_trip, kind)
@@ -37,26 +42,11 @@ def run_checks(folders: list[Path]) -> Iterator[CheckResult]:
         yield _check(f"folder {folder}", _writable, folder)
 
 
-def _models() -> Iterator[CheckResult]:
-    try:
-        specs = model_zoo.all_specs()
-    except ModelError as error:
-        yield CheckResult("models", str(error), error.exit_code)
-        return
-    for spec in specs:
-        yield _check(f"model {spec.name}", _runs, spec)
-
-
 def _check(name: str, check: Callable[..., str], *arguments: object) -> CheckResult:
     try:
         return CheckResult(name, check(*arguments))
     except BlurguardError as error:
         return CheckResult(name, str(error), error.exit_code)
-
-
-def _runtime() -> str:
-    _, version = interpreter_class()
-    return version
 
 
 def _runs(spec: model_zoo.ModelSpec) -> str:
@@ -75,8 +65,7 @@ def _round_trip(kind: FileType) -> str:
 
 def _video() -> str:
     """Return the names of the encoders. One that FFmpeg lacks is a failure."""
-    missing = missing_encoders()
-    if missing:
+    if missing := missing_encoders():
         raise OutputError(f"this FFmpeg cannot write {', '.join(missing)}; install PyAV's own wheel (pip install av)")
     return f"reads and writes {', '.join(ENCODERS)}"
 

@@ -1,7 +1,7 @@
 """Command-line options, made from declared settings."""
 
-import inspect
 from dataclasses import dataclass
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,28 +24,18 @@ class RunOptions:
     verbose: bool = setting(False, "Print one line per file.", REPORTING, flags="--verbose -v")
     log_json: bool = setting(False, "Write JSON lines to standard error.", REPORTING, flags="--log-json")
     config: Path | None = setting(
-        None,
-        "TOML file of settings. Variables BLURGUARD_* override it, options override both.",
-        variable=CONFIG_VARIABLE,
+        None, "TOML file of settings. BLURGUARD_* variables override it, options both.", variable=CONFIG_VARIABLE
     )
 
 
-def options_for(table: type[Any]) -> list[inspect.Parameter]:
+def options_for(table: type[Any]) -> list[Parameter]:
     """Return one option per declared setting, as parameters of a command. An option not given is None."""
-    return [
-        inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[each.kind | None, _option(each)],
-        )
-        for each in declared(table)
-    ]
+    return [_parameter(each) for each in declared(table)]
 
 
-def _option(declaration: Setting) -> Any:
+def _parameter(declaration: Setting) -> Parameter:
     limits = f" From {declaration.range_text}." if declaration.limits else ""
-    return typer.Option(
+    option: Any = typer.Option(
         *declaration.option.split(),
         help=declaration.help + limits,
         show_default=declaration.default_text or False,
@@ -54,6 +44,8 @@ def _option(declaration: Setting) -> Any:
         envvar=declaration.variable,
         rich_help_panel=declaration.panel,
     )
+    kind: Any = declaration.kind | None
+    return Parameter(declaration.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 
 def _file_name(text: str) -> str:

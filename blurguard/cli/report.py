@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from blurguard.errors import OutputError
@@ -20,31 +19,25 @@ def outcome_json(outcome: Outcome, settings: Settings) -> dict[str, Any]:
     record = {
         "source": str(outcome.source),
         "target": None if outcome.target is None else str(outcome.target),
-        "status": outcome.status,
-        "kind": outcome.kind,
-        "width": outcome.width,
-        "height": outcome.height,
-        "frames": outcome.frames,
+        **_fields(outcome, "status", "kind", "width", "height", "frames"),
         "faces": [face.as_json() for face in outcome.faces],
         "seconds": round(outcome.seconds, 4),
         "model": outcome.model,
         "settings": settings.as_json(),
-        "error": outcome.error,
-        "reason": outcome.reason,
-        "exit_code": outcome.exit_code,
+        **_fields(outcome, "error", "reason", "exit_code"),
     }
     return record | _second_pass(outcome)
 
 
 def detection_json(outcome: Outcome) -> dict[str, Any]:
     """Return the faces of a file for ``blurguard detect``, with the reason if it failed."""
-    record = {
-        "source": str(outcome.source),
-        "width": outcome.width,
-        "height": outcome.height,
-        "faces": [face.as_json() for face in outcome.faces],
-    }
+    faces = [face.as_json() for face in outcome.faces]
+    record = {"source": str(outcome.source), **_fields(outcome, "width", "height"), "faces": faces}
     return record | _second_pass(outcome) | ({"error": outcome.reason} if outcome.reason else {})
+
+
+def _fields(outcome: Outcome, *names: str) -> dict[str, Any]:
+    return {name: getattr(outcome, name) for name in names}
 
 
 def _second_pass(outcome: Outcome) -> dict[str, str]:
@@ -90,9 +83,7 @@ class JsonLines:
         """Return the file."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file, unless it is standard output."""
         if self._file is not None and self._file is not sys.stdout:
             with os_errors(self._path):

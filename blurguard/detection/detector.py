@@ -30,11 +30,11 @@ class Detector(Protocol):
         """
 
 
-def load_detector(settings: Settings, threads: int = 1) -> BlazeFaceDetector:
+def load_detector(settings: Settings) -> BlazeFaceDetector:
     """Return the detector that the settings select.
 
     Raises:
         ModelError: unknown model, damaged file, or runtime not installed.
     """
     spec = model_zoo.get_spec(settings.model)
-    return BlazeFaceDetector(Network(spec, model_zoo.load_weights(spec), threads), settings.mode)
+    return BlazeFaceDetector(Network(spec, model_zoo.load_weights(spec)), settings.mode)

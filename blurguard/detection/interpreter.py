@@ -48,15 +48,13 @@ def interpreter_class() -> tuple[Any, str]:
 class Network:
     """A set of weights that runs at any multiple of ``spec.size_multiple`` px."""
 
-    def __init__(self, spec: ModelSpec, data: bytes, threads: int = 1) -> None:
+    def __init__(self, spec: ModelSpec, data: bytes) -> None:
         """Take the bytes of the model, whose hash has been checked. Builds no interpreter yet.
 
         Raises:
             ModelError: no runtime is installed.
         """
-        self.spec = spec
-        self._data = data
-        self._threads = threads
+        self.spec, self._data = spec, data
         self._make, _ = interpreter_class()
         self._interpreters: OrderedDict[tuple[int, int], Any] = OrderedDict()
 
@@ -98,7 +96,7 @@ class Network:
         for offset, divisor in self.spec.size_constants:
             struct.pack_into("<2i", data, offset, height // divisor, width // divisor)
         with _quiet_stderr_once():
-            interpreter = self._make(model_content=bytes(data), num_threads=self._threads)
+            interpreter = self._make(model_content=bytes(data), num_threads=1)
             interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [1, height, width, 3])
             interpreter.allocate_tensors()
         return interpreter
@@ -145,15 +143,11 @@ def _quiet_stderr_once() -> Iterator[None]:
 @contextlib.contextmanager
 def _discard_stderr() -> Iterator[None]:
     """Redirect standard error to the null device."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # no stderr at all, as in some daemons
+    with contextlib.ExitStack() as restored:
+        with contextlib.suppress(OSError):  # no stderr at all, as in some daemons
+            stderr = os.dup(2)
+            restored.callback(os.close, stderr)
+            restored.callback(os.dup2, stderr, 2)
+            with Path(os.devnull).open("wb") as null:
+                os.dup2(null.fileno(), 2)
         yield
-        return
-    try:
-        with Path(os.devnull).open("wb") as null:
-            os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)

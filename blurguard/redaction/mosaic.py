@@ -83,7 +83,8 @@ class Mosaic:
         count = 1 if min(face_width, max(width, height)) < SOLID_BELOW_PX else CELLS
         if count not in self._cells:
             rows, columns = (max(1, math.ceil(count * side / max(width, height))) for side in (height, width))
-            self._cells[count] = _add_noise(_average_cells(patch, rows, columns), surface)
+            means = cv2.resize(np.ascontiguousarray(patch), (columns, rows), interpolation=cv2.INTER_AREA)
+            self._cells[count] = _add_noise(np.asarray(means, np.float32).reshape(rows, columns, -1), surface)
         return self._cells[count]
 
 
@@ -118,12 +119,6 @@ def _cut_patch(surface: Surface, region: Region, border: int) -> tuple[Pixels, t
     x0, y0 = max(region.x0 - border, 0), max(region.y0 - border, 0)
     # A slice ends at the image's edge by itself.
     return surface.pixels[y0 : region.y1 + border, x0 : region.x1 + border], (x0, y0)
-
-
-def _average_cells(patch: Pixels, rows: int, columns: int) -> NDArray[np.float32]:
-    """(H, W, C) -> means of the cells, float32 (rows, columns, C)."""
-    small = cv2.resize(np.ascontiguousarray(patch), (columns, rows), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.float32).reshape(rows, columns, -1)
 
 
 def _add_noise(cells: NDArray[np.float32], surface: Surface) -> NDArray[np.float32]:

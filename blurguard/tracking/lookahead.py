@@ -65,23 +65,21 @@ class TrackedBox:
     is_detected: bool  # whether the face was detected in this frame
 
 
+Detected = tuple[T, FrameDetections]  # an item and the detections in it
 Tracked = tuple[T, tuple[TrackedBox, ...]]  # an item and its hidden faces
 
 
-def track_faces(
-    frames: Iterable[tuple[T, FrameDetections]], config: TrackingConfig
-) -> Generator[Tracked[T], None, None]:
+def track_faces(frames: Iterable[Detected[T]], config: TrackingConfig) -> Generator[Tracked[T], None, None]:
     """Yield every frame once, in order, with its hidden faces.
 
     A frame comes as soon as a later one is shown ``2 * hold_seconds`` after it, the scene ends, or
     ``max_frames`` are held. Closing the iterator early closes ``frames``.
     """
-    source = iter(frames)
-    track_ids = itertools.count()
+    source, track_ids = iter(frames), itertools.count()
     window: _Window[T] = _Window(config, track_ids)
     try:
         for item, detected in source:
-            if detected.is_cut or window.is_ahead_of(detected.seconds):
+            if detected.is_cut or detected.seconds < window.newest:
                 yield from window.drain()
                 window = _Window(config, track_ids)
             window.add(item, detected)
@@ -94,7 +92,11 @@ def track_faces(
 
 
 class _Window(Generic[T]):
-    """The held frames of one scene, and the last ones before them, without their items."""
+    """The held frames of one scene, and the last ones before them, without their items.
+
+    Attributes:
+        newest: time of the last frame, s.
+    """
 
     def __init__(self, config: TrackingConfig, track_ids: Iterator[int]) -> None:
         self._config = config
@@ -102,12 +104,7 @@ class _Window(Generic[T]):
         self._items: deque[T] = deque()
         self._held: deque[Frame] = deque()
         self._past: deque[Frame] = deque(maxlen=max(config.max_frames, 1))
-        self._count = 0
-        self._newest = -math.inf  # seconds
-
-    def is_ahead_of(self, seconds: float) -> bool:
-        """Return whether ``seconds`` is before the newest frame."""
-        return seconds < self._newest
+        self._count, self.newest = 0, -math.inf
 
     def add(self, item: T, detected: FrameDetections) -> None:
         """Hold the next frame, and assign its detections to tracks."""
@@ -116,13 +113,13 @@ class _Window(Generic[T]):
         frame = Frame(self._count, detected.seconds, detected.was_detected, boxes, scores, track_ids, still)
         self._held.append(frame)
         self._items.append(item)
-        self._count, self._newest = self._count + 1, detected.seconds
+        self._count, self.newest = self._count + 1, detected.seconds
         self._tracker.update(self._held)
 
     def is_full(self) -> bool:
         """Whether no later frame can change the oldest held one, or the maximum is reached."""
         count = len(self._held)
-        final = count > 1 and self._newest - self._held[0].seconds >= 2 * self._config.hold_seconds
+        final = count > 1 and self.newest - self._held[0].seconds >= 2 * self._config.hold_seconds
         return final or count >= max(self._config.max_frames, 1)
 
     def pop(self) -> Tracked[T]:

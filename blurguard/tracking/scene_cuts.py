@@ -5,7 +5,7 @@ there.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,8 +26,7 @@ COLOR_STEPS = 6  # for each channel
 FLAT_DEVIATION = 6.0  # standard deviation of the luma, of 255: in flatter frames nothing can be compared
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _FrameSummary:
+class _FrameSummary(NamedTuple):
     """A small copy of one frame.
 
     Attributes:

@@ -81,9 +81,7 @@ class Tracker:
 
     def __init__(self, min_score: float, hold_seconds: float, track_ids: Iterator[int]) -> None:
         """Take the lowest score that starts a track, half the longest gap, and the ids for new tracks."""
-        self._min_score = min_score
-        self._max_gap = 2 * hold_seconds
-        self._track_ids = track_ids
+        self._min_score, self._max_gap, self._track_ids = min_score, 2 * hold_seconds, track_ids
         self._tracks = np.zeros(0, TRACK_DTYPE)
         self._camera_velocity = np.zeros(4)  # px a second, for each edge of a box
         self._last: Frame | None = None  # with detections
@@ -177,12 +175,8 @@ def _median_motion(offsets: Floats) -> Floats:
 def _start_tracks(frame: Frame, rows: Indices) -> Tracks:
     tracks, boxes = np.zeros(len(rows), TRACK_DTYPE), frame.stabilized[rows]
     tracks["track_id"], tracks["center"], tracks["size"] = frame.track_ids[rows], centers(boxes), sizes(boxes)
-    tracks["seconds"], tracks["number"], tracks["previous"], tracks["count"] = (
-        frame.seconds,
-        frame.number,
-        UNASSIGNED,
-        1,
-    )
+    tracks["seconds"], tracks["number"] = frame.seconds, frame.number
+    tracks["previous"], tracks["count"] = UNASSIGNED, 1
     return tracks
 
 
@@ -231,12 +225,11 @@ def _assign(tracks: Tracks, missing: Indices, frame: Frame, rows: Indices, max_c
     costs = _costs(tracks[missing], frame, rows)
     fits = np.argwhere(costs <= max_cost)
     row_of: dict[int, int] = {}
-    taken: set[int] = set()
+    track_of: dict[int, int] = {}
     for track, row in fits[np.argsort(costs[fits[:, 0], fits[:, 1]], kind="stable")].tolist():
-        if track not in row_of and row not in taken:
-            row_of[track] = row
-            taken.add(row)
-    assigned, rows = missing[list(row_of)], rows[list(row_of.values())]
+        if track not in row_of and row not in track_of:
+            row_of[track], track_of[row] = row, track
+    assigned, rows = missing[list(row_of)], rows[list(track_of)]
     frame.track_ids[rows] = tracks["track_id"][assigned]
     old, new = tracks[assigned], _start_tracks(frame, rows)
     steps = _gaps(old, frame)
