@@ -33,7 +33,7 @@ from bench.measure import machine
 from blurguard import Anonymizer, BlurguardError, Settings
 from blurguard.batch.process import configure_process
 from blurguard.files.filetypes import type_of_file
-from blurguard.images.still import open_image
+from blurguard.images.formats import open_image
 from calibration.tables import table
 
 LIMIT_SECONDS = 30.0  # for one damaged file of 64 x 48 px; whole ones take 10 ms

@@ -25,7 +25,7 @@ from blurguard.batch.runner import anonymize_folder
 from blurguard.batch.workers import WorkerConfig
 from blurguard.files.atomic import digest_bytes, publish, scratch_in, stage_bytes
 from blurguard.files.filetypes import type_of_file
-from blurguard.images.still import open_image
+from blurguard.images.formats import open_image
 from blurguard.types import Image
 
 OPENCV_AT_MOST = 2.0

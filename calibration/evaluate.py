@@ -22,9 +22,9 @@ from PIL import ImageOps
 
 from blurguard.boxes import iou
 from blurguard.detection import model_zoo
-from blurguard.detection.detector import load_detector
 from blurguard.detection.interpreter import Network
 from blurguard.detection.multiscale import BlazeFaceDetector
+from blurguard.detection.registry import load_detector
 from blurguard.settings import Mode, Settings
 from blurguard.types import Detections
 from calibration import CalibrationError

@@ -27,7 +27,8 @@ from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.anonymize.media import FaceLog, MediaJob
 from blurguard.anonymize.video import detect_video
 from blurguard.boxes import iou, rescale_boxes
-from blurguard.detection.detector import Detector, load_detector
+from blurguard.detection.detector import Detector
+from blurguard.detection.registry import load_detector
 from blurguard.redaction.mosaic import Mosaic, Surface, redact_region
 from blurguard.redaction.regions import regions_from
 from blurguard.settings import Mode, Settings, Shape, Style

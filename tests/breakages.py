@@ -28,7 +28,7 @@ from blurguard.batch import runner
 from blurguard.detection import blazeface, multiscale
 from blurguard.files import atomic
 from blurguard.files.atomic import StagedFile
-from blurguard.images import codec, metadata, png, still
+from blurguard.images import codec, formats, metadata, png
 from blurguard.redaction import masks, mosaic, regions
 from blurguard.settings import Settings
 from blurguard.types import Image, Outcome, Region
@@ -145,13 +145,13 @@ def allow_all_of_exif() -> None:
 
 
 def copy_the_end_of_the_file() -> None:
-    whole = still.ImageFile.encode
+    whole = formats.ImageFile.encode
 
-    def broken(self: still.ImageFile, pages: Iterable[still.Page]) -> bytes:
+    def broken(self: formats.ImageFile, pages: Iterable[formats.Page]) -> bytes:
         end = self._codec._data[-40:] if isinstance(self._codec, codec.PillowCodec) else b""
         return whole(self, pages) + end
 
-    still.ImageFile.encode = broken  # type: ignore[method-assign]
+    formats.ImageFile.encode = broken  # type: ignore[method-assign]
 
 
 def fail_to_hide() -> None:
@@ -214,13 +214,13 @@ def strike_in_hiding(fault: Fault) -> None:
 
 
 def strike_in_encoding(fault: Fault) -> None:
-    whole = still.ImageFile.encode
+    whole = formats.ImageFile.encode
 
-    def broken(self: still.ImageFile, pages: Iterable[still.Page]) -> bytes:
+    def broken(self: formats.ImageFile, pages: Iterable[formats.Page]) -> bytes:
         whole(self, pages)
         fault()
 
-    still.ImageFile.encode = broken  # type: ignore[method-assign]
+    formats.ImageFile.encode = broken  # type: ignore[method-assign]
 
 
 def strike_in_writing(fault: Fault) -> None:

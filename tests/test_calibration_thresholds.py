@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blurguard.detection.detector import load_detector
+from blurguard.detection.registry import load_detector
 from blurguard.settings import Settings
 from blurguard.types import Detections
 from calibration import CalibrationError

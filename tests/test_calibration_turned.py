@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from blurguard.boxes import NO_DETECTIONS
-from blurguard.detection.detector import load_detector
 from blurguard.detection.multiscale import ROTATIONS
+from blurguard.detection.registry import load_detector
 from blurguard.settings import Settings
 from blurguard.types import Detections
 from calibration import turned

@@ -17,7 +17,6 @@ from PIL import Image
 from blurguard.boxes import iou, tile_spans, unrotate_boxes, weighted_nms
 from blurguard.detection import model_zoo
 from blurguard.detection.blazeface import MAX_PER_PASS, detect_once, padded_side
-from blurguard.detection.detector import load_detector
 from blurguard.detection.interpreter import Network
 from blurguard.detection.multiscale import (
     COARSEST_PX,
@@ -30,6 +29,7 @@ from blurguard.detection.multiscale import (
     accurate_scales,
     fast_scales,
 )
+from blurguard.detection.registry import load_detector
 from blurguard.errors import ModelError
 from blurguard.redaction.regions import regions_from
 from blurguard.settings import Mode, Settings

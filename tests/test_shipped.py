@@ -12,7 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from bench.faults.commands import blurguard
 from blurguard.detection import model_zoo
-from blurguard.detection.detector import load_detector
+from blurguard.detection.registry import load_detector
 from blurguard.settings import Settings
 from blurguard.types import Detections
 from calibration.evaluate import crowd_aps, pixels_of

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from blurguard.anonymize.media import FaceLog, MediaJob
 from blurguard.anonymize.pages import faces_in, hide_into, process_pages
-from blurguard.detection.detector import Detector, load_detector
+from blurguard.detection.detector import Detector
+from blurguard.detection.registry import load_detector
 from blurguard.errors import InputError
 from blurguard.files.atomic import (
     StagedFile,
@@ -29,7 +30,7 @@ from blurguard.files.atomic import (
 from blurguard.files.errors import read_errors
 from blurguard.files.filetypes import FileType, type_of_file
 from blurguard.files.stamp import FileStamp
-from blurguard.images.still import ImageFile, open_image
+from blurguard.images.formats import ImageFile, open_image
 from blurguard.settings import Settings
 from blurguard.types import Detections, Face, Image, Layout, Outcome, Pixels, Region, Status
 

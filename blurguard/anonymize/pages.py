@@ -10,7 +10,7 @@ from blurguard.anonymize.media import WINDOW_BYTES, FaceLog, MediaInfo, MediaJob
 from blurguard.anonymize.surfaces import surface_of
 from blurguard.anonymize.tracked import Frames, TrackRedactor, redact_tracks
 from blurguard.detection.detector import Detector
-from blurguard.images.still import ImageFile, Page
+from blurguard.images.formats import ImageFile, Page
 from blurguard.redaction.regions import paired_regions
 from blurguard.settings import Settings
 from blurguard.tracking.lookahead import Detected, FrameDetections

@@ -11,7 +11,7 @@ from blurguard.detection.interpreter import Network, interpreter_class
 from blurguard.errors import BlurguardError, ModelError, OutputError
 from blurguard.files.atomic import remove_stale, scratch_in
 from blurguard.files.filetypes import FileType
-from blurguard.images.still import Page, blank_image_file, open_image
+from blurguard.images.formats import Page, blank_image_file, open_image
 from blurguard.types import Image, Layout
 from blurguard.video.encoders import ENCODERS, missing_encoders
 

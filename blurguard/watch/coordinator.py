@@ -6,7 +6,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +22,7 @@ from blurguard.files.move import delete, move, verify
 from blurguard.files.stamp import FileStamp, stamp_at
 from blurguard.settings import Originals, WatchSettings
 from blurguard.types import Outcome
+from blurguard.watch import retry
 from blurguard.watch.folders import Folders, dev_inode
 from blurguard.watch.inbox import is_being_written
 from blurguard.watch.quarantine import Quarantine
@@ -60,8 +60,10 @@ class _PendingReport:
 class Coordinator:
     """Decides on files, publishes results, keeps the journal, and moves or deletes originals.
 
+    Failures are tried again by the rules of `retry`.
+
     Attributes:
-        patience: seconds that a failed original stays if a process may still write to it.
+        patience: longest wait of a failed original while a process may still be writing to it, seconds.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Coordinator:
         """Set all that stays the same while the daemon runs. Call ``recover`` and ``open`` first.
 
         Args:
-            folders: as they were checked.
+            folders: checked by ``Folders.prepared``.
             settings: policy for originals that are done, and whether the inbox is polled, which hides open files.
             task: inbox and outbox.
             scratch: folder on the file system of the outbox.
@@ -120,24 +122,26 @@ class Coordinator:
         self.queue([source for source in failed if self.stamp_at(source) is not None])
 
     def open(self, recipe: str) -> None:
-        """Use the settings and model with this digest from now on."""
+        """From now on, results with this digest of settings and model count as up to date."""
         self._tree = OutputTree(self._task, self._journal, recipe, self._scratch)
 
     def is_handled(self, source: Path, stamp: FileStamp) -> bool:
-        """Whether a file in the inbox needs no decision."""
+        """Whether this version of a file needs no decision: it is done, has failed for good, or is ignored.
+
+        A file that is done needs one as long as its original must be moved or deleted.
+        """
         if stamp in (self._ignored.get(source), self._published.get(source)):
             return True
         record = self._record(source)
-        if record is None or record.source != stamp:
-            return False
+        is_done = record is not None and record.state is FileState.DONE and record.source == stamp
         stays = self._settings.originals is Originals.KEEP or source in self._warned
-        return record.state is FileState.FAILED or (record.state is FileState.DONE and stays)
+        return retry.is_final(record, stamp) or (is_done and stays)
 
     def decide(self, source: Path, stamp: FileStamp) -> Job | Outcome | None:
         """Decide on a complete file, and move or delete an original that is done already.
 
         Returns:
-            A job, the outcome of a failure, or None if there is nothing to do.
+            A job if the file must be processed, an outcome if it failed at once, None if there is nothing to do.
         """
         try:
             job = self._job_for(source, stamp)
@@ -155,7 +159,7 @@ class Coordinator:
             return None
         record = self._record(source)
         if self._published.get(source) != stamp and (record is None or not self._is_done(record, source, stamp)):
-            if record is not None and record.source == stamp and record.state is FileState.FAILED:
+            if retry.is_final(record, stamp):
                 return None
             if type_from_suffix(source) is FileType.UNKNOWN and type_of_file(source) is FileType.UNKNOWN:
                 self._ignored[source] = stamp
@@ -239,7 +243,7 @@ class Coordinator:
             self.forget(job.source)
             return JobResult.GONE, outcome
         if isinstance(result, Outcome):
-            if _is_storage_failure(result, job) or result.error == BrokenProcessPool.__name__:
+            if retry.is_temporary(result, job):
                 return JobResult.UNAVAILABLE, outcome
             if stamp != self._jobs[job.source][0]:
                 return JobResult.CHANGED, outcome
@@ -367,9 +371,3 @@ class Coordinator:
 
     def _name(self, source: Path) -> Path:
         return source.relative_to(self.inbox)
-
-
-def _is_storage_failure(outcome: Outcome, job: Job) -> bool:
-    """Whether a job failed because nothing can be written to its scratch folder."""
-    writable = job.scratch is not None and os.access(job.scratch, os.W_OK | os.X_OK)
-    return outcome.error == StorageError.__name__ or (outcome.error == OutputError.__name__ and not writable)

@@ -70,7 +70,7 @@ class Quarantine:
         return any(map(os.path.lexists, _report_paths(self._reports / name)))
 
     def has_original(self, name: Path) -> bool:
-        """Whether the folder holds a failed original or its report."""
+        """Whether the folder for failed originals holds this one, or at least its report."""
         kept = self._folder and _kept_at(self._folder, name)
         return kept is not None and any(map(os.path.lexists, (kept, *_report_paths(kept))))
 

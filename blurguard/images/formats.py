@@ -1,4 +1,4 @@
-"""Opens picture files of any supported format: `open_image`, `ImageFile` and the table of codecs.
+"""The supported picture formats, ``CODECS``, and how their files are opened: `open_image`, `ImageFile`.
 
 ``open_image`` reads the header only, and refuses pictures that are too large. ``ImageFile.pages`` then decodes one
 page at a time. ``ImageFile.encode`` takes pages and returns the bytes of a new file.
@@ -28,16 +28,10 @@ __all__ = ["ImageFile", "Page", "blank_image_file", "open_image"]
 
 Codec: TypeAlias = PillowCodec | HeicCodec
 CODECS: dict[FileType, type[Codec]] = {
-    FileType.JPEG: JpegCodec,
-    FileType.PNG: PngCodec,
-    FileType.WEBP: WebpCodec,
-    FileType.TIFF: TiffCodec,
-    FileType.BMP: BmpCodec,
-    FileType.GIF: GifCodec,
-    FileType.HEIC: HeicCodec,
-    FileType.AVIF: AvifCodec,
+    FileType.JPEG: JpegCodec, FileType.PNG: PngCodec, FileType.WEBP: WebpCodec, FileType.TIFF: TiffCodec,
+    FileType.BMP: BmpCodec, FileType.GIF: GifCodec, FileType.HEIC: HeicCodec, FileType.AVIF: AvifCodec,
     FileType.JPEG2000: Jpeg2000Codec,
-}
+}  # fmt: skip
 _UNSUPPORTED_REASONS = {
     FileType.VIDEO: "is a video, not a picture",
     FileType.RAW: "is a camera raw file; develop it to JPEG or TIFF first",
@@ -117,7 +111,7 @@ def open_image(data: bytes, file_type: FileType, name: str, max_pixels: int, kee
 
 
 def blank_image_file(file_type: FileType) -> ImageFile:
-    """Return a file of this format to encode new pages, which no source file has."""
+    """Return an empty stand-in of this format, to encode pages that come from no file."""
     return open_image(CODECS[file_type].blank(), file_type, "blank", 64)
 
 
