@@ -132,7 +132,7 @@ class SettingsTable:
         """Return the settings as JSON types."""
         return asdict(self)
 
-    def with_values(self, values: Mapping[str, Any], origin: str) -> Self:
+    def changed(self, values: Mapping[str, Any], origin: str) -> Self:
         """Return a copy with some values replaced.
 
         Raises:

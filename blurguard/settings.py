@@ -157,7 +157,7 @@ _Source = tuple[Mapping[str, Any], str]  # values of one table, and their origin
 def read_settings(config: Path | None, environment: Mapping[str, str] = os.environ) -> tuple[Settings, WatchSettings]:
     """Return both tables: defaults, then the file, then the ``BLURGUARD_*`` variables.
 
-    The caller adds the command line by ``with_values``, then calls ``complete``. The file is read once, so both
+    The caller adds the command line by ``changed``, then calls ``complete``. The file is read once, so both
     tables are of one version of it.
 
     Raises:
@@ -169,7 +169,7 @@ def read_settings(config: Path | None, environment: Mapping[str, str] = os.envir
         for each in declared(WatchSettings):
             if each.one_shot and each.name in values:
                 raise ConfigError(f"{origin}: {each.name} is for one run only: give {each.option} on the command line")
-        settings, watch = settings.with_values(*own), watch.with_values(values, origin)
+        settings, watch = settings.changed(*own), watch.changed(values, origin)
     return settings, watch
 
 

@@ -81,7 +81,7 @@ def run_daemon_with(detector: str, *arguments: str) -> None:
         factory = functools.partial(factory, Path(os.environ["GATE"]))
     console = ConsoleProgress(quiet=False, verbose=False, as_json=True)
     chosen = {key: given[key] for key in ("settle", "rescan", "timeout", "grace", "min_free", "recycle") if given[key]}
-    settings = WatchSettings().with_values({"min_free": 0, "grace": 0} | chosen, "test")
+    settings = WatchSettings().changed({"min_free": 0, "grace": 0} | chosen, "test")
     orders = RuntimeConfig(WorkerConfig(factory, given["jobs"], progress=console.frames), settings)
     folders = Folders(Path(given["inbox"]), Path(given["outbox"])).prepared(allow_shared=False)
     with console.live("watching"):

@@ -177,5 +177,5 @@ def test_the_environment_comes_before_the_file_and_the_file_before_the_default(t
     path = settings_file(tmp_path, 'mode = "fast"\nmargin = 0.5\n')
     settings, _ = read_settings(path, {"BLURGUARD_MARGIN": "0.7"})
     assert settings == Settings(mode=Mode.FAST, margin=0.7)
-    asked = settings.with_values({"margin": 0.9}, "command line")
+    asked = settings.changed({"margin": 0.9}, "command line")
     assert asked == Settings(mode=Mode.FAST, margin=0.9)

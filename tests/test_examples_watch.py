@@ -118,8 +118,8 @@ def test_the_settings_are_accepted_and_complete() -> None:
     text = re.sub(r"^# (\w+ = )", r"\1", SETTINGS.read_text("utf-8"), flags=re.M).replace('"keep" ', '"move" ')
     suggested = tomllib.loads(text)
     table = suggested.pop("watch")
-    settings.with_values(suggested, "test")
-    assert watching.with_values(table, "test").complete().metrics
+    settings.changed(suggested, "test")
+    assert watching.changed(table, "test").complete().metrics
 
 
 def test_the_manual_tells_every_setting_and_its_default() -> None:

@@ -180,7 +180,7 @@ def reload(drop: Drop, tmp_path: Path, text: str, note: str) -> None:
 def expected(tmp_path: Path, source: Path, **settings: object) -> bytes:
     target = tmp_path / "expected" / source.name
     target.parent.mkdir(exist_ok=True)
-    Anonymizer(Settings().with_values(settings, "test")).process(source, target)
+    Anonymizer(Settings().changed(settings, "test")).process(source, target)
     return target.read_bytes()
 
 

@@ -107,7 +107,7 @@ class Shift:
 
 @contextlib.contextmanager
 def shift(at: Office, factory: Factory, **settings: Any) -> Iterator[Shift]:
-    chosen = WatchSettings().with_values({"settle": SETTLE, "rescan": 3600, "min_free": 0} | settings, "test")
+    chosen = WatchSettings().changed({"settle": SETTLE, "rescan": 3600, "min_free": 0} | settings, "test")
     orders, told = RuntimeConfig(WorkerConfig(factory), chosen), Told(at.said)
     played: list[Shift] = []
     health = HealthReporter(told, HealthWriter(health_file(at.outbox)))

@@ -65,7 +65,7 @@ def test_a_bad_value_is_an_error_that_names_setting_and_value(name: str, value: 
         WatchSettings(**{name: value})
     assert repr(value) in str(caught.value)
     with pytest.raises(ConfigError, match=rf"^here: {name} must "):
-        WatchSettings().with_values({name: value}, "here")
+        WatchSettings().changed({name: value}, "here")
 
 
 @pytest.mark.parametrize("name", WATCH_RANGES)
@@ -75,18 +75,18 @@ def test_a_number_is_accepted_exactly_within_its_range(name: str, data: st.DataO
     near = st.sampled_from([low, high, math.nextafter(low, -math.inf), math.nextafter(high, math.inf)])
     value = data.draw(st.integers(-(10**12), 10**12) if name in INTEGRAL else st.floats() | near | st.integers())
     if low <= value <= high:
-        settings = WatchSettings().with_values({name: value}, "here")
+        settings = WatchSettings().changed({name: value}, "here")
         assert getattr(settings, name) == value
         assert type(getattr(settings, name)) is (int if name in INTEGRAL else float)
     else:
         with pytest.raises(ConfigError, match=rf"^here: {name} must lie between .* and .*, not "):
-            WatchSettings().with_values({name: value}, "here")
+            WatchSettings().changed({name: value}, "here")
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, both in WATCH_RANGES.items() for value in both])
 def test_the_limits_themselves_are_accepted(name: str, value: float) -> None:
     limit = {name: int(value) if name in INTEGRAL else value}
-    assert getattr(WatchSettings().with_values(limit, "here"), name) == value
+    assert getattr(WatchSettings().changed(limit, "here"), name) == value
 
 
 @pytest.mark.parametrize("value", [Settings(jobs=3, mode=Mode.FAST), WatchSettings(settle=2, failed="f\udcff\n")])
@@ -191,7 +191,7 @@ def test_each_source_overrides_the_one_below_it(tmp_path: Path) -> None:
     path = settings_file(tmp_path, "[watch]\nrescan = 10\ngrace = 10\ntimeout = 10\n")
     variables = {"BLURGUARD_WATCH_GRACE": "20", "BLURGUARD_WATCH_TIMEOUT": "20"}
     _, watch = read_settings(path, variables)
-    watch = watch.with_values({"timeout": 30.0, "retry_failed": True}, "command line").complete()
+    watch = watch.changed({"timeout": 30.0, "retry_failed": True}, "command line").complete()
     assert watch == WatchSettings(settle=1, rescan=10, grace=20, timeout=30, retry_failed=True)
 
 
@@ -222,7 +222,7 @@ def test_choice_and_folder_may_come_from_different_sources(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="originals is move, but move_to names no folder"):
         watch.complete()
     wanted = WatchSettings(originals=Originals.MOVE, move_to="done")
-    assert watch.with_values({"move_to": "done"}, "command line").complete() == wanted
+    assert watch.changed({"move_to": "done"}, "command line").complete() == wanted
     assert read_settings(path, {"BLURGUARD_WATCH_MOVE_TO": "done"})[1].complete() == wanted
 
 
@@ -231,7 +231,7 @@ def test_a_folder_that_nothing_would_be_moved_to_is_an_error(originals: Original
     watch = WatchSettings(originals=originals, move_to="done")
     with pytest.raises(ConfigError, match=rf"move_to is 'done', but originals is {originals}; set originals to move"):
         watch.complete()
-    assert watch.with_values({"move_to": ""}, "environment").complete() == WatchSettings(originals=originals)
+    assert watch.changed({"move_to": ""}, "environment").complete() == WatchSettings(originals=originals)
 
 
 # Options -----------------------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_what_is_given_is_chosen() -> None:
         *("--health", "h", "--metrics", "m", "--retry-failed", "--allow-shared"),
     )
     assert sorted(given) == sorted(DEFAULTS)
-    watch = WatchSettings().with_values(given, "command line").complete()
+    watch = WatchSettings().changed(given, "command line").complete()
     assert watch.as_json() == {
         **{"settle": 2.0, "rescan": 30.0, "poll": True, "originals": "move", "move_to": "a\udcff\nb", "failed": "f"},
         **{"timeout": 9.0, "grace": 0.0, "min_free": 1, "recycle": 7, "health": "h", "metrics": "m"},

@@ -275,7 +275,7 @@ class LateDetector(StubDetector):
 
 
 def late(folder: Path) -> Anonymizer:
-    return Anonymizer(steady().settings.with_values({"hold": 0.1}, "test"), LateDetector((BOX,), folder=folder))
+    return Anonymizer(steady().settings.changed({"hold": 0.1}, "test"), LateDetector((BOX,), folder=folder))
 
 
 @pytest.mark.usefixtures("scratch")

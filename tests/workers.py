@@ -89,7 +89,7 @@ class WaitingDetector(StubDetector):
 
 
 def steady(style: str = "solid") -> Anonymizer:
-    return Anonymizer(Settings().with_values({"style": style, "shape": "box"}, "test"), StubDetector((BOX,)))
+    return Anonymizer(Settings().changed({"style": style, "shape": "box"}, "test"), StubDetector((BOX,)))
 
 
 def dying() -> Anonymizer:
