@@ -115,7 +115,7 @@ class Detections:
     """Faces detected in one image.
 
     Attributes:
-        boxes: float32 (N, 4), x0 y0 x1 y1 in px of the whole upright image. They may lie outside of it.
+        boxes: float32 (N, 4), x0 y0 x1 y1 in px of the whole upright image. They may extend beyond it.
         scores: float32 (N,), 0 to 1, in falling order.
         flaw: the ``detection.lighting.exposure_defect`` that caused a second pass, or ``""``.
     """
@@ -218,7 +218,7 @@ class Outcome:
     Attributes:
         source: the file, as named by the user.
         status: done, skipped or failed.
-        target: path of the result, even if it was not written, or None if none was wanted.
+        target: intended path of the result, which may not exist. None if no result was requested.
         kind: format by content, e.g. ``"JPEG"``, or ``""`` if unknown.
         reason: of a skip, of a failure with its remedy, or losses of a file that is done.
         error: class name of the failure, or ``""``.

@@ -48,13 +48,13 @@ def _decode(spec: ModelSpec, raw: Boxes, cells: NDArray[np.intp]) -> Boxes:
 
 
 def _pad_to_bucket(rgb: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
-    """Return the image in the top left corner of a black canvas whose sides are buckets."""
+    """Return the image in the top left corner of a black canvas, whose sides are rounded up to one of a few lengths."""
     bottom, right = (padded_side(side, multiple) - side for side in rgb.shape[:2])
     return np.pad(rgb, ((0, bottom), (0, right), (0, 0))) if bottom or right else rgb
 
 
 def padded_side(side: int, multiple: int) -> int:
-    """Return the bucket for a side, px. Buckets are few, so that interpreters are reused.
+    """Round a side up to one of a few lengths, px, so that interpreters are reused.
 
     They are an eighth of the side apart, rounded to the network's multiple: at most one part in eight is padding.
     """

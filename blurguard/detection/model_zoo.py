@@ -30,19 +30,20 @@ class ModelSpec:
         layers: number of convolutions by the type of their weights: int8, float32.
         stride: px of the input per output cell.
         input: name of the only input tensor, (1, h, w, 3).
-        boxes: name of the output (1, h / stride, w / stride, >= 4): x y of the center from the cell's, width, height.
+        boxes: name of the output (1, h / stride, w / stride, >= 4): offset x y of the
+            box center from the cell center, then width and height.
         scores: name of the output (1, h / stride, w / stride, 1): logits.
         input_scale: of uint8 RGB for a float input: x * scale + offset.
         input_offset: see ``input_scale``.
         size_multiple: h and w are multiples of this, px.
-        size_constants: (byte offset, divisor) of two int32 in the file: h and w, each over the divisor.
-        offset_unit: of raw x and y, input px.
-        size_unit: of raw width and height, input px.
+        size_constants: (byte offset, divisor) of two int32 in the file that are set to h // divisor and w // divisor.
+        offset_unit: input px per unit of the raw offset x y.
+        size_unit: input px per unit of the raw width and height.
         log_sizes: whether raw width and height are natural logarithms (of sizes in that unit).
         box_scale: factors on raw width and height that make a tight face box.
         box_shift: added to the center, as shares of the tight width and height.
-        fine_logit_shift: added to the logits at about full size and enlarged, where weights that were not trained
-            for small faces detect them in noise.
+        fine_logit_shift: added to the logits when the image is detected at about full size or enlarged. Weights that
+            were not trained for small faces report noise there.
         thresholds: default score threshold, per mode.
         crowd_ap: AP on ``examples/photos/crowd.jpg``, percent, per mode. Shows whether a build runs as released.
         evidence: source of the thresholds and the corrections.

@@ -47,7 +47,7 @@ class RefinementPass(NamedTuple):
     """A second pass at a higher scale over the blocks that may hold small faces."""
 
     scale: float  # times the finest one
-    mirrored: bool  # as good as another image of the same place
+    mirrored: bool  # a mirrored copy counts as an independent pass
     max_side_px: float  # longer side of these faces, at the finest scale
 
 
@@ -82,7 +82,7 @@ class BlazeFaceDetector:
     """
 
     def __init__(self, network: Network, mode: Mode) -> None:
-        """Take the weights and the detection effort."""
+        """Prepare the passes of a mode."""
         self._network = network
         self._scales = accurate_scales if mode is Mode.ACCURATE else fast_scales
         self.threshold = network.spec.thresholds[mode]

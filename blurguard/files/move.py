@@ -88,7 +88,7 @@ def delete(source: Path, stamp: FileStamp) -> bool:
 
 
 def verify(draft: StagedFile) -> None:
-    """Read a staged file back from the disk, before its original is deleted.
+    """Check that a staged file is on the disk as written. Called before its original is deleted.
 
     Raises:
         OutputError: it cannot be read, or has other content than was written.
@@ -99,7 +99,7 @@ def verify(draft: StagedFile) -> None:
 
 
 def destination_for(source: Path, target: Path, stamp: FileStamp) -> Path | None:
-    """Return the place to which ``move`` would move an original now, None if it would stay.
+    """Return the place to which ``move`` would move an original now, None if it is gone or has changed.
 
     Raises:
         InputError: it is a link or not a regular file.

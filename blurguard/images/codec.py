@@ -26,7 +26,7 @@ QUALITY = 92
 class Page:
     """One upright picture of a file: its only one, one of several pages, or a frame of an animation.
 
-    ``options`` make the codec of its format write it in the same way again.
+    ``options`` are encoder settings that reproduce the compression of the source.
     """
 
     image: Image

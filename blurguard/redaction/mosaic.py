@@ -3,6 +3,9 @@
 Blur alone can be reversed, or the face still recognized (arXiv 1609.00408, 2506.12344). Here only the averages
 of at most 3 x 3 cells reach the result, and each average carries noise from the system's random source.
 
+A change that gives other results needs a higher ``DIGEST_VERSION`` in anonymize/anonymizer.py, or results made before
+count as up to date.
+
 Regions are hidden fully up to their border. Only a band outside of it, ``feather_px`` wide, is blended.
 """
 
@@ -23,7 +26,7 @@ from blurguard.types import Pixels, Region
 # Cells across the longer side of a hidden patch. A good detector (CenterFace) finds twice as many of the faces
 # averaged into 6 cells as of those in 3. In 3 cells it finds hardly more than in one flat color, where only the
 # surroundings are left to it.
-CELLS = 3
+CELLS = 3  # stated in docs/architecture.md and README.md as well
 SOLID_BELOW_PX = 24.0  # narrower faces, and smaller visible rests of larger ones, are one cell
 # Standard deviation of the noise, as a share of white. Clipping at black or white leaves 0.58 of it.
 NOISE_RATIO = 8 / 255
@@ -64,8 +67,8 @@ class Surface:
 class Mosaic:
     """The cells that replace one face on one surface, computed once and kept through all frames of a video.
 
-    So a thousand frames reveal no more than one, and the mosaic does not flicker. Each face needs its own, and
-    so does each plane of a frame.
+    So a thousand frames reveal no more than one, and the mosaic does not flicker. Create one
+    per face and plane.
     """
 
     def __init__(self) -> None:
@@ -75,9 +78,9 @@ class Mosaic:
         """Return the cells, float32 (rows, columns, C).
 
         Args:
-            surface: gives the noise and the largest value.
-            patch: (H, W, C) of it, averaged if there are no cells of this fineness yet.
-            face_width: samples of the surface.
+            surface: supplies ``noise`` and ``white``.
+            patch: (H, W, C), pixels to average on the first call with this number of cells.
+            face_width: in samples of the surface.
         """
         height, width = patch.shape[:2]
         count = 1 if min(face_width, max(width, height)) < SOLID_BELOW_PX else CELLS

@@ -1,5 +1,8 @@
 """Encoders and their settings. To add an encoder or to change a setting, edit the table ``ENCODERS``.
 
+A change that gives other results needs a higher ``DIGEST_VERSION`` in anonymize/anonymizer.py, or results made before
+count as up to date.
+
 Quality is constant, not the bit rate. On the project's clips, pixels outside hidden regions keep an SSIM of 0.98 and
 more, at about the size of the source (table in docs/performance.md). Presets are the fastest that reach this.
 """
@@ -27,13 +30,13 @@ _LARGE_PX = 4_000_000
 
 
 class Hdr10Syntax(NamedTuple):
-    """Spelling of HDR10 metadata in an encoder's options.
+    """How one encoder expects HDR10 metadata.
 
     Attributes:
-        option: FFmpeg's option that has the parameters.
-        display: parameter for the mastering display.
+        option: name of the FFmpeg option that carries it.
+        display: start of the text for the mastering display.
         light: parameter for the content light level.
-        integers: whether chromaticity is in 1/50000 and luminance in 1/10000 cd/m², not in plain numbers.
+        integers: True for integers in units of 1/50000 (chromaticity) and 1/10000 cd/m², False for decimals.
     """
 
     option: str
@@ -51,7 +54,7 @@ class Encoder:
         options: for all videos.
         quick: options added when time matters more than size.
         large: options added above ``_LARGE_PX``.
-        profiles: option ``profile`` by FFmpeg's name of the source's profile.
+        profiles: value of the option ``profile``, keyed by FFmpeg's name for the source's profile.
         hdr10: how it takes HDR10 metadata. None if it cannot.
         fixed_rate: whether it numbers frames at a fixed rate, and takes no times.
         supports_interlaced: whether it can write frames as two fields.
@@ -112,7 +115,7 @@ def encoder_for(info: VideoInfo, threads: int, quick: bool) -> Encoder:
     """Return the encoder of a video's own codec, with all options for this video.
 
     Raises:
-        InputError: there is none, or it would lose something.
+        InputError: the codec cannot be written, or rotation or interlacing would be lost.
     """
     encoder, container = ENCODERS.get(info.codec), info.container
     if encoder is None:

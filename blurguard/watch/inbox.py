@@ -104,13 +104,13 @@ def is_being_written(path: Path) -> bool | None:
 
 @dataclass(slots=True, eq=False)  # watchdog keeps event handlers in a set
 class InboxObserver(FileSystemEventHandler):
-    """Reports changes below a folder, from a thread of its own, until stopped.
+    """Watches a folder and reports every change from a thread of its own, until ``stop``.
 
     Attributes:
         folder: to observe.
         on_change: called with every change, in that thread.
         poll: scan the folder regularly instead of using the system's events.
-        identity: of the folder at the last start, see ``dev_inode``.
+        identity: of the folder when watching last started, see ``dev_inode``.
     """
 
     folder: Path

@@ -29,8 +29,8 @@ class Quarantine:
     """Failed originals and their error reports.
 
     With a folder, originals are moved there and each report lies beside its original. Without one, originals stay
-    in the inbox and reports lie in a folder of their own. A report is written before its original is moved, so that
-    no original there lacks one.
+    in the inbox and reports lie in a folder of their own. The report is written first,
+    so every original in the folder has one.
     """
 
     def __init__(self, folder: Path | None, inbox: Path, reports: Path) -> None:
@@ -46,7 +46,7 @@ class Quarantine:
     def add(self, name: Path, outcome: Outcome, stamp: FileStamp) -> None:
         """Write an error report, and move the original if there is a folder for it.
 
-        An original that is gone or has changed is not moved and gets no report there.
+        With a folder, an original that is gone or has changed is neither moved nor reported.
 
         Args:
             name: of the original, relative to the inbox.

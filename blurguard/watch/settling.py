@@ -50,7 +50,7 @@ class SettlingQueue:
 
         Args:
             settle: seconds without an event after which a file is complete.
-            max_files: that settle or wait.
+            max_files: that are settling or queued.
         """
         self._settle, self._max_files = settle, max_files
         self.overflowed = False  # whether a file was rejected since the event loop last cleared this
@@ -60,7 +60,7 @@ class SettlingQueue:
         self._next_probe = math.inf
 
     def settle_after(self, seconds: float) -> None:
-        """Change the settle time, also for files that settle already."""
+        """Change the settle time, also of files that are settling already."""
         self._settle = seconds
         for file in self._settling.values():
             file.probe_at = min(file.probe_at, file.since + seconds)
