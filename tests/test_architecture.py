@@ -84,6 +84,12 @@ def test_no_folder_is_wide() -> None:
         assert len(list(folder.glob("*.py"))) <= MAX_MODULES, folder
 
 
+def test_docs_show_every_module() -> None:
+    picture = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("```")[1]
+    shown = set(picture.replace("->", " ").split())
+    assert {part for name in MODULES for part in name.split(".") if not part.startswith("__")} <= shown
+
+
 def catches_everything(handler: ast.ExceptHandler) -> bool:
     caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
     return any(kind is None or (isinstance(kind, ast.Name) and kind.id == "Exception") for kind in caught)
