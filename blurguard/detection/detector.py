@@ -22,5 +22,5 @@ class Detector(Protocol):
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
         """Return the faces in an upright (H, W, 3) uint8 RGB image that score at least ``min_score``.
 
-        Optional: after a second pass for an exposure defect, `Detections.flaw` names the defect.
+        A detector may set `Detections.flaw` if a second pass corrected a badly exposed image.
         """

@@ -111,7 +111,7 @@ def open_image(data: bytes, file_type: FileType, name: str, max_pixels: int, kee
 
 
 def blank_image_file(file_type: FileType) -> ImageFile:
-    """Return an empty stand-in of this format, to encode pages that come from no file."""
+    """Return an ``ImageFile`` without a source file, whose ``encode`` writes any pages."""
     return open_image(CODECS[file_type].blank(), file_type, "blank", 64)
 
 

@@ -47,7 +47,9 @@ class Hdr10Syntax(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """Settings that write one codec. An option named ``*-params`` is a list: later values are appended to it.
+    """Settings that write one codec. Sets of options are merged in the order of `encoder_for`.
+
+    A later value replaces an earlier one, but is appended to it in an option named ``*-params``.
 
     Attributes:
         name: FFmpeg's name of the encoder.
@@ -58,7 +60,7 @@ class Encoder:
         hdr10: how it takes HDR10 metadata. None if it cannot.
         fixed_rate: whether it numbers frames at a fixed rate, and takes no times.
         supports_interlaced: whether it can write frames as two fields.
-        ignores_side_data: whether it writes only pixels and captions of a frame.
+        ignores_side_data: whether it drops the side data of a frame, except captions.
     """
 
     name: str

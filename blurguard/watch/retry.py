@@ -1,8 +1,8 @@
 """Retry rules of the drop folder: which failures are tried again, and when.
 
-A failure that has nothing to do with its file is retried as soon as possible: no space to write, or workers that have
-ended. Any other failure is final for this version of the file. It is tried again if the file changes, or once with
-``--retry-failed`` (`Coordinator.retry_failed`).
+A failure whose cause lies outside of its file is retried: there is no space to write, or a worker process has died.
+After a write error the daemon pauses first, longer each time. Any other failure is final for this version of the file:
+it is tried again only if the file changes, or once with ``--retry-failed`` (`Coordinator.retry_failed`).
 """
 
 import os
@@ -16,7 +16,7 @@ from blurguard.types import Outcome
 
 
 def is_final(record: FileRecord | None, stamp: FileStamp) -> bool:
-    """Whether this version of a file has failed and is not tried again."""
+    """Whether a file has failed and has not changed since (same stamp), so that it is not tried again."""
     return record is not None and record.state is FileState.FAILED and record.source == stamp
 
 
