@@ -19,7 +19,7 @@ _NOT_SUPPORTED = b"\0\0\x01\xba", b"\0\0\x01\xb3", b"0&\xb2u\x8ef\xcf\x11", b"Og
 class FileType(StrEnum):
     """A file type: its name in reports, its usual suffixes, and the prefixes that identify it.
 
-    All but VIDEO, RAW and UNKNOWN have a codec in `images`, each with a codec in `images`.
+    All but VIDEO, RAW and UNKNOWN are pictures, each with a codec in `images`.
     """
 
     JPEG = "JPEG", "jpg jpeg jpe jfif jif mpo", b"\xff\xd8\xff"

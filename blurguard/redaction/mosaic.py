@@ -79,7 +79,7 @@ class Mosaic:
 
         Args:
             surface: supplies ``noise`` and ``white``.
-            patch: (H, W, C), pixels to average. Only the first call for each number of cells (1 or ``CELLS``) uses them.
+            patch: (H, W, C), pixels to average. Used by the first call for each number of cells.
             face_width: in samples of the surface.
         """
         height, width = patch.shape[:2]
