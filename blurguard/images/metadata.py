@@ -12,8 +12,7 @@ from typing import Any
 import PIL.Image
 from PIL import ExifTags
 
-_MAX_TEXT = 128  # characters
-_MAX_NUMBERS = 4
+_MAX_TEXT, _MAX_NUMBERS = 128, 4  # characters of a name, values of a tag
 _MAX_PROFILE_BYTES = 8 << 20  # profiles of printers reach some 3 MB
 
 _B = ExifTags.Base

@@ -38,8 +38,8 @@ class TiffCodec(PillowCodec):
     def check_complete(data: bytes) -> None:
         """Raise an error if a directory lies after the end of the file (TIFF 6.0, section 2, and BigTIFF)."""
         order = "<" if data.startswith(b"II") else ">"
-        is_big = 43 in data[2:4]
-        first, count, pointer, entry_bytes = (8, "Q", "Q", 20) if is_big else (4, "H", "I", 12)
+        # 43 stands for BigTIFF.
+        first, count, pointer, entry_bytes = (8, "Q", "Q", 20) if 43 in data[2:4] else (4, "H", "I", 12)
         offsets: set[int] = set()
         (at,) = struct.unpack_from(order + pointer, data, first)
         while at and at not in offsets:
@@ -93,8 +93,7 @@ class TiffCodec(PillowCodec):
 
     def _page_options(self) -> dict[str, Any]:
         compression = self._picture.info.get("compression", "raw")
-        needs_1_bit = compression in ("group3", "group4")
-        if compression not in _COMPRESSIONS or (needs_1_bit and self._picture.mode != "1"):
+        if compression not in _COMPRESSIONS or (compression in ("group3", "group4") and self._picture.mode != "1"):
             compression = "tiff_adobe_deflate"
         return {"compression": compression} | ({"quality": QUALITY} if compression == "jpeg" else {})
 
