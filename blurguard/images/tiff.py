@@ -14,7 +14,7 @@ from PIL import TiffImagePlugin
 
 from blurguard.errors import InputError
 from blurguard.images.codec import QUALITY, Page, PillowCodec
-from blurguard.images.convert import from_bgr, from_pillow, to_pillow
+from blurguard.images.convert import from_bgr, to_pillow
 from blurguard.types import Image
 
 # Compressions that are kept, of those that Pillow both reads and writes.
@@ -58,8 +58,7 @@ class TiffCodec(PillowCodec):
                 pages_16_bit = pages_16_bit or _decode_16_bit(self._data)
                 yield Page(pages_16_bit[index], options={"extrasamples": tags.get(TiffImagePlugin.EXTRASAMPLES)})
                 continue
-            self._picture.load()
-            image = from_pillow(self._picture)
+            image = self._decode()
             white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
             if white_is_zero and image.pixels.dtype.itemsize == 2:  # Pillow inverts 8 bits only
                 image = Image(~image.pixels, image.layout)
