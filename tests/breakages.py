@@ -117,7 +117,7 @@ def keep_scratch() -> None:
     def broken(folder: Path, needed: Callable[[], bool] = lambda: True) -> AbstractContextManager[Path]:
         return whole(folder, lambda: True)
 
-    replace_in([anonymizer, runner], whole, broken)
+    replace_in([atomic, runner], whole, broken)
 
 
 def take_a_cut_file_for_a_whole_one() -> None:
@@ -234,14 +234,14 @@ def strike_in_writing(fault: Fault) -> None:
 
         return whole(scratch, written)
 
-    replace_in([atomic, anonymizer], whole, broken)
+    replace_in([atomic], whole, broken)
 
 
 def strike_in_renaming(fault: Fault) -> None:
     def broken(*_: object, **__: object) -> NoReturn:
         fault()
 
-    replace_in([anonymizer, runner], atomic.publish, broken)
+    replace_in([atomic, runner], atomic.publish, broken)
 
 
 STAGES: dict[str, Callable[[Fault], None]] = {

@@ -17,16 +17,7 @@ from blurguard.anonymize.pages import faces_in, hide_into, process_pages
 from blurguard.detection.detector import Detector
 from blurguard.detection.registry import load_detector
 from blurguard.errors import InputError
-from blurguard.files.atomic import (
-    StagedFile,
-    digest_bytes,
-    digest_file,
-    publish,
-    remove_stale,
-    scratch_in,
-    stage_bytes,
-    stage_file,
-)
+from blurguard.files import atomic
 from blurguard.files.errors import read_errors
 from blurguard.files.filetypes import FileType, type_of_file
 from blurguard.files.stamp import FileStamp
@@ -56,7 +47,7 @@ class StagedResult:
     """
 
     outcome: Outcome
-    staged: StagedFile | None
+    staged: atomic.StagedFile | None
     source_stamp: FileStamp
     source_digest: str
 
@@ -151,13 +142,13 @@ class Anonymizer:
             from blurguard.anonymize.video import hide_video
 
             with read_errors(source):  # a video is too large to be read into memory
-                stamp, digest = FileStamp.of(source), digest_file(source)
+                stamp, digest = FileStamp.of(source), atomic.digest_file(source)
             job = self._job(source, self.threads, hide=True)
-            staged = stage_file(scratch, lambda path: hide_video(source, path, job, log))
+            staged = atomic.stage_file(scratch, lambda path: hide_video(source, path, job, log))
         else:
             image_file, stamp, digest = self._open_image(source, kind)
             pages = process_pages(image_file, self._job(source, 1, hide=True), log)
-            staged = stage_bytes(scratch, image_file.encode(pages))
+            staged = atomic.stage_bytes(scratch, image_file.encode(pages))
         return StagedResult(self._outcome(source, log, started), staged, stamp, digest)
 
     def process(self, source: Path, target: Path, *, replace_existing: bool = False) -> Outcome:
@@ -172,11 +163,11 @@ class Anonymizer:
             InputError: the file cannot be read as an image or video.
             OutputError: the result cannot be written, or the name is taken.
         """
-        remove_stale(target.parent)
-        with scratch_in(target.parent) as scratch:
+        atomic.remove_stale(target.parent)
+        with atomic.scratch_in(target.parent) as scratch:
             result = self.work(source, scratch)
             assert result.staged is not None  # noqa: S101 - work() always writes a result
-            publish(result.staged, target, replace_existing)
+            atomic.publish(result.staged, target, replace_existing)
         return replace(result.outcome, target=target)
 
     def _open_image(self, source: Path, kind: FileType) -> tuple[ImageFile, FileStamp, str]:
@@ -187,7 +178,7 @@ class Anonymizer:
                 raise InputError(f"{source}: {stamp.size / 1e9:.1f} GB are more than any picture needs")
             data = source.read_bytes()
         image_file = open_image(data, kind, str(source), self.settings.max_pixels, self.settings.keep_metadata)
-        return image_file, stamp, digest_bytes(data)
+        return image_file, stamp, atomic.digest_bytes(data)
 
     def _job(self, source: Path, threads: int, *, hide: bool) -> MediaJob:
         """Return a job with a detector per thread, or with the caller's detector alone."""
@@ -198,8 +189,7 @@ class Anonymizer:
 
     def _outcome(self, source: Path, log: FaceLog, started: float) -> Outcome:
         outcome = Outcome(source, Status.DONE, model=self.detector.identity, seconds=time.perf_counter() - started)
-        second_pass = ", ".join(sorted(log.defects))
-        return replace(outcome, **log.info._asdict(), faces=log.faces(), second_pass=second_pass)
+        return replace(outcome, **log.info._asdict(), faces=log.faces(), second_pass=", ".join(sorted(log.defects)))
 
 
 @overload

@@ -97,8 +97,7 @@ class FaceLog:
             with_paths: log the box of a tracked face in every frame, 16 bytes each.
         """
         self.info, self.defects, self._with_paths = MediaInfo(), set[str](), with_paths
-        self._faces: list[Face] = []
-        self._tracks: dict[int, _Track] = {}
+        self._faces, self._tracks = list[Face](), dict[int, _Track]()
 
     def add_defect(self, frame: Detected[T]) -> Detected[T]:
         """Log the exposure defect of a frame with its detections, if any, and return this pair."""

@@ -40,11 +40,8 @@ def process_pages(image_file: ImageFile, job: MediaJob, log: FaceLog) -> Iterato
 def faces_in(image: Image, detections: Detections, margin: float, frame: int = 0) -> list[tuple[Face, Region]]:
     """Return the detected faces that reach into the image, each with its region."""
     regions = paired_regions(detections, margin, image.width, image.height)
-    return [
-        (make_face(box, score, region, frame), region)
-        for box, score, region in zip(detections.boxes, detections.scores, regions, strict=True)
-        if region is not None
-    ]
+    faces = zip(detections.boxes, detections.scores, regions, strict=True)
+    return [(make_face(box, score, region, frame), region) for box, score, region in faces if region is not None]
 
 
 def hide_into(image: Image, regions: Iterable[Region], settings: Settings) -> None:

@@ -37,8 +37,7 @@ def surface_of(image: Image, box_rgb: RGB = BLACK) -> Surface:
         image: upright, writable.
         box_rgb: color of boxes drawn on it.
     """
-    pixels = image.pixels[:, :, : image.layout.colors]
-    noise = NOISE_RATIO * image.white
+    pixels, noise = image.pixels[:, :, : image.layout.colors], NOISE_RATIO * image.white
     return Surface(pixels, image.white, _image_color(image, BLACK), _image_color(image, box_rgb), noise)
 
 

@@ -25,9 +25,8 @@ class TrackRedactor:
 
     def __init__(self, settings: Settings) -> None:
         """Take style, shape and drawn boxes from the settings."""
-        self._settings = settings
+        self._settings, self._calls = settings, 0
         self._mosaics: dict[int, tuple[int, list[Mosaic]]] = {}  # by track: the last call with it, one per surface
-        self._calls = 0
 
     def redact(self, surfaces: Sequence[Surface], hidden: Sequence[tuple[int, Region]]) -> None:
         """Hide regions in the next frame.

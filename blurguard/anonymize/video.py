@@ -10,13 +10,14 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from av import VideoFrame
 from numpy.typing import NDArray
 
 from blurguard.anonymize.media import WINDOW_BYTES, FaceLog, MediaInfo, MediaJob
@@ -27,7 +28,6 @@ from blurguard.boxes import NO_DETECTIONS, rescale_boxes
 from blurguard.detection.detector import Detector
 from blurguard.detection.multiscale import FAST_SIDE_PX
 from blurguard.errors import InputError
-from blurguard.redaction.mosaic import Surface
 from blurguard.settings import Audio, Mode
 from blurguard.tracking.lookahead import FrameDetections
 from blurguard.tracking.scene_cuts import SceneCutDetector
@@ -36,9 +36,6 @@ from blurguard.video.info import VideoInfo
 from blurguard.video.reader import VideoReader, open_video
 from blurguard.video.rgb import RgbConverter
 from blurguard.video.writer import VideoWriter
-
-if TYPE_CHECKING:
-    from av import VideoFrame
 
 _READ_AHEAD = 2  # frames, between two stages
 _MAX_RATE = 240  # frames per second of slow motion from cameras
@@ -64,9 +61,8 @@ def hide_video(source: Path, target: Path, job: MediaJob, log: FaceLog) -> None:
     """
     settings = job.settings
     with _open(source, job) as video:
-        pixel_format = video.info.pixel_format
-        if not is_supported(pixel_format):
-            raise InputError(f"{source}: pixels of {pixel_format} are not supported; convert it to yuv420p")
+        if not is_supported(video.info.pixel_format):
+            raise InputError(f"{source}: pixels of {video.info.pixel_format} are not supported; convert it to yuv420p")
         writer = VideoWriter(video, target, keep_audio=settings.audio is Audio.KEEP, quick=settings.mode is Mode.FAST,
                              keep_metadata=settings.keep_metadata, threads=job.threads)  # fmt: skip
         with writer:
@@ -75,8 +71,7 @@ def hide_video(source: Path, target: Path, job: MediaJob, log: FaceLog) -> None:
 
 
 def _open(source: Path, job: MediaJob) -> VideoReader:
-    max_pixels, salvage = job.settings.max_pixels, job.settings.salvage
-    return open_video(source, max_pixels=max_pixels, threads=job.threads, salvage=salvage)
+    return open_video(source, max_pixels=job.settings.max_pixels, threads=job.threads, salvage=job.settings.salvage)
 
 
 def _info_of(video: VideoReader, frames: int, left_out: Sequence[str] = ()) -> MediaInfo:
@@ -97,13 +92,10 @@ def _process(video: VideoReader, job: MediaJob, log: FaceLog, write: Callable[[V
 
 def _process_frames(video: VideoReader, job: MediaJob, log: FaceLog) -> Generator[VideoFrame, None, None]:
     """Yield every frame, with its faces hidden if the job says so. Other threads are ahead with the next frames."""
-    info, box_rgb, stop = video.info, job.settings.box_rgb, Event()
+    info, stop = video.info, Event()
     detected = _FrameDetector(info, job, stop).detect_all(prefetch(video.frames(), _READ_AHEAD, stop))
     max_frames = _max_frames(info, job.settings.hold)
-
-    def surfaces(frame: VideoFrame) -> list[Surface]:
-        return surfaces_of(frame, info.rotation, box_rgb)
-
+    surfaces = partial(surfaces_of, rotation=info.rotation, box_rgb=job.settings.box_rgb)
     redacted = redact_tracks(detected, surfaces, info.upright_size, job, max_frames, log)
     return prefetch(redacted, _READ_AHEAD, stop)
 

@@ -51,7 +51,6 @@ class FileType(StrEnum):
 
 
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-_AVIF_BRANDS = {b"avif", b"avis"}
 _BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)}
 
 TYPE_BY_SUFFIX = {f".{suffix}": file_type for file_type in FileType for suffix in file_type.suffixes}
@@ -67,7 +66,7 @@ def sniff_type(head: bytes) -> FileType:
     brands = brands_of(head)  # of an ISO base media file: a picture, camera raw or a video
     if b"crx " in brands:
         return FileType.RAW
-    if _AVIF_BRANDS & set(brands):
+    if {b"avif", b"avis"} & set(brands):
         return FileType.AVIF
     if _HEIC_BRANDS & set(brands) or (brands and brands[0] in (b"mif1", b"msf1")):
         return FileType.HEIC

@@ -107,8 +107,7 @@ def destination_for(source: Path, target: Path, stamp: FileStamp) -> Path | None
     known = stat_regular(source)
     if known is None or not _is_unchanged(source, known, target, stamp):
         return None
-    places = candidate_names(target)
-    return next(place for place in places if not os.path.lexists(place) or has_same_content(source, place))
+    return next(name for name in candidate_names(target) if not os.path.lexists(name) or has_same_content(source, name))
 
 
 def move_to(source: Path, known: os.stat_result, place: Path) -> None:

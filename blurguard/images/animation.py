@@ -87,8 +87,9 @@ class GifCodec(AnimationCodec):
 
     def __init__(self, data: bytes, picture: Any, keep_metadata: bool) -> None:
         super().__init__(data, picture, keep_metadata)
-        # Pillow enlarges the canvas for a frame that extends beyond it.
-        self.largest_wh = max([self._size, *_frame_extents(data)], key=math.prod)
+        # Pillow enlarges the canvas for a frame that extends beyond it: to the frame's right and bottom edge.
+        places = [struct.unpack_from("<4H", body) for block, body in gif_blocks(data) if block == b","]
+        self.largest_wh = max([self._size, *((x + width, y + height) for x, y, width, height in places)], key=math.prod)
         # If any frame has a transparent color, all are read with alpha.
         self._has_alpha = any(_clear_index(block, body) is not None for block, body in gif_blocks(data))
 
@@ -154,14 +155,6 @@ def _sub_blocks_stop(data: bytes, at: int) -> int:
     while size := _byte(data, at):
         at += 1 + size
     return at + 1
-
-
-def _frame_extents(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the right and bottom edge of each frame, px."""
-    for block, body in gif_blocks(data):
-        if block == b",":
-            x, y, width, height = struct.unpack_from("<4H", body)
-            yield x + width, y + height
 
 
 def _gif_frame(frame: SubFrame, disposal: int) -> bytes:

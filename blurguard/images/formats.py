@@ -15,22 +15,16 @@ import PIL.Image
 
 from blurguard.errors import InputError
 from blurguard.files.filetypes import FileType
-from blurguard.images.animation import GifCodec
-from blurguard.images.codec import BmpCodec, Page, PillowCodec
-from blurguard.images.heif import AvifCodec, HeicCodec
-from blurguard.images.jpeg import JpegCodec
-from blurguard.images.jpeg2000 import Jpeg2000Codec
-from blurguard.images.png import PngCodec
-from blurguard.images.tiff import TiffCodec
-from blurguard.images.webp import WebpCodec
+from blurguard.images import animation, codec, heif, jpeg, jpeg2000, png, tiff, webp
+from blurguard.images.codec import Page
 
 __all__ = ["ImageFile", "Page", "blank_image_file", "open_image"]
 
-Codec: TypeAlias = PillowCodec | HeicCodec
+Codec: TypeAlias = codec.PillowCodec | heif.HeicCodec
 CODECS: dict[FileType, type[Codec]] = {
-    FileType.JPEG: JpegCodec, FileType.PNG: PngCodec, FileType.WEBP: WebpCodec, FileType.TIFF: TiffCodec,
-    FileType.BMP: BmpCodec, FileType.GIF: GifCodec, FileType.HEIC: HeicCodec, FileType.AVIF: AvifCodec,
-    FileType.JPEG2000: Jpeg2000Codec,
+    FileType.JPEG: jpeg.JpegCodec, FileType.PNG: png.PngCodec, FileType.WEBP: webp.WebpCodec,
+    FileType.TIFF: tiff.TiffCodec, FileType.BMP: codec.BmpCodec, FileType.GIF: animation.GifCodec,
+    FileType.HEIC: heif.HeicCodec, FileType.AVIF: heif.AvifCodec, FileType.JPEG2000: jpeg2000.Jpeg2000Codec,
 }  # fmt: skip
 _UNSUPPORTED_REASONS = {
     FileType.VIDEO: "is a video, not a picture",
@@ -102,12 +96,12 @@ def open_image(data: bytes, file_type: FileType, name: str, max_pixels: int, kee
     if file_type not in CODECS:
         raise InputError(f"{name}: {_UNSUPPORTED_REASONS[file_type]}")
     with _decoder_errors(name, file_type):
-        codec = CODECS[file_type].open(data, keep_metadata)
-        width, height = codec.largest_wh
+        opened = CODECS[file_type].open(data, keep_metadata)
+        width, height = opened.largest_wh
         if width * height > max_pixels:
             problem = f"{width} x {height} is more than {max_pixels / 1e6:g} megapixels"
             raise InputError(f"{name}: {problem}; if you trust this file, raise --max-pixels")
-        return ImageFile(file_type, *codec.upright_wh, codec.page_count, codec, name)
+        return ImageFile(file_type, *opened.upright_wh, opened.page_count, opened, name)
 
 
 def blank_image_file(file_type: FileType) -> ImageFile:

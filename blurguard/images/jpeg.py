@@ -53,11 +53,10 @@ class JpegCodec(PillowCodec):
     def _page_options(self) -> dict[str, Any]:
         subsampling, info = JpegImagePlugin.get_sampling(self._picture), self._picture.info
         return {
-            "qtables": self._picture.quantization,
             "subsampling": max(subsampling, 0),  # -1 stands for any that Pillow cannot write: 4:4:4 then
-            "progressive": bool(info.get("progressive")),
+            "qtables": self._picture.quantization, "progressive": bool(info.get("progressive")),
             "keep_rgb": self._picture.mode == "RGB" and info.get("adobe_transform") == 0,
-        }
+        }  # fmt: skip
 
 
 def _encode_standard(image: Image, tables: Tables, subsampling: int, dpi: tuple[float, float] | None) -> bytes | None:

@@ -19,7 +19,9 @@ class Jpeg2000Codec(PillowCodec):
 
     def __init__(self, data: bytes, picture: Any, keep_metadata: bool) -> None:
         super().__init__(data, picture, keep_metadata)
-        self._icc = allowed_profile(_color_profile(data))
+        # The ICC profile in the header of the file (I.5.3.3).
+        colors = (part for part in _header_boxes(data)[1] if part.type == b"colr" and data[part.payload] in (2, 3))
+        self._icc = allowed_profile(next((data[part.payload + 3 : part.stop] for part in colors), None))
 
     @staticmethod
     def check_complete(data: bytes) -> None:
@@ -72,14 +74,6 @@ def _codestream_span(data: bytes) -> tuple[int, int]:
     if not codestreams:
         raise ValueError("truncated: no codestream")
     return codestreams[0].payload, codestreams[0].stop
-
-
-def _color_profile(data: bytes) -> bytes | None:
-    """Return the ICC profile in the header of a file (I.5.3.3)."""
-    for part in _header_boxes(data)[1]:
-        if part.type == b"colr" and data[part.payload] in (2, 3):
-            return data[part.payload + 3 : part.stop]
-    return None
 
 
 def _header_boxes(data: bytes) -> tuple[Box | None, list[Box]]:

@@ -12,8 +12,7 @@ from typing import Any
 import PIL.Image
 from PIL import ExifTags
 
-_MAX_TEXT = 128  # characters
-_MAX_NUMBERS = 4
+_MAX_TEXT, _MAX_NUMBERS = 128, 4  # characters of a name, values of a tag
 _MAX_PROFILE_BYTES = 8 << 20  # profiles of printers reach some 3 MB
 
 _B = ExifTags.Base
@@ -36,9 +35,7 @@ _TIME = re.compile(r"[0-9:.+\- ]{1,32}", re.ASCII)
 def allowed_exif(exif: PIL.Image.Exif) -> bytes:
     """Return an EXIF block with only the allowed tags of ``exif``, ``b""`` if it has none of them."""
     allowed = PIL.Image.Exif()
-    for tag in KEPT_BASE & set(exif):
-        if _is_harmless(tag, exif[tag]):
-            allowed[tag] = exif[tag]
+    allowed.update({int(tag): exif[tag] for tag in KEPT_BASE & set(exif) if _is_harmless(tag, exif[tag])})
     camera = exif.get_ifd(ExifTags.IFD.Exif)
     if details := {int(tag): camera[tag] for tag in KEPT_EXIF & set(camera) if _is_harmless(tag, camera[tag])}:
         allowed[ExifTags.IFD.Exif] = details

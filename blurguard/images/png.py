@@ -52,8 +52,7 @@ class AnimatedPngCodec(AnimationCodec):
 
     def write(self, pages: Iterable[Page]) -> bytes:
         """Return an animated PNG: Pillow encodes each frame, and their chunks are numbered and joined."""
-        out: list[bytes] = []
-        head: list[bytes] = []
+        out, head = list[bytes](), list[bytes]()
         count, numbers = 0, (struct.pack(">I", number) for number in itertools.count())  # shared by fcTL and fdAT
         for count, frame in enumerate(sub_frames(pages), start=1):
             chunks = list(png_chunks(encode(to_pillow(frame.image), "PNG", **self._metadata_options())))

@@ -14,7 +14,7 @@ from PIL import TiffImagePlugin
 
 from blurguard.errors import InputError
 from blurguard.images.codec import QUALITY, Page, PillowCodec
-from blurguard.images.convert import from_bgr, from_pillow, to_pillow
+from blurguard.images.convert import from_bgr, to_pillow
 from blurguard.types import Image
 
 # Compressions that are kept, of those that Pillow both reads and writes.
@@ -38,8 +38,8 @@ class TiffCodec(PillowCodec):
     def check_complete(data: bytes) -> None:
         """Raise an error if a directory lies after the end of the file (TIFF 6.0, section 2, and BigTIFF)."""
         order = "<" if data.startswith(b"II") else ">"
-        is_big = 43 in data[2:4]
-        first, count, pointer, entry_bytes = (8, "Q", "Q", 20) if is_big else (4, "H", "I", 12)
+        # 43 stands for BigTIFF.
+        first, count, pointer, entry_bytes = (8, "Q", "Q", 20) if 43 in data[2:4] else (4, "H", "I", 12)
         offsets: set[int] = set()
         (at,) = struct.unpack_from(order + pointer, data, first)
         while at and at not in offsets:
@@ -58,8 +58,7 @@ class TiffCodec(PillowCodec):
                 pages_16_bit = pages_16_bit or _decode_16_bit(self._data)
                 yield Page(pages_16_bit[index], options={"extrasamples": tags.get(TiffImagePlugin.EXTRASAMPLES)})
                 continue
-            self._picture.load()
-            image = from_pillow(self._picture)
+            image = self._decode()
             white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
             if white_is_zero and image.pixels.dtype.itemsize == 2:  # Pillow inverts 8 bits only
                 image = Image(~image.pixels, image.layout)
@@ -93,8 +92,7 @@ class TiffCodec(PillowCodec):
 
     def _page_options(self) -> dict[str, Any]:
         compression = self._picture.info.get("compression", "raw")
-        needs_1_bit = compression in ("group3", "group4")
-        if compression not in _COMPRESSIONS or (needs_1_bit and self._picture.mode != "1"):
+        if compression not in _COMPRESSIONS or (compression in ("group3", "group4") and self._picture.mode != "1"):
             compression = "tiff_adobe_deflate"
         return {"compression": compression} | ({"quality": QUALITY} if compression == "jpeg" else {})
 

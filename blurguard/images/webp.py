@@ -25,8 +25,7 @@ class AnimatedWebpCodec(AnimationCodec):
         alpha = first.image.layout.has_alpha
         # Animation, and if present: color profile, alpha, EXIF.
         flags = 0x02 | (0x20 if self._icc else 0) | (0x10 if alpha else 0) | (0x08 if self._exif else 0)
-        size = _uint24(first.image.width - 1, first.image.height - 1)
-        head = make_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + size)
+        head = make_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + _uint24(first.image.width - 1, first.image.height - 1))
         icc = make_chunk(b"ICCP", self._icc) if self._icc else b""
         animation = make_chunk(b"ANIM", struct.pack("<IH", 0, self._loop or 0))
         exif = make_chunk(b"EXIF", self._exif.removeprefix(b"Exif\0\0")) if self._exif else b""

@@ -63,8 +63,7 @@ def scale_to_plane(region: Region, step_xy: tuple[int, int], beyond: int = 1) ->
     """
     if step_xy == (1, 1):
         return region
-    steps = np.array(step_xy * 2)
-    grow = np.array([-beyond, -beyond, beyond, beyond])
+    steps, grow = np.array(step_xy * 2), np.array([-beyond, -beyond, beyond, beyond])
     box, ellipse = np.array(region.box) / steps + grow, np.array(region.ellipse) / steps + grow
     left, top, right, bottom = box.tolist()
     whole = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)

@@ -18,8 +18,7 @@ class DamageLog:
 
     def __init__(self, path: Path, salvage: bool) -> None:
         self._path, self._salvage = path, salvage
-        self._first_problem = ""
-        self._frames = 0
+        self._first_problem, self._frames = "", 0
 
     def report(self, problem: str, frames: int = 0) -> None:
         """Record a problem, and the number of frames it damaged.
@@ -34,8 +33,7 @@ class DamageLog:
 
     def summary(self) -> str:
         """Return the first problem and the number of bad frames, or "" for an intact file."""
-        count = f"; {self._frames} frames damaged or missing" if self._frames else ""
-        return self._first_problem + count
+        return self._first_problem + (f"; {self._frames} frames damaged or missing" if self._frames else "")
 
 
 class PendingFrames:

@@ -107,9 +107,7 @@ ENCODERS = {
         profiles={"Proxy": "proxy", "LT": "lt", "Standard": "standard", "4444": "4444", "XQ": "4444xq"},
     ),
     "ffv1": Encoder("ffv1", {"level": "3", "g": "1", "slicecrc": "1"}),
-    "ffvhuff": Encoder("ffvhuff"),
-    "huffyuv": Encoder("huffyuv"),
-    "utvideo": Encoder("utvideo"),
+    **{name: Encoder(name) for name in ("ffvhuff", "huffyuv", "utvideo")},
 }  # fmt: skip
 
 

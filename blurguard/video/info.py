@@ -17,7 +17,6 @@ _CODEC_LABELS = {
     "h264": "H.264", "hevc": "HEVC", "av1": "AV1", "vp8": "VP8", "vp9": "VP9", "mpeg4": "MPEG-4", "mjpeg": "MJPEG",
     "mpeg1video": "MPEG-1", "mpeg2video": "MPEG-2", "prores": "ProRes",
 }  # fmt: skip
-_MATRIX_ONE = 1 << 16  # 1.0 in a display matrix
 
 # Color volume of an HDR10 mastering display (SMPTE ST 2086): CIE 1931 (x, y) of the primaries "R", "G" and "B" and of
 # the white point "WP". "L" is (brightest, darkest) in cd/m².
@@ -105,8 +104,7 @@ def describe_video(
         path=path, container=container, index_first=index_first, stream_index=stream.index,
         codec=codec_name(stream), codec_tag=_codec_tag(stream), profile=stream.codec_context.profile or "",
         width=first.width, height=first.height, pixel_format=first.format.name,
-        pixel_aspect=stream.sample_aspect_ratio or None,
-        frame_bytes=sum(plane.buffer_size for plane in first.planes),
+        pixel_aspect=stream.sample_aspect_ratio or None, frame_bytes=sum(plane.buffer_size for plane in first.planes),
         display_matrix=struct.unpack("=9i", matrix) if matrix else None,
         color=(first.color_range, first.color_primaries, first.color_trc, first.colorspace),
         mastering=_parse_mastering_display(side_data.get(SideData.MASTERING_DISPLAY_METADATA, b"")),
@@ -166,6 +164,6 @@ def _side_data_of(frame: av.VideoFrame) -> dict[SideData, bytes]:
         return {item.type: bytes(item) for item in side_data}
     except ValueError:  # PyAV does not know one of the types, and then returns none. It still has the rotation.
         sine, cosine = {90: (1, 0), 180: (0, -1), -180: (0, -1), -90: (-1, 0)}.get(frame.rotation, (0, 1))
-        a, b = cosine * _MATRIX_ONE, sine * _MATRIX_ONE
+        a, b = cosine << 16, sine << 16  # 1.0 is 1 << 16 in a display matrix
         matrix = struct.pack("=9i", a, -b, 0, b, a, 0, 0, 0, 1 << 30)
         return {SideData.DISPLAYMATRIX: matrix} if sine or cosine < 0 else {}

@@ -63,8 +63,7 @@ class StreamCopier:
     """
 
     def __init__(self, video: VideoReader, keep_audio: bool) -> None:
-        self._video = video
-        self.left_out: list[str] = []
+        self._video, self.left_out = video, list[str]()
         self.container = open_container(video.info.path, video.info.container)
         self._types = {"subtitle", "audio"} if keep_audio else {"subtitle"}
         self._tracks: dict[int, Stream] = {}  # by index in the source

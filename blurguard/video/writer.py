@@ -137,10 +137,8 @@ class VideoWriter:
     def _open(self, keep_metadata: bool) -> av.container.OutputContainer:
         """Return the output container with all its tracks. The first packet makes PyAV write its header."""
         info, copier = self._info, self._copier
-        output = av.open(
-            self._file, "w", format=info.container.muxer, container_options=_muxer_options(info, keep_metadata),
-            buffer_size=_BUFFER_BYTES,
-        )  # fmt: skip
+        muxer, options = info.container.muxer, _muxer_options(info, keep_metadata)
+        output = av.open(self._file, "w", format=muxer, container_options=options, buffer_size=_BUFFER_BYTES)
         output.flags |= int(ContainerFlags.bitexact.value)  # type: ignore[call-overload]  # no versions, no random numbers
         self._stream = add_encoder(output, self._encoder, info, self._threads)
         source = copier.container.streams[info.stream_index]
@@ -231,8 +229,7 @@ class SideDataFilter:
 def _deletion_graph(frame: av.VideoFrame) -> Graph:
     """Return one filter for each type to remove, also for types unknown to PyAV."""
     graph, ticks = Graph(), frame.time_base or Fraction(1)
-    allowed: set[Any] = {side_data.value for side_data in _ALLOWED_SIDE_DATA}
-    removed = [number for number in range(_SIDE_DATA_TYPES) if number not in allowed]
+    removed = sorted(set(range(_SIDE_DATA_TYPES)) - {side_data.value for side_data in _ALLOWED_SIDE_DATA})
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=ticks)
     deletions = [graph.add("sidedata", f"mode=delete:type={number}") for number in removed]
     metadata, sink = graph.add("metadata", "mode=delete"), graph.add("buffersink")
@@ -249,8 +246,7 @@ class _FullWriteFile(io.FileIO):
         super().__init__(path.absolute(), "w")
 
     def write(self, data: Any, /) -> int:
-        view = memoryview(data)
-        done = 0
+        view, done = memoryview(data), 0
         while done < len(view):
             done += super().write(view[done:]) or 0
         return done
