@@ -229,11 +229,10 @@ class EventLoop:
         """Record the results of jobs that have ended."""
         for job, raw_result in self._dispatcher.pop_done():
             result, outcome = self._coordinator.finish(job, raw_result)
+            self._settling.release(job.source)
             if result in (JobResult.CHANGED, JobResult.UNAVAILABLE):
                 self._postpone(job.source, now, outcome.reason if result is JobResult.UNAVAILABLE else "")
-                continue
-            self._settling.release(job.source)
-            if result is JobResult.GONE:
+            elif result is JobResult.GONE:
                 self._console.clear_progress(job.source)
             else:
                 self._pause_seconds = MIN_PAUSE_SECONDS

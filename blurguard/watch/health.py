@@ -329,5 +329,4 @@ def is_in_use(outbox: Path) -> bool:
     """
     path = outbox / STATE_FOLDER / LOCK_NAME
     with os_errors(path, "it is unknown whether this folder is in use", OutputError, "allow reading it"):
-        in_use = is_locked(path)
-    return in_use
+        return is_locked(path)

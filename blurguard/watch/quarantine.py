@@ -123,8 +123,7 @@ class Quarantine:
 
     def _place_of(self, kept: Path) -> Path | None:
         """Return the former path of an original in the inbox, None without a valid report."""
-        reports = filter(None, map(_read_report, _report_paths(kept)))
-        name = next(map(_name_in, reports), None)
+        name = next((_name_in(report) for report in map(_read_report, _report_paths(kept)) if report), None)
         if name is None:
             return None
         try:
