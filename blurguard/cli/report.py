@@ -17,16 +17,12 @@ from blurguard.types import Outcome
 def outcome_json(outcome: Outcome, settings: Settings) -> dict[str, Any]:
     """Return an outcome as JSON types, with the model and settings that led to it."""
     return {
-        "source": str(outcome.source),
-        "target": None if outcome.target is None else str(outcome.target),
+        "source": str(outcome.source), "target": None if outcome.target is None else str(outcome.target),
         **_fields(outcome, "status", "kind", "width", "height", "frames"),
-        "faces": [face.as_json() for face in outcome.faces],
-        "seconds": round(outcome.seconds, 4),
-        "model": outcome.model,
-        "settings": settings.as_json(),
-        **_fields(outcome, "error", "reason", "exit_code"),
-        **_second_pass(outcome),
-    }
+        "faces": [face.as_json() for face in outcome.faces], "seconds": round(outcome.seconds, 4),
+        "model": outcome.model, "settings": settings.as_json(),
+        **_fields(outcome, "error", "reason", "exit_code"), **_second_pass(outcome),
+    }  # fmt: skip
 
 
 def detection_json(outcome: Outcome) -> dict[str, Any]:
