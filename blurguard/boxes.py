@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from blurguard.types import Detections
 
 Boxes = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 AnyFloat = TypeVar("AnyFloat", np.float32, np.float64)
 
 NO_DETECTIONS = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
@@ -28,7 +29,7 @@ FULL_WEIGHT_PX = 24.0
 MAX_BOXES = 4000  # the best ones. Only at scores where noise passes for faces are there more.
 
 
-def select(detections: Detections, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Detections:
+def select(detections: Detections, rows: Mask | NDArray[np.intp]) -> Detections:
     """Return the detections of these rows, a mask or indices."""
     return Detections(detections.boxes[rows], detections.scores[rows], detections.flaw)
 
@@ -119,9 +120,7 @@ def _best_first(scores: NDArray[np.float32]) -> NDArray[np.intp]:
     return np.argsort(-scores, kind="stable")[:MAX_BOXES]
 
 
-def _greedy_nms(
-    boxes: Boxes, max_iou: float, max_contained: float
-) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.bool_]]]:
+def _greedy_nms(boxes: Boxes, max_iou: float, max_contained: float) -> Iterator[tuple[int, NDArray[np.float32], Mask]]:
     """Yield the index of each box that `nms` keeps, its IoU with all boxes, and the mask of remaining boxes.
 
     Boxes (N, 4) come best first.

@@ -45,8 +45,7 @@ def discover(folder: Path) -> Discovery:
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InputError(f"{folder}: cannot be listed; its permissions forbid it")
     files = list(_files_and_reasons(folder))
-    media = tuple(path for path, reason in files if not reason)
-    return Discovery(media, Counter(reason for _, reason in files if reason))
+    return Discovery(tuple(path for path, why in files if not why), Counter(why for _, why in files if why))
 
 
 def _files_and_reasons(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -20,9 +20,8 @@ from blurguard.files.errors import os_errors
 from blurguard.files.locks import try_lock_past_probes
 from blurguard.files.stamp import FileStamp
 
-FILE_NAME = "journal.sqlite"
+FILE_NAME, LOCK_NAME = "journal.sqlite", "journal.lock"
 IN_PLACE_NAME = "in-place.sqlite"  # of a folder whose originals are replaced, so that it is not an output folder
-LOCK_NAME = "journal.lock"
 SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (

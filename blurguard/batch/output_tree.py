@@ -132,10 +132,7 @@ class OutputTree(OutputPolicy):
 
     def __init__(self, task: FolderTask, journal: Journal, config_digest: str, scratch: Path) -> None:
         """Take the digest of settings and model, by which results are up to date, and a scratch in ``task.out``."""
-        self._task = task
-        self._journal = journal
-        self._config_digest = config_digest
-        self._scratch = scratch
+        self._task, self._journal, self._config_digest, self._scratch = task, journal, config_digest, scratch
         self._out = task.out.resolve()
         self._root = digest_bytes(os.fsencode(task.folder.resolve()))
         self._may_replace = task.overwrite or task.in_place

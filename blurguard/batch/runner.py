@@ -69,9 +69,7 @@ class _SingleFiles(OutputPolicy):
     """Publishes each result under its own name, without a journal."""
 
     def __init__(self, targets: dict[Path, Path], overwrite: bool, stack: contextlib.ExitStack) -> None:
-        self._targets = targets
-        self._overwrite = overwrite
-        self._stack = stack  # removes the scratch folders
+        self._targets, self._overwrite, self._stack = targets, overwrite, stack  # the stack removes scratch folders
         self._scratch: dict[Path, Path] = {}
 
     def decide(self, source: Path) -> Job:

@@ -126,8 +126,7 @@ class Pool:
         """
         # Forked interpreters have hung, so every worker starts a new one.
         context = multiprocessing.get_context("spawn")
-        self._started, self._starting = context.Semaphore(0), 0
-        self._workers = config.workers
+        self._workers, self._started, self._starting = config.workers, context.Semaphore(0), 0
         resource_tracker.ensure_running()  # started later, it would let Ctrl-C through to the workers after it
         self._reader = _ProgressReader(config.progress)
         arguments = config.factory, config.threads, self._started, self._reader.send_end

@@ -92,15 +92,9 @@ def _detect(
 
     if run.options.report == json_file:
         raise ConfigError(f"{json_file}: --json and --report name the same file; choose two names")
-    left_alone: Counter[str] = Counter()
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            folder = discovery.discover(path)
-            files.extend(folder.media)
-            left_alone += folder.left_alone
-        else:
-            files.append(path)
+    found = [discovery.discover(path) if path.is_dir() else discovery.Discovery((path,), Counter()) for path in paths]
+    files = [file for each in found for file in each.media]
+    left_alone = sum((each.left_alone for each in found), Counter[str]())
     workers = run.worker_config.sized_for(len(files))
     workers.factory()  # a detector that cannot run fails the whole run, not each file
     with JsonLines(json_file) as lines:
@@ -226,8 +220,7 @@ def _report_outcomes(run: Run, total: int, outcomes: Iterator[Outcome], left_alo
 
     configure_process()
     started = time.perf_counter()
-    report = JsonLines(run.options.report)
-    with report, contextlib.closing(outcomes), run.console.batch(total):  # type: ignore[type-var]
+    with JsonLines(run.options.report) as report, contextlib.closing(outcomes), run.console.batch(total):  # type: ignore[type-var]
         for outcome in outcomes:
             report.write(outcome_json(outcome, run.effective_settings))
             run.console.advance(outcome)

@@ -60,8 +60,7 @@ def worker_config(settings: Settings, console: ConsoleProgress, threads: int = 1
     from blurguard.batch.process import cpu_count
     from blurguard.batch.workers import WorkerConfig
 
-    factory = functools.partial(Anonymizer, settings)
-    return WorkerConfig(factory, settings.jobs or cpu_count(), threads, console.frames)
+    return WorkerConfig(functools.partial(Anonymizer, settings), settings.jobs or cpu_count(), threads, console.frames)
 
 
 def command(app: typer.Typer, name: str, *tables: type[Any], without: tuple[str, ...] = ()) -> Register:

@@ -97,12 +97,10 @@ class ConsoleProgress:
     """
 
     def __init__(self, *, quiet: bool, verbose: bool, as_json: bool, to_stderr: bool = False) -> None:
-        self.out = plain_console(to_stderr)
-        self.errors = plain_console(to_stderr=True)
-        self.exit_code = EXIT_OK
+        self.out, self.errors = plain_console(to_stderr), plain_console(to_stderr=True)
+        self.exit_code, self._faces = EXIT_OK, 0
         self._quiet, self._as_json = quiet, as_json
         self._status_counts: Counter[Status] = Counter()
-        self._faces = 0
         self._bars: _HeadedProgress | None = None
         self._batch: progress.TaskID | None = None
         self._headline = self._state = ""
@@ -148,8 +146,7 @@ class ConsoleProgress:
             since = max(health.latest - health.started, 1.0)
             counts = f"{health.queued} waiting, {health.working} working, {health.done} done, {health.failed} failed"
             text = f"{self._headline} ({state}): {counts}, {health.done / since:.1f} files/s"
-            style = "bold red" if health.state is DaemonState.PAUSED else "bold"
-            self._bars.headline = Text(printable(text), style=style)
+            self._bars.headline = Text(printable(text), "bold red" if health.state is DaemonState.PAUSED else "bold")
         if self._as_json and state != self._state:
             self._json("state", state=health.state, why=health.why)
         self._state = state

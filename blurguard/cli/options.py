@@ -36,14 +36,10 @@ def options_for(table: type[Any]) -> list[Parameter]:
 def _parameter(declaration: Setting) -> Parameter:
     limits = f" From {declaration.range_text}." if declaration.limits else ""
     option: Any = typer.Option(
-        *declaration.option.split(),
-        help=declaration.help + limits,
-        show_default=declaration.default_text or False,
-        metavar=declaration.metavar,
-        parser=_file_name if declaration.metavar else None,
-        envvar=declaration.variable,
-        rich_help_panel=declaration.panel,
-    )
+        *declaration.option.split(), help=declaration.help + limits, show_default=declaration.default_text or False,
+        metavar=declaration.metavar, parser=_file_name if declaration.metavar else None,
+        envvar=declaration.variable, rich_help_panel=declaration.panel,
+    )  # fmt: skip
     kind: Any = declaration.kind | None
     return Parameter(declaration.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 

@@ -16,17 +16,13 @@ from blurguard.types import Outcome
 
 def outcome_json(outcome: Outcome, settings: Settings) -> dict[str, Any]:
     """Return an outcome as JSON types, with the model and settings that led to it."""
-    record = {
-        "source": str(outcome.source),
-        "target": None if outcome.target is None else str(outcome.target),
+    return {
+        "source": str(outcome.source), "target": None if outcome.target is None else str(outcome.target),
         **_fields(outcome, "status", "kind", "width", "height", "frames"),
-        "faces": [face.as_json() for face in outcome.faces],
-        "seconds": round(outcome.seconds, 4),
-        "model": outcome.model,
-        "settings": settings.as_json(),
-        **_fields(outcome, "error", "reason", "exit_code"),
-    }
-    return record | _second_pass(outcome)
+        "faces": [face.as_json() for face in outcome.faces], "seconds": round(outcome.seconds, 4),
+        "model": outcome.model, "settings": settings.as_json(),
+        **_fields(outcome, "error", "reason", "exit_code"), **_second_pass(outcome),
+    }  # fmt: skip
 
 
 def detection_json(outcome: Outcome) -> dict[str, Any]:
@@ -54,10 +50,8 @@ class JsonLines:
             OutputError: it cannot be written, or exists and is not a report.
         """
         self._path = path if path and path != Path("-") else Path("standard output")
-        self._file: IO[str] | None = None
-        if path == Path("-"):
-            self._file = sys.stdout
-        elif path is not None:
+        self._file: IO[str] | None = sys.stdout if path == Path("-") else None
+        if path is not None and self._file is None:
             with os_errors(path):
                 _refuse_other_files(path)
                 self._file = path.open("w", encoding="utf-8")

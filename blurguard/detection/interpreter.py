@@ -135,15 +135,7 @@ def _quiet_stderr_once() -> Iterator[None]:
     if _built.is_set():
         yield
         return
-    with _first_build, _discard_stderr():
-        yield
-        _built.set()
-
-
-@contextlib.contextmanager
-def _discard_stderr() -> Iterator[None]:
-    """Redirect standard error to the null device."""
-    with contextlib.ExitStack() as restored:
+    with _first_build, contextlib.ExitStack() as restored:
         with contextlib.suppress(OSError):  # no stderr at all, as in some daemons
             stderr = os.dup(2)
             restored.callback(os.close, stderr)
@@ -151,3 +143,4 @@ def _discard_stderr() -> Iterator[None]:
             with Path(os.devnull).open("wb") as null:
                 os.dup2(null.fileno(), 2)
         yield
+        _built.set()

@@ -224,8 +224,7 @@ def _assign(tracks: Tracks, missing: Indices, frame: Frame, rows: Indices, max_c
     """Return all tracks after a greedy assignment of these detections to the missing tracks, best fit first."""
     costs = _costs(tracks[missing], frame, rows)
     fits = np.argwhere(costs <= max_cost)
-    row_of: dict[int, int] = {}
-    track_of: dict[int, int] = {}
+    row_of, track_of = dict[int, int](), dict[int, int]()
     for track, row in fits[np.argsort(costs[fits[:, 0], fits[:, 1]], kind="stable")].tolist():
         if track not in row_of and row not in track_of:
             row_of[track], track_of[row] = row, track

@@ -319,18 +319,16 @@ class Coordinator:
             stamp: of the version that is done.
             just_published: its result was verified and published just now, even if it has been taken since.
         """
-        if self.stamp_at(source) != stamp or (
-            self._settings.originals is not Originals.KEEP and is_being_written(source)
-        ):
+        policy = self._settings.originals
+        if policy is Originals.KEEP or self.stamp_at(source) != stamp or is_being_written(source):
             return
         try:
-            if self._settings.originals is Originals.MOVE and self._folders.moved is not None:
+            if policy is Originals.MOVE and self._folders.moved is not None:
                 move(source, self._folders.moved / self._name(source), stamp)
-            elif self._settings.originals is Originals.DELETE:
-                if just_published or self._has_result(source):
-                    delete(source, stamp)
-                else:
-                    self._say_once(source, f"{source}: stays, because its result is gone; delete it yourself")
+            elif policy is Originals.DELETE and (just_published or self._has_result(source)):
+                delete(source, stamp)
+            elif policy is Originals.DELETE:
+                self._say_once(source, f"{source}: stays, because its result is gone; delete it yourself")
         except BlurguardError as error:
             self._say_once(source, f"the result is published, but {error}")
 

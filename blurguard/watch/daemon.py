@@ -50,8 +50,7 @@ def watch(
         coordinator.recover()
         if settings.retry_failed:
             coordinator.retry_failed()
-        loop = EventLoop(coordinator, health, config, reload, time.monotonic)
-        stack.enter_context(contextlib.closing(loop))
+        loop = stack.enter_context(contextlib.closing(EventLoop(coordinator, health, config, reload, time.monotonic)))
         _handle_signals(loop, stack)
         loop.run()
 

@@ -59,23 +59,21 @@ class EventLoop:
         Raises:
             ModelError: the detector cannot run.
         """
-        recipe = config.worker_config.factory().recipe
+        coordinator.open(config.worker_config.factory().recipe)
         self._coordinator, self._health, self._console = coordinator, health, health.console
         self._config, self._reload_config, self._clock = config, reload, clock
         self.stop_requested = self.reload_requested = False
         self._inbox, self._was_mount = coordinator.inbox, os.path.ismount(coordinator.inbox)
         self._events: SimpleQueue[tuple[ChangeType, Path] | None] = SimpleQueue()
         self._observer = InboxObserver(self._inbox, self._post_event)
-        self._scanner, self._next_scan = DirectoryScanner(), -math.inf
+        self._scanner, self._next_scan, self._next_housekeeping = DirectoryScanner(), -math.inf, -math.inf
         self._scanning = True  # whether the next turn must not wait: more files may be left to scan
         self._unlisted: set[Path] = set()
         self._settling = SettlingQueue(config.settings.settle)
         self._queued_jobs: dict[Path, tuple[Job, FileStamp]] = {}  # with the stamps of their sources
         self._dispatcher = Dispatcher(config.worker_config, config.settings.recycle, self.wake)
-        self._next_housekeeping = -math.inf
         self._pause_reason, self._paused_until = "", -math.inf  # no job is submitted while there is a reason
         self._pause_seconds = MIN_PAUSE_SECONDS  # after a write error, longer each time
-        coordinator.open(recipe)
 
     def run(self) -> None:
         """Run until asked to stop, then give running jobs the grace period to finish."""
@@ -229,11 +227,10 @@ class EventLoop:
         """Record the results of jobs that have ended."""
         for job, raw_result in self._dispatcher.pop_done():
             result, outcome = self._coordinator.finish(job, raw_result)
+            self._settling.release(job.source)
             if result in (JobResult.CHANGED, JobResult.UNAVAILABLE):
                 self._postpone(job.source, now, outcome.reason if result is JobResult.UNAVAILABLE else "")
-                continue
-            self._settling.release(job.source)
-            if result is JobResult.GONE:
+            elif result is JobResult.GONE:
                 self._console.clear_progress(job.source)
             else:
                 self._pause_seconds = MIN_PAUSE_SECONDS

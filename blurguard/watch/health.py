@@ -25,8 +25,7 @@ from blurguard.files.errors import os_errors
 from blurguard.files.locks import is_locked
 
 FILE_NAME = "health.json"
-HEARTBEAT_SECONDS = 1.0
-STALE_SECONDS = 60.0
+HEARTBEAT_SECONDS, STALE_SECONDS = 1.0, 60.0
 METRICS_STEP_SECONDS = 10  # resolution of the heartbeat there, so that the file does not change every second
 MINUTE, HOUR = 60.0, 3600.0
 
@@ -286,23 +285,14 @@ def read_status(outbox: Path, health: Path | None, now: float) -> Status:
     # A clock that was set back leaves a heartbeat in the future. The next one of a living daemon corrects it.
     fresh = age is not None and abs(age) < STALE_SECONDS
     return Status(
-        alive=held and fresh and content is not None and content.state is not DaemonState.STOPPED,
-        in_use=held,
-        state=content.state if content else None,
-        why=content.why if content else "",
-        age=age,
-        pid=content.pid if content else 0,
-        queued=counts[FileState.QUEUED],
-        working=counts[FileState.WORKING] + counts[FileState.PUBLISHING],
-        done=counts[FileState.DONE],
-        failed=counts[FileState.FAILED],
-        last_minute=minutely.done_recently,
-        last_hour=hourly.done_recently,
-        error=minutely.error,
-        failed_at=minutely.failed_at,
-        at_work=minutely.in_progress,
-        now=now,
-    )
+        alive=held and fresh and content is not None and content.state is not DaemonState.STOPPED, in_use=held,
+        state=content.state if content else None, why=content.why if content else "",
+        age=age, pid=content.pid if content else 0,
+        queued=counts[FileState.QUEUED], working=counts[FileState.WORKING] + counts[FileState.PUBLISHING],
+        done=counts[FileState.DONE], failed=counts[FileState.FAILED],
+        last_minute=minutely.done_recently, last_hour=hourly.done_recently,
+        error=minutely.error, failed_at=minutely.failed_at, at_work=minutely.in_progress, now=now,
+    )  # fmt: skip
 
 
 def _read(path: Path) -> tuple[Health | None, float]:
@@ -329,5 +319,4 @@ def is_in_use(outbox: Path) -> bool:
     """
     path = outbox / STATE_FOLDER / LOCK_NAME
     with os_errors(path, "it is unknown whether this folder is in use", OutputError, "allow reading it"):
-        in_use = is_locked(path)
-    return in_use
+        return is_locked(path)

@@ -123,8 +123,7 @@ class Quarantine:
 
     def _place_of(self, kept: Path) -> Path | None:
         """Return the former path of an original in the inbox, None without a valid report."""
-        reports = filter(None, map(_read_report, _report_paths(kept)))
-        name = next(map(_name_in, reports), None)
+        name = next((_name_in(report) for report in map(_read_report, _report_paths(kept)) if report), None)
         if name is None:
             return None
         try:
@@ -138,14 +137,10 @@ def _record(name: Path, outcome: Outcome, stamp: FileStamp) -> dict[str, Any]:
     """Return the content of a report. A name that is not valid text is escaped, and also given in bytes."""
     record = {
         "name": _text(str(name)),
-        "error": outcome.error,
-        "reason": _text(outcome.reason),
-        "exit_code": outcome.exit_code,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "size": stamp.size,
-        "mtime_ns": stamp.mtime_ns,
+        "error": outcome.error, "reason": _text(outcome.reason), "exit_code": outcome.exit_code,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "size": stamp.size, "mtime_ns": stamp.mtime_ns,
         "version": __version__,
-    }
+    }  # fmt: skip
     return record if record["name"] == str(name) else record | {"name_bytes": os.fsencode(name).hex()}
 
 
