@@ -22,6 +22,7 @@ STEPS = {
     "quantise": "make it INT8, with a report of what each layer loses",
     "release": "write the model, its entry in the manifest and its card",
     "sample": "choose the pictures that quantisation is calibrated on",
+    "score-centerface": "score CenterFace on the pictures kept out",
     "shape": "leave out or repeat blocks of the network",
     "thresholds": "choose the score from which a face is hidden, per mode",
     "train": "retrain it on labelled pictures",

@@ -289,6 +289,11 @@ class Training:
         for index, batches in zip(numbers, loader, strict=False):
             yield from (Batch(*batch) for batch in batches[done if index == first else 0 :])
 
+    def stored(self) -> dict[str, Any]:
+        """Return what `state_of` goes on from."""
+        stored = {part.name: getattr(self.state, part.name) for part in dataclasses.fields(self.state)}
+        return stored | {"optimiser": self.state.optimiser.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
+
     def _checkpoint(self) -> None:
         state = self.state
         if (self.out / "finish").exists():
@@ -296,10 +301,8 @@ class Training:
         network.save_npz(self.out / "ema.npz", state.average)
         network.save_npz(self.out / "weights.npz", state.weights)
         self._export()
-        stored = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-        stored |= {"optimiser": state.optimiser.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
         with whole_at(self.out / "state.pt") as part:
-            torch.save(stored, part)
+            torch.save(self.stored(), part)
         if self.held:
             self._log(**self.validate(), **self.measure())
         plot.draw(self.out / "log.jsonl", self.out / "plot.png")

@@ -2,7 +2,7 @@
 
 DATA are folders with ``faces.jsonl``, or .jsonl files of that form. The pictures of `calibration.heldout` are never
 trained on; their losses are in the log. FOLDER gets the files of `calibration train` but the .tflite ones, and can be
-resumed and finished in the same way.
+resumed and finished in the same way. ``compact.pt`` there is the state in half the bytes, for ``--continue-from``.
 
 The original network guards its own skill. It sees every crop. Labeled faces of ``--keep-from`` px and more that it
 finds are taught by its own heat map and boxes instead of the labels. Where it finds a face that has no label, nothing
@@ -18,13 +18,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own habit
 from torch import Tensor
 
-from calibration import CalibrationError
+from calibration import CalibrationError, compact
 from calibration.centerface import CenterFace, from_onnx, maps_of
 from calibration.crops import FAINT, STRIDE, Batch, Picture, Plan, load_pictures
 from calibration.heldout import data_set, divided
@@ -82,6 +83,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--init", type=Path, help=".npz of weights to start from instead of the file's own")
     parser.add_argument("--ignored", type=Path, help=".jsonl of unlabeled faces, from `calibration unlabeled`")
     parser.add_argument("--resume", action="store_true", help="go on with the run in FOLDER by its recipe")
+    parser.add_argument("--continue-from", type=Path, help="start FOLDER where the run with this compact.pt was")
     add_recipe(parser, Recipe)
     parser.set_defaults(run=run)
 
@@ -94,18 +96,17 @@ def run(arguments: argparse.Namespace) -> int:
     """
     keep_memory()
     given = given_recipe(arguments, Recipe)
-    stored = stored_state(arguments.out / "state.pt") if arguments.resume else {}
+    original = from_onnx(arguments.onnx)
+    published: Weights = {key: value.detach() for key, value in original.named_parameters()}
+    stored = _stored(arguments, published)
     if not stored and "steps" not in given:
-        raise CalibrationError("give --steps, or --resume")
-    if not stored and (arguments.out / "state.pt").exists():
-        raise CalibrationError(f"{arguments.out} holds a run already: --resume it, or choose another folder")
+        raise CalibrationError("give --steps, --resume or --continue-from")
     recipe = Recipe(**stored.get("recipe", {}) | given)
     refuse_senseless(recipe)
     if stored:
         stored["last_step"] = given.get("steps", stored["last_step"])
     pictures = pictures_of(arguments.data, arguments.ignored)
-    original = from_onnx(arguments.onnx)
-    weights: Weights = load_npz(arguments.init) if arguments.init else {**dict(original.named_parameters())}
+    weights = load_npz(arguments.init) if arguments.init else published
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     arguments.out.mkdir(parents=True, exist_ok=True)
     state = state_of(weights, recipe, stored, device)
@@ -139,6 +140,9 @@ class CenterFaceTraining(Training):
         super().__init__(recipe, state, plan, pictures, out)
         self.network = original.to(self.device)
         self.original: Weights = {key: value.detach().clone() for key, value in self.network.named_parameters()}
+
+    def _export(self) -> None:
+        compact.save(self.out / "compact.pt", self.stored(), self.original)
 
     def _losses(self, weights: Mapping[str, Tensor], batch: Batch) -> GuardedLosses:
         pixels, *targets = (torch.as_tensor(values).to(self.device) for values in batch)
@@ -174,6 +178,16 @@ def guarded(
     distance = (errors.abs().sum(dim=1) * answers).sum() / answers.sum().clamp(min=1)
     guard = ((apart - least) * taught * counted).sum() / faces + distance
     return GuardedLosses(told.loss + recipe.guard * guard, told.heat, told.overlap, told.distance, guard)
+
+
+def _stored(arguments: argparse.Namespace, published: Weights) -> dict[str, Any]:
+    """Return the state that the run begins with; empty for a new run."""
+    state = arguments.out / "state.pt"
+    if arguments.resume:
+        return stored_state(state)
+    if state.exists():
+        raise CalibrationError(f"{arguments.out} holds a run already: --resume it, or choose another folder")
+    return compact.expanded(stored_state(arguments.continue_from), published) if arguments.continue_from else {}
 
 
 def _taught_by_original(heat: Tensor, wanted: Tensor, own_score: Tensor, keep_from: float) -> Tensor:
