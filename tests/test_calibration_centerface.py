@@ -105,7 +105,8 @@ def test_the_network_has_the_published_shape(one_thread: None) -> None:
 @needs_torch
 def test_maps_are_in_the_form_of_this_project() -> None:
     weights: dict[str, Tensor] = {}
-    boxes, logits = centerface.maps_of(Fixed(), weights, torch.zeros(1, 3, 128, 160))  # type: ignore[arg-type]  # same maps
+    fixed: Any = Fixed()  # gives maps of the same form
+    boxes, logits = centerface.maps_of(fixed, weights, torch.zeros(1, 3, 128, 160))
     assert (boxes.shape, logits.shape) == ((1, 4, 32, 40), (1, 1, 32, 40))
     expected = [0, -1, math.log(40), math.log(48)]  # from the cell's center, px
     np.testing.assert_allclose(boxes[0, :, 16, 20].numpy(), expected, rtol=0, atol=1e-5)
@@ -114,7 +115,8 @@ def test_maps_are_in_the_form_of_this_project() -> None:
 @needs_torch
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_boxes_are_in_px_of_the_picture(scale: float) -> None:
-    detector = detectors.CenterFaceDetector(Fixed(), scale)  # type: ignore[arg-type]  # the same maps
+    fixed: Any = Fixed()  # gives maps of the same form
+    detector = detectors.CenterFaceDetector(fixed, scale)
     found = detector.detect(np.zeros((96, 160, 3), np.uint8), 0.5)
     np.testing.assert_allclose(found.boxes, np.array([[62, 41, 102, 89]]) / scale, rtol=0, atol=1e-4)
     assert found.scores == pytest.approx([1 / (1 + math.exp(-2))])
@@ -245,10 +247,12 @@ def pictures(tmp_path: Path) -> list[crops.Picture]:
     return made
 
 
-def begun(out: Path, pictures: list[crops.Picture], stored: dict[str, Any]) -> train_centerface.CenterFaceTraining:
+def begun(
+    out: Path, pictures: list[crops.Picture], stored: dict[str, Any], **changed: Any
+) -> train_centerface.CenterFaceTraining:
     torch.manual_seed(0)
     original = centerface.CenterFace()
-    recipe = train_centerface.Recipe(**RECIPE)
+    recipe = train_centerface.Recipe(**RECIPE | changed)
     weights = {key: value.detach() for key, value in original.named_parameters()}
     out.mkdir()
     state = train.state_of(weights, recipe, stored, torch.device("cpu"))
@@ -285,6 +289,20 @@ def test_a_run_goes_on_from_its_compact_state(tmp_path: Path, pictures: list[cro
     held = [json.loads(line) for line in (tmp_path / "second" / "log.jsonl").read_text("utf-8").splitlines()][-1]
     assert held["step"] == 6
     assert held["held_guard"] >= 0
+
+
+@needs_torch
+def test_frozen_layers_stay(tmp_path: Path, pictures: list[crops.Picture], one_thread: None) -> None:
+    run = begun(tmp_path / "run", pictures, {}, frozen=True)
+    run._step(next(run._batches(0)))
+    same = [key for key, value in run.state.weights.items() if torch.equal(value, run.original[key])]
+    assert len(same) == 10  # of five layers
+    assert {key.split(".")[0] for key in same} == {"stem", "stages"}
+    run._export()
+    small = train.stored_state(tmp_path / "run" / "compact.pt")
+    resumed = begun(tmp_path / "again", pictures, compact.expanded(small, run.original), frozen=True)
+    resumed._step(next(resumed._batches(0)))
+    assert resumed.state.step == 2
 
 
 @needs_torch
