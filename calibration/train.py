@@ -195,11 +195,9 @@ class Training:
 
     parts = PARTS  # names of the values of a `Losses`
 
-    def __init__(
-        self, recipe: Schedule, state: State, plan: Plan, pictures: tuple[list[Picture], ...], out: Path
-    ) -> None:
+    def __init__(self, recipe: Schedule, state: State, plan: Plan, pictures: Pictures, out: Path) -> None:
         self.recipe, self.state, self.plan, self.out = recipe, state, plan, out
-        self.pictures, self.held = pictures  # to train on, kept back
+        self.pictures, self.held = pictures
         self.device = next(iter(state.weights.values())).device
         # Elsewhere the CPU only emulates bfloat16, slower than float32.
         self.half_precision = self.device.type == "cuda" or "avx512_bf16" in _cpu_flags()

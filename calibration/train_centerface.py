@@ -27,7 +27,7 @@ from torch import Tensor
 
 from calibration import CalibrationError, compact
 from calibration.centerface import CenterFace, from_onnx, maps_of
-from calibration.crops import FAINT, STRIDE, Batch, Picture, Plan, load_pictures
+from calibration.crops import FAINT, STRIDE, WEIGHT_POWER, Batch, Picture, Plan, load_pictures
 from calibration.heldout import data_set, divided
 from calibration.losses import PARTS, Losses, losses_of
 from calibration.network import Weights, load_npz
@@ -180,7 +180,9 @@ def guarded(
     sizes = own_boxes[:, 2:].mean(dim=1, keepdim=True).exp()
     errors = torch.cat([(boxes[:, :2] - own_boxes[:, :2]) / sizes, boxes[:, 2:] - own_boxes[:, 2:]], dim=1)
     distance = (errors.abs().sum(dim=1) * answers).sum() / answers.sum().clamp(min=1)
-    guard = ((apart - least) * taught * counted).sum() / faces + distance
+    # Per cell, so that a face counts as in `calibration.crops`, not by its area.
+    weight = (wanted[:, 2:].mean(dim=1).exp() / recipe.keep_from).clamp(min=1) ** (WEIGHT_POWER - 2)
+    guard = ((apart - least) * weight * taught * counted).sum() / faces + distance
     return GuardedLosses(told.loss + recipe.guard * guard, told.heat, told.overlap, told.distance, guard)
 
 
