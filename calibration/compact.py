@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibration import whole_at
+from calibration import CalibrationError, whole_at
 from calibration.network import Weights
 
 __all__ = ["expanded", "save"]
@@ -34,7 +34,14 @@ def save(path: Path, stored: Mapping[str, Any], published: Weights) -> None:
 
 
 def expanded(small: Mapping[str, Any], published: Weights) -> dict[str, Any]:
-    """Return the content of ``state.pt`` from what `save` wrote."""
+    """Return the content of ``state.pt`` from a file of `save`.
+
+    Raises:
+        CalibrationError: it is in another form, or of another network.
+    """
+    differences = small.get("weights", {})
+    if differences.keys() != published.keys() or {value.dtype for value in differences.values()} != {torch.float16}:
+        raise CalibrationError("not the compact state of a run with this network")
     stored = dict(small)
     for name in WEIGHTS:
         stored[name] = {key: published[key] + value.float() for key, value in small[name].items()}

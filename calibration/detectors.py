@@ -1,4 +1,4 @@
-"""Detectors of others on whole pictures: CenterFace with any weights, and YuNet. They label and are measured against.
+"""Third-party detectors on whole pictures, for labels and comparison: CenterFace with any weights, and YuNet.
 
 YuNet's file (Apache-2.0) is ``yunet_n_640_640.onnx`` of libfacedetection.train. It is never shipped.
 """

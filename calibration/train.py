@@ -288,7 +288,7 @@ class Training:
             yield from (Batch(*batch) for batch in batches[done if index == first else 0 :])
 
     def stored(self) -> dict[str, Any]:
-        """Return what `state_of` goes on from."""
+        """Return the state in the form that `state_of` resumes from."""
         stored = {part.name: getattr(self.state, part.name) for part in dataclasses.fields(self.state)}
         return stored | {"optimiser": self.state.optimiser.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
 
@@ -402,7 +402,7 @@ def state_of(weights: Weights, recipe: Schedule, stored: Mapping[str, Any], devi
 
 
 def stored_state(path: Path) -> dict[str, Any]:
-    """Return what a run wrote into ``state.pt``, or raise `CalibrationError`."""
+    """Return the content of a run's ``state.pt``, or raise `CalibrationError`."""
     try:
         stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

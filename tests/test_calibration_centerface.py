@@ -269,6 +269,8 @@ def test_a_run_goes_on_from_its_compact_state(tmp_path: Path, pictures: list[cro
     small, whole = (train.stored_state(tmp_path / "first" / name) for name in ("compact.pt", "state.pt"))
     assert (tmp_path / "first" / "compact.pt").stat().st_size < 16_000_000
     stored = compact.expanded(small, first.original)
+    with pytest.raises(CalibrationError, match="not the compact state"):
+        compact.expanded(whole, first.original)
     second = begun(tmp_path / "second", pictures, stored)
     assert (second.state.step, second.state.last_step, second._rate()) == (4, 6, first._rate())
     assert stored["recipe"] == whole["recipe"]
