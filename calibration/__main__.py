@@ -22,10 +22,13 @@ STEPS = {
     "quantize": "make it INT8, with a report of what each layer loses",
     "release": "write the model, its entry in the manifest and its card",
     "sample": "choose the pictures that quantization is calibrated on",
+    "score-centerface": "score CenterFace on the pictures kept out",
     "shape": "leave out or repeat blocks of the network",
     "thresholds": "choose the score from which a face is hidden, per mode",
     "train": "retrain it on labeled pictures",
+    "train-centerface": "train CenterFace further on small faces",
     "turned": "recall on turned pictures, with and without the turned passes",
+    "unlabeled": "find faces without a label in training pictures",
 }
 DEVELOPER_LIBRARIES = ("torch", "ai_edge_quantizer")
 
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name, told in STEPS.items():
             if name in given[:1]:
-                import_module(f"calibration.{name}").add_parser(steps)
+                import_module(f"calibration.{name.replace('-', '_')}").add_parser(steps)
             else:
                 steps.add_parser(name, help=told)
         args = parser.parse_args(given)

@@ -41,6 +41,7 @@ SIGMA = 0.16  # of a face's width and height: how wide its hill of heat is
 MIN_SIGMA = 0.72  # cells: the cell that holds a center, at most 0.707 away, always answers for its face
 BOX_HEAT = 0.6  # cells with more heat than this answer for the face: score and box
 NEAR = 3  # sigmas: the hill is cut off there
+FAINT = 0.01  # of heat: cells with more belong to the face, although those under `BOX_HEAT` do not answer for it
 # Half of the faces in crops are under 17 px. With this weight every octave of size from 12 to 100 px has the same share
 # of the loss; in 1,100 steps AP 80.5 / 72.3 / 64.3 -> 85.1 / 76.1 / 66.0 on held-back training pictures.
 USUAL_PX = 20.0  # geometric mean of the sides of a face that counts as one
@@ -63,6 +64,8 @@ class Plan:
     distant: float = 40.0  # and in every fifth part to one between small and distant,
     cover: float = 0.8  # as far as the picture then still fills this share of its part of the crop each way
     enlarged: float = 2.5  # times, at most
+    scenes: float = 0.1  # share of crops that show any place of a picture instead of a face,
+    scene_scale: tuple[float, float] = (0.2, 1.5)  # scaled by between these, evenly in the logarithm
     shortest: float = 6.0  # faces beyond these two neither count for nor against the network
     longest: float = 340.0
     visible: float = 0.4  # nor do those of which less than this share is seen; others end where they are cut
@@ -103,8 +106,8 @@ class Batch(NamedTuple):
 
     ``pixels`` uint8 (B, side, side, 3) RGB; ``heat`` float32 (B, s, s), how near a cell's center is to a face's;
     ``counted`` (B, s, s), 0 where nothing is known; ``boxes`` (B, 4, s, s): center from the cell's center in
-    px, log of width and height in px; ``share`` (B, s, s): how much of its face a cell answers for, 0 for none.
-    The shares of a face add up to `weights_of` it.
+    px, log of width and height in px, of the face that a cell belongs to, 0 for none; ``share`` (B, s, s): how much
+    of its face a cell answers for, 0 for none. The shares of a face add up to `weights_of` it.
     """
 
     pixels: Pixels
@@ -141,13 +144,15 @@ class Blocks:
 
 
 def load_pictures(folder: Path) -> list[Picture]:
-    """Return the labeled pictures of a folder.
+    """Return the labeled pictures of a folder, or of a .jsonl file of that form beside them.
 
     Raises:
-        CalibrationError: ``faces.jsonl`` cannot be read.
+        CalibrationError: the labels cannot be read.
     """
+    file = folder if folder.suffix == ".jsonl" else folder / "faces.jsonl"
+    folder = file.parent
     try:
-        lines = (folder / "faces.jsonl").read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8").splitlines()
         return [_picture(folder, json.loads(line)) for line in lines if line.strip()]
     except (OSError, ValueError, KeyError) as error:
         raise CalibrationError(f"cannot read the labels of {folder}: {error}") from error
@@ -239,9 +244,10 @@ def targets_of(crop: Crop, plan: Plan) -> tuple[Floats, Floats, Floats, Floats]:
         np.maximum(heat[rows, columns], hill, out=heat[rows, columns])
         counted[rows, columns] = 1  # a face that teaches does so even on top of an ignored one
         mine = hill > BOX_HEAT
+        told = mine | ((hill > FAINT) & (owner[rows, columns] < 0))
         values = (x - (xs + 0.5) * STRIDE, y - (ys + 0.5) * STRIDE, np.log(width), np.log(height))
         for channel, value in enumerate(values):
-            boxes[channel, rows, columns] = np.where(mine, value, boxes[channel, rows, columns])
+            boxes[channel, rows, columns] = np.where(told, value, boxes[channel, rows, columns])
         share[rows, columns] = np.where(mine, hill, share[rows, columns])
         owner[rows, columns] = np.where(mine, number, owner[rows, columns])
     owned = owner >= 0
@@ -318,8 +324,8 @@ def _aim(
     """Return how much the picture is scaled, and the px (x, y) of it that comes somewhere into the crop."""
     least = min(plan.cover * float((part_wh / size_wh).max()), plan.enlarged)
     usable = np.flatnonzero(~picture.ignored & (picture.faces[:, 2:] >= 3).all(axis=1))
-    if not len(usable) or random.random() >= 0.9:
-        scale = np.exp(random.uniform(np.log(0.2), np.log(1.5)))
+    if not len(usable) or random.random() >= 1 - plan.scenes:
+        scale = np.exp(random.uniform(*np.log(plan.scene_scale)))
         return float(np.clip(scale, least, plan.enlarged)), random.uniform(0, size_wh)
     face = picture.faces[random.choice(usable)]
     largest = plan.large if random.random() < 0.8 else plan.distant

@@ -29,8 +29,8 @@ class Losses:
     distance: Tensor
 
     def stacked(self) -> Tensor:
-        """Return the four values, cut off from what they were computed from."""
-        return torch.stack([self.loss, self.heat, self.overlap, self.distance]).detach()
+        """Return the values in the order of their fields, cut off from what they were computed from."""
+        return torch.stack([getattr(self, part.name) for part in dataclasses.fields(self)]).detach()
 
 
 PARTS = tuple(part.name for part in dataclasses.fields(Losses))
