@@ -26,8 +26,8 @@ def save(path: Path, stored: Mapping[str, Any], published: Weights) -> None:
     small = dict(stored)
     for name in WEIGHTS:
         small[name] = {key: (value - published[key]).detach().half() for key, value in stored[name].items()}
-    small["optimiser"] = _mapped(
-        stored["optimiser"], lambda value: value.bfloat16(), lambda value: value.sqrt().bfloat16()
+    small["optimizer"] = _mapped(
+        stored["optimizer"], lambda value: value.bfloat16(), lambda value: value.sqrt().bfloat16()
     )
     with whole_at(path) as part:
         torch.save(small, part)
@@ -45,7 +45,7 @@ def expanded(small: Mapping[str, Any], published: Weights) -> dict[str, Any]:
     stored = dict(small)
     for name in WEIGHTS:
         stored[name] = {key: published[key] + value.float() for key, value in small[name].items()}
-    stored["optimiser"] = _mapped(small["optimiser"], lambda value: value.float(), lambda value: value.float().square())
+    stored["optimizer"] = _mapped(small["optimizer"], lambda value: value.float(), lambda value: value.float().square())
     return stored
 
 

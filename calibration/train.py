@@ -290,7 +290,7 @@ class Training:
     def stored(self) -> dict[str, Any]:
         """Return the state in the form that `state_of` resumes from."""
         stored = {part.name: getattr(self.state, part.name) for part in dataclasses.fields(self.state)}
-        return stored | {"optimiser": self.state.optimizer.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
+        return stored | {"optimizer": self.state.optimizer.state_dict(), "recipe": dataclasses.asdict(self.recipe)}
 
     def _checkpoint(self) -> None:
         state = self.state
@@ -397,7 +397,7 @@ def state_of(weights: Weights, recipe: Schedule, stored: Mapping[str, Any], devi
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.rate)
     if stored:
-        optimizer.load_state_dict(stored["optimiser"])
+        optimizer.load_state_dict(stored["optimizer"])
     return State(weights, average, optimizer, stored.get("step", 0), stored.get("last_step", recipe.steps))
 
 
@@ -409,6 +409,8 @@ def stored_state(path: Path) -> dict[str, Any]:
         raise CalibrationError(f"no run to resume: {error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise CalibrationError(f"{path} is damaged: start anew, from model.tflite beside it") from error
+    if "optimiser" in stored:  # the key's name in states of older runs
+        stored["optimizer"] = stored.pop("optimiser")
     return stored
 
 
