@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blurguard.declarations import Setting, SettingsTable, declared
 from blurguard.settings import Settings, WatchSettings
+from calibration.tables import row
 
 OPERATIONS = Path(__file__).resolve().parents[1] / "docs" / "operations.md"
 TABLES: dict[str, type[SettingsTable]] = {"settings": Settings, "watch": WatchSettings}
@@ -25,11 +26,11 @@ def with_tables(text: str) -> str:
 
 
 def _table(table: type[SettingsTable]) -> str:
-    rows = [HEAD, ("---",) * len(HEAD), *map(_row, declared(table))]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    lines = [row(HEAD), row(["---"] * len(HEAD)), *(row(_cells(setting)) for setting in declared(table))]
+    return "\n".join(lines) + "\n"
 
 
-def _row(setting: Setting) -> tuple[str, ...]:
+def _cells(setting: Setting) -> tuple[str, ...]:
     options = ", ".join(f"`{name}`" for name in re.split("[ /]+(?=-)", setting.option))
     return f"`{setting.name}`", options, _default(setting), _values(setting), setting.help
 

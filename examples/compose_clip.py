@@ -35,8 +35,8 @@ from examples.compose_crowd import Box, Canvas, Cutout, Image, Placement
 IGNORED_BELOW = 0.6  # share of a face's ellipse that is visible
 SMALLEST_PX = 8.0  # height; smaller faces are to be ignored
 WORLD = 1.6  # size of the picture that is panned over, in frames
-ZOOM_LEAST, ZOOM_MOST = 0.8, 1.25  # px of the frame for each px of that picture
-MOST_TILT = math.radians(2.0)
+MIN_ZOOM, MAX_ZOOM = 0.8, 1.25  # px of the frame for each px of that picture
+MAX_TILT = math.radians(2.0)
 SWAY = 0.004  # amplitude of a hand's shake, in frame widths
 WALKER_PX = (20.0, 200.0)  # heights of the faces that walk, at most; in low frames they are smaller
 WALKER_SHARE = 0.4  # of the frame's height, at most
@@ -139,8 +139,8 @@ class Camera:
             size_wh,
             world_wh,
             (wave(0.5, 0.5, 5, 9), wave(0.5, 0.5, 7, 12)),
-            wave((ZOOM_LEAST + ZOOM_MOST) / 2, (ZOOM_MOST - ZOOM_LEAST) / 2, 6, 10),
-            wave(0, MOST_TILT, 3, 5),
+            wave((MIN_ZOOM + MAX_ZOOM) / 2, (MAX_ZOOM - MIN_ZOOM) / 2, 6, 10),
+            wave(0, MAX_TILT, 3, 5),
             (wave(0, sway, 0.3, 0.7), wave(0, sway, 0.3, 0.7)),
         )
 

@@ -169,11 +169,11 @@ def write_at_once(path: str) -> None:
 
 def look_at_inbox(inbox: str) -> None:
     from blurguard.files.stamp import stamp_at
-    from blurguard.watch.inbox import files_below, is_being_written
+    from blurguard.watch.inbox import is_being_written, scan_folder
 
     for path in sorted(Path(inbox).iterdir()):
         print(path.name, is_being_written(path), stamp_at(path, path.parent))
-    print(list(files_below(Path(inbox))))
+    print(list(scan_folder(Path(inbox))))
 
 
 def watch_without_handles(inbox: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 from bench.faults.commands import put
 from bench.faults.kills import LONGEST_WAIT_SECONDS, ticks
 from blurguard.files.stamp import FileStamp, stamp_at
-from blurguard.watch.inbox import ChangeType, InboxObserver, files_below, has_final_name, is_being_written
+from blurguard.watch.inbox import ChangeType, InboxObserver, has_final_name, is_being_written, scan_folder
 from tests.children import look_at_inbox, watch_without_handles, write_at_once, write_slowly
 from tests.conftest import Starter
 
@@ -66,7 +66,7 @@ def test_names_of_what_is_not_complete_or_not_ours(name: str) -> None:
 
 
 def found(folder: Path) -> dict[str, FileStamp | None]:
-    pairs = [(str(path.relative_to(folder)), stamp) for path, stamp in files_below(folder)]
+    pairs = [(str(path.relative_to(folder)), stamp) for path, stamp in scan_folder(folder)]
     assert len(pairs) == len(dict(pairs)), "told twice"
     return dict(pairs)
 
@@ -96,7 +96,7 @@ def test_links_are_not_followed_and_no_loop_is_endless(inbox: Path, tmp_path: Pa
 def test_a_folder_that_is_a_link_is_not_walked(inbox: Path, tmp_path: Path) -> None:
     put(tmp_path / "elsewhere/secret.jpg", b"")
     (inbox / "folder").symlink_to(tmp_path / "elsewhere")
-    assert list(files_below(inbox / "folder")) == []
+    assert list(scan_folder(inbox / "folder")) == []
 
 
 @pytest.mark.parametrize("levels", [500, 1500])
@@ -106,7 +106,7 @@ def test_deep_trees_are_walked_to_their_end(inbox: Path, levels: int) -> None:
         folder /= "d"
         folder.mkdir()
     put(folder / "a.jpg", b"")
-    assert [path for path, _ in files_below(inbox)] == [folder / "a.jpg"]
+    assert [path for path, _ in scan_folder(inbox)] == [folder / "a.jpg"]
 
 
 def test_a_folder_that_cannot_be_listed_is_told(inbox: Path) -> None:
@@ -119,21 +119,21 @@ def test_a_folder_that_cannot_be_listed_is_told(inbox: Path) -> None:
         os.close(handle)
         handle = below
     os.close(handle)
-    walked = list(files_below(inbox))
+    walked = list(scan_folder(inbox))
     assert walked[0] == (inbox / "a.jpg", FileStamp.of(inbox / "a.jpg"))
     (folder, stamp), *more = walked[1:]
     assert folder.name == name and stamp is None and not more
 
 
 def test_what_is_gone_or_is_no_folder_has_no_files(inbox: Path) -> None:
-    assert list(files_below(inbox / "nowhere")) == []
-    assert list(files_below(put(inbox / "a.jpg", b""))) == []
+    assert list(scan_folder(inbox / "nowhere")) == []
+    assert list(scan_folder(put(inbox / "a.jpg", b""))) == []
 
 
 def test_what_goes_while_we_walk_is_left_out(inbox: Path) -> None:
     for name in ("a.jpg", "b.jpg", "sub/c.jpg"):
         put(inbox / name, b"")
-    walk = files_below(inbox)
+    walk = scan_folder(inbox)
     assert next(walk)[0] == inbox / "a.jpg"
     (inbox / "b.jpg").unlink()
     shutil.rmtree(inbox / "sub")
@@ -143,7 +143,7 @@ def test_what_goes_while_we_walk_is_left_out(inbox: Path) -> None:
 def test_the_stamp_is_of_now_and_not_of_when_the_walk_began(inbox: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         put(inbox / name, b"")
-    walk = files_below(inbox)
+    walk = scan_folder(inbox)
     next(walk)
     put(inbox / "b.jpg", b"more")
     assert list(walk) == [(inbox / "b.jpg", FileStamp.of(inbox / "b.jpg"))]
@@ -394,7 +394,7 @@ def test_reading_makes_no_sign(inbox: Path, poll: bool) -> None:
     file = put(inbox / "sub/a.jpg", b"abc")
     with Ear(inbox, poll) as ear:
         file.read_bytes()
-        list(files_below(inbox))
+        list(scan_folder(inbox))
         is_being_written(file)
         assert ear.heard() == []
 

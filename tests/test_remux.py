@@ -28,7 +28,7 @@ from tests.children import rewrite_clips, rewrite_on_full_disk
 from tests.clips import BRANDS, CLIPS, GPS, SECRET, Clip, Track, every, made, make
 from tests.conftest import Starter
 
-MOST_PIXELS = 10_000_000
+MAX_PIXELS = 10_000_000
 HDR = ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL")
 
 
@@ -128,7 +128,7 @@ def rewrite(source: Path, folder: Path, **options: Any) -> Path:
     """Send a video through, unhidden."""
     target = folder / f"out{source.suffix}"
     target.touch(0o600)
-    with open_video(source, max_pixels=MOST_PIXELS) as video, VideoWriter(video, target, **options) as recorder:
+    with open_video(source, max_pixels=MAX_PIXELS) as video, VideoWriter(video, target, **options) as recorder:
         for frame in video.frames():
             recorder.write(frame)
         assert not recorder.left_out
@@ -186,7 +186,7 @@ def test_no_option_is_a_slip_of_the_pen() -> None:
 
 @pytest.mark.parametrize("size", [(96, 64), (3840, 2160)])
 def test_no_reordering_in_transport_streams(size: tuple[int, int], tmp_path: Path) -> None:
-    with open_video(made("hevc-ts", tmp_path), max_pixels=MOST_PIXELS) as video:
+    with open_video(made("hevc-ts", tmp_path), max_pixels=MAX_PIXELS) as video:
         info = replace(video.info, width=size[0], height=size[1])
     assert encoder_for(info, threads=0, quick=False).options["bf"] == "0"
 
@@ -262,7 +262,7 @@ def test_only_the_target_is_written_and_stays_private(start_python: Starter, tmp
     target = folder / "draft"
     target.touch(0o600)
     seen = []
-    with open_video(source, max_pixels=MOST_PIXELS) as video, VideoWriter(video, target) as recorder:
+    with open_video(source, max_pixels=MAX_PIXELS) as video, VideoWriter(video, target) as recorder:
         for frame in video.frames():
             recorder.write(frame)
             seen.append(os.listdir(folder))  # noqa: PTH208
@@ -278,7 +278,7 @@ def test_a_failure_leaves_an_unfinished_file_for_its_owner(tmp_path: Path) -> No
     target.touch(0o600)
     with (
         pytest.raises(RuntimeError, match="elsewhere"),
-        open_video(source, max_pixels=MOST_PIXELS) as video,
+        open_video(source, max_pixels=MAX_PIXELS) as video,
         VideoWriter(video, target) as recorder,
         closing(video.frames()) as frames,
     ):
@@ -286,7 +286,7 @@ def test_a_failure_leaves_an_unfinished_file_for_its_owner(tmp_path: Path) -> No
             recorder.write(next(frames))
         raise RuntimeError("elsewhere")
     with pytest.raises(InputError):
-        open_video(target, max_pixels=MOST_PIXELS)
+        open_video(target, max_pixels=MAX_PIXELS)
 
 
 def test_what_was_in_the_target_is_gone(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_what_was_in_the_target_is_gone(tmp_path: Path) -> None:
 def test_nothing_written_is_an_error(tmp_path: Path) -> None:
     source, target = made("plain", tmp_path), tmp_path / "draft"
     with (
-        open_video(source, max_pixels=MOST_PIXELS) as video,
+        open_video(source, max_pixels=MAX_PIXELS) as video,
         pytest.raises(OutputError, match="no frame"),
         VideoWriter(video, target),
     ):
@@ -316,7 +316,7 @@ def test_a_full_disk_is_an_output_error(name: str, room: int, start_python: Star
 
 def test_a_folder_that_is_gone_is_an_output_error(tmp_path: Path) -> None:
     source = made("plain", tmp_path)
-    with open_video(source, max_pixels=MOST_PIXELS) as video, pytest.raises(OutputError):
+    with open_video(source, max_pixels=MAX_PIXELS) as video, pytest.raises(OutputError):
         VideoWriter(video, tmp_path / "gone" / "draft")
 
 
@@ -343,7 +343,7 @@ def test_what_cannot_be_written_as_it_was_is_refused(clip: Clip, said: str, tmp_
 
 def test_painted_frames_are_what_is_written(tmp_path: Path) -> None:
     source, target = made("plain", tmp_path), tmp_path / "out.mp4"
-    with open_video(source, max_pixels=MOST_PIXELS) as video, VideoWriter(video, target) as recorder:
+    with open_video(source, max_pixels=MAX_PIXELS) as video, VideoWriter(video, target) as recorder:
         for frame in video.frames():
             frame.make_writable()
             np.frombuffer(frame.planes[0], np.uint8)[:] = 0  # type: ignore[call-overload]
@@ -454,7 +454,7 @@ def test_a_track_whose_header_is_not_understood_is_left_out_by_name(tmp_path: Pa
     source = make(clip, tmp_path)
     source.write_bytes(source.read_bytes().replace(b"\x05vorbis", b"\x05SERIAL"))
     target = tmp_path / "out.mkv"
-    with open_video(source, max_pixels=MOST_PIXELS) as video, VideoWriter(video, target) as recorder:
+    with open_video(source, max_pixels=MAX_PIXELS) as video, VideoWriter(video, target) as recorder:
         for frame in video.frames():
             recorder.write(frame)
     assert recorder.left_out == ("audio track 2 (vorbis)",)

@@ -18,13 +18,13 @@ from tests.clips import CLIPS, GPS, RATE, STEP, Clip, Track, every, made, make
 from tests.conftest import Starter
 from tests.test_remux import pixels
 
-MOST_PIXELS = 10_000_000
+MAX_PIXELS = 10_000_000
 Array = np.ndarray[Any, Any]
 
 
 def read(path: Path, salvage: bool = False, **options: Any) -> tuple[list[Fraction], list[Array], str]:
     """Return times and pictures (first plane) as our reader gives them, and what it says is lost."""
-    with open_video(path, max_pixels=MOST_PIXELS, salvage=salvage, **options) as video:
+    with open_video(path, max_pixels=MAX_PIXELS, salvage=salvage, **options) as video:
         frames = [((frame.pts or 0) * video.info.time_base, pixels(frame)) for frame in video.frames()]
         return [time for time, _ in frames], [pixels for _, pixels in frames], video.damage.summary()
 
@@ -49,7 +49,7 @@ def test_every_frame_comes_at_its_time(name: str, tmp_path: Path) -> None:
 
 
 def test_what_a_video_tells(tmp_path: Path) -> None:
-    with open_video(made("hdr10", tmp_path), max_pixels=MOST_PIXELS) as video:
+    with open_video(made("hdr10", tmp_path), max_pixels=MAX_PIXELS) as video:
         info = video.info
         assert (info.kind, info.codec, info.codec_tag) == ("MP4 HEVC", "hevc", "hvc1")
         assert (info.width, info.height, info.pixel_format) == (96, 64, "yuv420p10le")
@@ -74,7 +74,7 @@ def test_what_a_video_tells(tmp_path: Path) -> None:
     ],
 )
 def test_rotation_turns_upright(name: str, degrees: int, tmp_path: Path) -> None:
-    with open_video(made(name, tmp_path), max_pixels=MOST_PIXELS) as video:
+    with open_video(made(name, tmp_path), max_pixels=MAX_PIXELS) as video:
         assert video.info.rotation == degrees
 
 
@@ -82,7 +82,7 @@ def test_rotation_is_that_of_other_players(test_data: Path) -> None:
     path = test_data / "video" / "rot90_meta.mp4"
     with av.open(str(path)) as file:
         known = next(file.decode(video=0)).rotation
-    with open_video(path, max_pixels=MOST_PIXELS) as video:
+    with open_video(path, max_pixels=MAX_PIXELS) as video:
         assert video.info.rotation == known % 360
 
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_read_is_refused_by_name(name: str, content: bytes | Clip
 
 def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
-        open_video(tmp_path / "gone.mp4", max_pixels=MOST_PIXELS)
+        open_video(tmp_path / "gone.mp4", max_pixels=MAX_PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_closing_early_is_fine(tmp_path: Path) -> None:
     path = made("b-frames", tmp_path)
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0  # noqa: PTH208
     for count in (0, 1, 5):
-        with open_video(path, max_pixels=MOST_PIXELS) as video:
+        with open_video(path, max_pixels=MAX_PIXELS) as video:
             for _, _ in zip(range(count), video.frames(), strict=False):
                 pass
     if before:
@@ -451,7 +451,7 @@ def test_a_change_to_interlaced_is_refused_and_the_other_way_round_is_fine(tmp_p
 
 
 def test_a_frame_that_is_missing_from_interlaced_video_is_noticed(tmp_path: Path) -> None:
-    with open_video(made("interlaced", tmp_path), max_pixels=MOST_PIXELS, threads=1) as video:
+    with open_video(made("interlaced", tmp_path), max_pixels=MAX_PIXELS, threads=1) as video:
         frames = video.frames()
         for _ in range(3):
             assert next(frames).interlaced_frame
@@ -461,6 +461,6 @@ def test_a_frame_that_is_missing_from_interlaced_video_is_noticed(tmp_path: Path
 
 
 def test_second_fields_are_not_missing(tmp_path: Path) -> None:
-    with open_video(made("interlaced", tmp_path), max_pixels=MOST_PIXELS, threads=1) as video:
+    with open_video(made("interlaced", tmp_path), max_pixels=MAX_PIXELS, threads=1) as video:
         for frame in video.frames():
             video._pending.pts.add((frame.pts or 0) + STEP // 2)

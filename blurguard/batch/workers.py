@@ -6,7 +6,8 @@ import contextlib
 import multiprocessing
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import resource_tracker
@@ -214,7 +215,7 @@ def result_of(job: Job, future: Future[StagedResult | Outcome]) -> StagedResult 
         return future.result()
     except ProcessExpired as error:
         return failed_outcome(job, RuntimeError(f"the process that worked on it died (exit code {error.exitcode})"))
-    except BrokenExecutor as error:
+    except BrokenProcessPool as error:
         return failed_outcome(job, error)
     except CancelledError:
         return failed_outcome(job, RuntimeError("the process that worked on it gave no sign of life and was stopped"))

@@ -84,7 +84,7 @@ def type_of_file(path: Path) -> FileType:
     if path.is_dir():
         raise InputError(f"{path}: this folder cannot be listed, so its pictures were not handled")
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is no regular file")  # reading a pipe would never return
+        raise InputError(f"{path}: is not a regular file")  # reading a pipe would never return
     with read_errors(path), open_regular(path) as file:
         file_type = sniff_type(file.read(HEAD_BYTES))
     is_raw = file_type is FileType.TIFF and type_from_suffix(path) is FileType.RAW

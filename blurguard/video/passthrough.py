@@ -22,10 +22,10 @@ from blurguard.video.reader import VideoReader, open_container
 _MAX_TEXT = 128
 _FONT_TYPES = re.compile(r"font/.+|application/(x-)?(truetype-)?(font|vnd\.ms-opentype)[-\w.]*", re.IGNORECASE)
 _FONT_SIGNATURES = (b"\0\1\0\0", b"OTTO", b"true", b"ttcf", b"wOFF", b"wOF2")
-# Of a track that is copied: what it is called; of the hidden one not even that.
-# Titles stay: they are shown, and tell a commentary from the dialogue.
+# Names of a copied track. The hidden video track loses its own. Titles stay: players show them, and they distinguish
+# a commentary from the dialogue.
 _TRACK_TEXTS = ("language", "title", "handler_name")
-# Software and cameras name themselves as handlers, and some of them where they were: only the usual names stay.
+# Software and cameras write their names into handlers, and some cameras a place. Only usual names stay.
 _HANDLERS = frozenset({
     "soundhandler", "soundhandle", "audiohandler", "subtitlehandler", "texthandler", "sound media handler",
     "apple sound media handler", "apple text media handler", "core media audio", "core media text", "surround",
@@ -143,19 +143,19 @@ def _is_filler(packet: av.Packet[Any]) -> bool:
 
 
 def allowed_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    """Return when and with which camera, from a container's metadata: names and times that look like such."""
+    """Return capture times and camera names from a container's metadata, if they have the usual form."""
     named = allowed_texts(metadata, _NAMES)
     return named | {key: text for key, text in allowed_texts(metadata, _TIMES).items() if _TIME.fullmatch(text)}
 
 
 def allowed_texts(metadata: dict[str, str], keys: Collection[str]) -> dict[str, str]:
-    """Return the short printable texts under some keys, in whichever case; Matroska shouts."""
+    """Return the short printable texts under some keys. Case is ignored: Matroska uses capitals."""
     found = ((key.lower(), text) for key, text in metadata.items())
     return {key: text for key, text in found if key in keys and text.isprintable() and len(text) <= _MAX_TEXT}
 
 
 def _track_texts(metadata: dict[str, str]) -> dict[str, str]:
-    """Return what a copied track is called."""
+    """Return the names of a copied track."""
     named = allowed_texts(metadata, _TRACK_TEXTS)
     if named.get("handler_name", "").strip().lower() not in _HANDLERS:
         named.pop("handler_name", None)

@@ -14,9 +14,9 @@ from blurguard.anonymize.anonymizer import StagedResult
 from blurguard.batch.journal import FileRecord, FileState, Journal
 from blurguard.batch.output_tree import FolderTask, OutputTree, recover
 from blurguard.batch.workers import Job, failed_outcome
-from blurguard.errors import BlurguardError, InputError, OutputError, StorageError
+from blurguard.errors import BlurguardError, OutputError, StorageError
 from blurguard.files.atomic import STATE_FOLDER, make_folders, remove_stale_parts
-from blurguard.files.errors import os_errors
+from blurguard.files.errors import os_errors, read_errors
 from blurguard.files.filetypes import FileType, type_from_suffix, type_of_file
 from blurguard.files.move import delete, move, verify
 from blurguard.files.stamp import FileStamp, stamp_at
@@ -144,14 +144,12 @@ class Coordinator:
             A job if the file must be processed, an outcome if it failed at once, None if there is nothing to do.
         """
         try:
-            job = self._job_for(source, stamp)
-        except FileNotFoundError:
-            return None
-        except (BlurguardError, OSError) as error:
-            if isinstance(error, OSError):
-                error = InputError(f"{source}: cannot be read: {error.strerror}")
+            with read_errors(source), contextlib.suppress(FileNotFoundError):
+                job = self._job_for(source, stamp)
+                return job and replace(job, scratch=self._scratch / secrets.token_hex(8))
+        except BlurguardError as error:
             return self._failed(source, failed_outcome(Job(source), error), stamp)
-        return job and replace(job, scratch=self._scratch / secrets.token_hex(8))
+        return None  # it is gone
 
     def _job_for(self, source: Path, stamp: FileStamp) -> Job | None:
         """Return the job that a complete file needs, None if it needs none."""

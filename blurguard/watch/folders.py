@@ -93,7 +93,7 @@ def low_disk_reason(folder: Path, min_free: int) -> str:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        return f"{folder}: cannot be looked at: {error.strerror}"
+        return f"{folder}: cannot be inspected: {error.strerror}"
     return f"less than {min_free} MB are free in {folder}" if free < min_free * MEGABYTE else ""
 
 

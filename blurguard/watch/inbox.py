@@ -50,7 +50,7 @@ def has_final_name(name: Path) -> bool:
     )
 
 
-def files_below(folder: Path) -> Iterator[tuple[Path, FileStamp | None]]:
+def scan_folder(folder: Path) -> Iterator[tuple[Path, FileStamp | None]]:
     """Yield every regular file with a final name, and its stamp. Links are not followed.
 
     A folder that cannot be listed is yielded as well, with None.
@@ -76,11 +76,11 @@ class DirectoryScanner:
         self._folders[folder] = None
 
     def next(self) -> tuple[Path, FileStamp | None] | None:
-        """Return the next item of ``files_below``, None when all folders are scanned."""
+        """Return the next item of ``scan_folder``, None when all folders are scanned."""
         while (file := next(self._files, None)) is None and self._folders:
             folder = next(iter(self._folders))
             del self._folders[folder]
-            self._files = files_below(folder)
+            self._files = scan_folder(folder)
         return file
 
 

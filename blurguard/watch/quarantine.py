@@ -29,8 +29,7 @@ class Quarantine:
     """Failed originals and their error reports.
 
     With a folder, originals are moved there and each report lies beside its original. Without one, originals stay
-    in the inbox and reports lie in a folder of their own. A report is written before
-    its original is moved.
+    in the inbox and reports lie in a folder of their own. A report is written before its original is moved.
     """
 
     def __init__(self, folder: Path | None, inbox: Path, reports: Path) -> None:
