@@ -166,16 +166,23 @@ def matched(truth: list[Box], found: list[Box]) -> set[Box]:
     return {box for box in truth if any(overlap(box, other) >= SAME_FACE for other in found)}
 
 
+HIDES = 5  # at most, until no face is seen in all of them
+
+
 def test_covered_for_a_detector_that_is_not_ours(crowd: Crowd) -> None:
     rgb, labels = crowd
     truth: list[Box] = [tuple(label["box"]) for label in labels]
     large = {box for box in truth if min(box[2] - box[0], box[3] - box[1]) >= SMALLEST_FACE_PX}
-    hidden, faces = Anonymizer().hide(Image(rgb, Layout.RGB))
+    _, faces = Anonymizer().hide(Image(rgb, Layout.RGB))
     ours = matched(truth, [face.box for face in faces])
     theirs = matched(truth, seen_by_haar(rgb))
     assert len(theirs & ours) >= 36 and len(theirs & large) >= 28, "the other detector is blind: this proves nothing"
-    # What covers a face is noise, fresh each time: a likeness by chance is not there again, the face would be.
-    again, _ = Anonymizer().hide(Image(rgb, Layout.RGB))
-    seen, seen_again = (matched(truth, seen_by_haar(picture.rgb8())) for picture in (hidden, again))
-    assert seen & seen_again & ours == set()
+    # The noise is fresh each time: a likeness by chance (one in five for one small face) goes, a bare face would stay.
+    seen = ours
+    for _ in range(HIDES):
+        hidden, _ = Anonymizer().hide(Image(rgb, Layout.RGB))
+        seen &= matched(truth, seen_by_haar(hidden.rgb8()))
+        if not seen:
+            break
+    assert seen == set()
     assert large - ours == set(), f"{len(large - ours)} of {len(large)} faces of {SMALLEST_FACE_PX} px and more missed"
