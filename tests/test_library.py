@@ -178,7 +178,7 @@ def test_covered_for_a_detector_that_is_not_ours(crowd: Crowd) -> None:
     theirs = matched(truth, seen_by_haar(rgb))
     assert len(theirs & ours) >= 36 and len(theirs & large) >= 28, "the other detector is blind: this proves nothing"
     # The noise is fresh each time: a likeness by chance (one in five for one small face) goes, a bare face would stay.
-    seen = ours
+    seen = set(ours)
     for _ in range(HIDES):
         hidden, _ = Anonymizer().hide(Image(rgb, Layout.RGB))
         seen &= matched(truth, seen_by_haar(hidden.rgb8()))
