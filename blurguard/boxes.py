@@ -79,8 +79,8 @@ def nms(boxes: Boxes, scores: NDArray[np.float32], max_iou: float, max_contained
         max_iou: a box whose IoU with a better one is above this is dropped.
         max_contained: likewise for their intersection over the smaller box.
     """
-    order = _best_first(scores)
-    return order[[index for index, _, _ in _greedy_nms(boxes[order], max_iou, max_contained)]]
+    order = best_first(scores)
+    return order[[index for index, _, _ in greedy_nms(boxes[order], max_iou, max_contained)]]
 
 
 def weighted_nms(
@@ -104,10 +104,10 @@ def weighted_nms(
     if scales is not None:
         pass_px = np.repeat(np.array(scales, np.float32), [len(p) for p in parts]) * longer_sides(boxes)
         weights = scores * np.clip(pass_px / FULL_WEIGHT_PX, 1e-3, 1) ** 2
-    order = _best_first(weights)
+    order = best_first(weights)
     boxes, scores, weights = boxes[order], scores[order], weights[order]
     means, best = [], []
-    for _, overlap, remaining in _greedy_nms(boxes, max_iou, max_contained):
+    for _, overlap, remaining in greedy_nms(boxes, max_iou, max_contained):
         agreeing = np.flatnonzero(overlap > VOTING_IOU)
         means.append(weights[agreeing] @ boxes[agreeing] / weights[agreeing].sum())
         best.append(scores[remaining & (overlap > max_iou)].max())
@@ -116,11 +116,14 @@ def weighted_nms(
     return select(merged, nms(merged.boxes, merged.scores, max_iou, max_contained))
 
 
-def _best_first(scores: NDArray[np.float32]) -> NDArray[np.intp]:
+def best_first(scores: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return the indices of the best ``MAX_BOXES`` scores, best first."""
     return np.argsort(-scores, kind="stable")[:MAX_BOXES]
 
 
-def _greedy_nms(boxes: Boxes, max_iou: float, max_contained: float) -> Iterator[tuple[int, NDArray[np.float32], Mask]]:
+def greedy_nms(
+    boxes: Boxes, max_iou: float, max_contained: float = math.inf
+) -> Iterator[tuple[int, NDArray[np.float32], Mask]]:
     """Yield the index of each box that `nms` keeps, its IoU with all boxes, and the mask of remaining boxes.
 
     Boxes (N, 4) come best first.

@@ -22,10 +22,9 @@ from PIL import Image as Pillow
 
 from blurguard.detection import model_zoo
 from blurguard.detection.interpreter import Network
-from blurguard.detection.multiscale import BlazeFaceDetector
 from blurguard.settings import Mode
 from calibration import CalibrationError, flatbuffer
-from calibration.candidate import candidate, read_in_units
+from calibration.candidate import alone, candidate, read_in_units
 from calibration.evaluate import EXAMPLES
 from calibration.tables import row, table_head
 
@@ -57,11 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
     sides = arguments.side or SIDES
     if any(side % 32 or side < 32 for side in sides):
         raise CalibrationError(f"sides are multiples of 32 px: {', '.join(map(str, sides))}")
-    named = [model_zoo.get_spec(name) for name in arguments.models] or model_zoo.all_specs()
+    known = model_zoo.load_manifest().networks
+    if unknown := set(arguments.models) - known.keys():
+        raise CalibrationError(f"no network {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    named = [known[name] for name in arguments.models or known]
     networks = [(spec, model_zoo.load_weights(spec)) for spec in named]
     for path in arguments.file:
         content = read_in_units(path)
-        networks.append((candidate(content, path.name, path.name), content))
+        networks.append((candidate(content, path.name), content))
     first = len(networks[0][1])
     print(table_head(["model", "bytes", *(f"{side} px: MMAC, ms" for side in sides)]))
     times = [quickest(_looks(networks, side), arguments.rounds) for side in sides]
@@ -92,7 +94,7 @@ def quickest(actions: Sequence[Callable[[], object]], rounds: int) -> list[float
     return least
 
 
-def _looks(networks: Sequence[tuple[model_zoo.ModelSpec, bytes]], side: int) -> list[Callable[[], object]]:
+def _looks(networks: Sequence[tuple[model_zoo.NetworkSpec, bytes]], side: int) -> list[Callable[[], object]]:
     """Return for each network what looks at noise of side x side px, with its interpreter built."""
     canvas = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     ready: list[Callable[[], object]] = [partial(Network(spec, data).run, canvas) for spec, data in networks]
@@ -101,7 +103,7 @@ def _looks(networks: Sequence[tuple[model_zoo.ModelSpec, bytes]], side: int) -> 
     return ready
 
 
-def _memory(spec: model_zoo.ModelSpec, data: bytes, mode: Mode) -> float:
+def _memory(spec: model_zoo.NetworkSpec, data: bytes, mode: Mode) -> float:
     """Return how many MB this process needs at most for a detector that looks at one picture of 1024 px."""
     cv2.setNumThreads(1)
     with Pillow.open(EXAMPLES / "photos" / "crowd.jpg") as photo:
@@ -109,7 +111,7 @@ def _memory(spec: model_zoo.ModelSpec, data: bytes, mode: Mode) -> float:
         picture = np.asarray(photo.convert("RGB"))
     before = _kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak counts from here on
-    detector = BlazeFaceDetector(Network(spec, data), mode)
+    detector = alone(spec, data, mode)
     detector.detect(picture, detector.threshold)
     return (_kib("VmHWM") - before) * KIB / 1e6
 

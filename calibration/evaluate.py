@@ -22,13 +22,13 @@ from PIL import ImageOps
 
 from blurguard.boxes import iou
 from blurguard.detection import model_zoo
-from blurguard.detection.interpreter import Network
-from blurguard.detection.multiscale import BlazeFaceDetector
+from blurguard.detection.detector import Detector
+from blurguard.detection.multiscale import FusedDetector
 from blurguard.detection.registry import load_detector
 from blurguard.settings import Mode, Settings
 from blurguard.types import Detections
 from calibration import CalibrationError
-from calibration.candidate import candidate, read_in_units
+from calibration.candidate import alone, candidate, read_in_units
 from calibration.crops import load_pictures, split
 from calibration.score import (
     BOX_FACTOR,
@@ -91,7 +91,7 @@ def chosen_pictures(arguments: argparse.Namespace) -> list[Labeled]:
     return truth
 
 
-def detector_of(arguments: argparse.Namespace, mode: str) -> BlazeFaceDetector:
+def detector_of(arguments: argparse.Namespace, mode: str) -> FusedDetector:
     """Return the detector that ``add_choice``'s arguments ask for.
 
     Raises:
@@ -101,7 +101,7 @@ def detector_of(arguments: argparse.Namespace, mode: str) -> BlazeFaceDetector:
     if not arguments.file:
         return load_detector(Settings(mode=Mode(mode), model=arguments.model))
     data = read_in_units(arguments.file)
-    return BlazeFaceDetector(Network(candidate(data, arguments.file.name), data), Mode(mode))
+    return alone(candidate(data, arguments.file.name), data, Mode(mode))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -144,21 +144,17 @@ TABLE_HEAD = (
 )  # fmt: skip
 
 
-def crowd_aps(spec: model_zoo.ModelSpec, data: bytes) -> dict[Mode, float]:
-    """Return the AP, percent, of the faces of the project's own crowd picture in each mode."""
+def crowd_ap(detector: Detector) -> float:
+    """Return the AP, percent, of the faces of the project's own crowd picture."""
     told = json.loads((EXAMPLES / "crowd.json").read_text("utf-8"))
     boxes = np.array([face["box"] for face in told["faces"]], np.float32)
     everything = np.ones(len(boxes), np.int64)
     truth = [Labeled(EXAMPLES / "photos" / "crowd.jpg", told["width"], told["height"], boxes, everything)]
-    aps = {}
-    for mode in Mode:
-        detector = BlazeFaceDetector(Network(spec, data), mode)
-        found = [detector.detect(pixels_of(picture), MIN_SCORE) for picture in truth]
-        aps[mode] = round(100 * average_precision(truth, found, 1), 1)
-    return aps
+    found = [detector.detect(pixels_of(picture), MIN_SCORE) for picture in truth]
+    return round(100 * average_precision(truth, found, 1), 1)
 
 
-def detect_all(detector: BlazeFaceDetector, truth: list[Labeled]) -> tuple[list[Detections], float]:
+def detect_all(detector: Detector, truth: list[Labeled]) -> tuple[list[Detections], float]:
     """Return the faces of every picture, and the mean processor time of detection at its threshold, ms."""
     found, seconds = [], 0.0
     for index, picture in enumerate(truth):
@@ -187,8 +183,10 @@ def pixels_of(picture: Labeled) -> NDArray[np.uint8]:
 
 def _print_box_correction(model: str, truth: list[Labeled]) -> int:
     """Print the medians of true over raw size, and of the center's offset, over faces found with score 0.6."""
-    spec = dataclasses.replace(model_zoo.get_spec(model), box_scale=(1.0, 1.0), box_shift=(0.0, 0.0))
-    detector = BlazeFaceDetector(Network(spec, model_zoo.load_weights(spec)), Mode.ACCURATE)
+    manifest = model_zoo.load_manifest()
+    shipped = manifest.networks[manifest.model(model).networks[0]]
+    spec = dataclasses.replace(shipped, box_scale=(1.0, 1.0), box_shift=(0.0, 0.0))
+    detector = alone(spec, model_zoo.load_weights(spec), Mode.ACCURATE)
     rows = []
     for picture in truth:
         boxes = picture.boxes[(picture.flags & IGNORE) == 0]
@@ -207,7 +205,7 @@ def _print_box_correction(model: str, truth: list[Labeled]) -> int:
     return 0
 
 
-def _print_margins(detector: BlazeFaceDetector, truth: list[Labeled]) -> int:
+def _print_margins(detector: Detector, truth: list[Labeled]) -> int:
     """Print how many of the faces of 20 px and more that are found each margin covers to 95 % of their ellipse."""
     found = [detector.detect(pixels_of(picture), detector.threshold) for picture in truth]
     for margin in MARGINS:

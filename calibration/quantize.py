@@ -29,7 +29,7 @@ from ai_edge_quantizer import quantizer, recipe
 from numpy.typing import NDArray
 
 from calibration import CalibrationError, equalize, flatbuffer, network, sensitivity, write_whole
-from calibration.candidate import UNITS, read_in_units
+from calibration.candidate import INPUT_SCALE, Family, family_of, read_in_units
 from calibration.equalize import Scales
 from calibration.evaluate import chosen_pictures
 from calibration.flatbuffer import packed, unpacked
@@ -49,13 +49,6 @@ __all__ = [
     "run",
 ]
 
-# Of the pixels. The network was trained with p / 127.5 - 1, but no integer is the middle of 0 to 255: what it gets,
-# (p - 128) / 127.5, is half a step darker, which moves its logits by 0.002 and its boxes by 0.02 px (measured).
-SCALE, ZERO_POINT = 1 / 127.5, 128
-DESCRIPTION = (  # stands in every released file, whose bytes the checkpoint must give again
-    "BlazeFace full-range (MediaPipe, Google, Apache-2.0), changed by blurguard: retrained, quantised to INT8, "
-    f"uint8 pixels in, float32 maps out, any input size that is a multiple of 32 px, {UNITS}"
-)
 OUTPUTS = ("boxes", "scores")
 LAYER_CROPS = 16  # on which the noise of each layer is measured
 
@@ -158,6 +151,7 @@ class Prepared:
     layers: dict[str, str]  # what each one is, by its name, in order
     heads: dict[str, frozenset[str]]  # the layers that serve one output only, by its name
     ranges: Ranges  # of each tensor, by its name
+    family: Family
 
 
 def prepared(data: bytes, told: Measured) -> Prepared:
@@ -172,7 +166,7 @@ def prepared(data: bytes, told: Measured) -> Prepared:
     tensors = {"image", *_written(unpacked(named)).values()}
     if told.ranges.keys() != tensors:
         raise CalibrationError("the ranges are of another network: not the same tensors")
-    return Prepared(named, layers, heads, told.ranges)
+    return Prepared(named, layers, heads, told.ranges, family_of(data))
 
 
 def measured(data: bytes, crops: Pixels, *, alike: bool = True) -> Measured:
@@ -189,23 +183,24 @@ def measured(data: bytes, crops: Pixels, *, alike: bool = True) -> Measured:
         raise CalibrationError("the calibration set is empty: make it again with `sample`")
     if flatbuffer.operator_names(data).keys() & {"QUANTIZE", "DEQUANTIZE"}:
         raise CalibrationError("the network is quantized already: give the float one")
-    scales = equalize.scales_for(data, _as_fed(crops)) if alike else {}
+    scales = equalize.scales_for(data, _as_fed(crops, family_of(data))) if alike else {}
     return Measured(scales, _ranges(equalize.equalized(data, scales), crops))
 
 
 def _ranges(data: bytes, crops: Pixels) -> Ranges:
+    family = family_of(data)
     model = unpacked(_named(data)[0])
     names = _written(model)
     model.subgraphs[0].outputs = [*names]  # so that each of them outlives the run
     interpreter = flatbuffer.interpreter_at(packed(model), *crops.shape[1:3])
     ranges = dict.fromkeys(names.values(), (math.inf, -math.inf))
     for crop in crops:
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], _as_fed(crop[None]))
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], _as_fed(crop[None], family))
         interpreter.invoke()
         for tensor, name in names.items():
             values, (low, high) = interpreter.get_tensor(tensor), ranges[name]
             ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
-    lowest, highest = _as_fed(np.array([0, 255], np.uint8))
+    lowest, highest = _as_fed(np.array([0, 255], np.uint8), family)
     return {"image": (float(lowest), float(highest))} | ranges
 
 
@@ -252,7 +247,7 @@ def quantized(source: Prepared, kept_float: Collection[str]) -> bytes:
     made = quantizer.Quantizer(source.data, [*recipe.static_wi8_ai8(), left_out])
     with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):  # progress, memory
         result = made.quantize(values, enable_progress_bar=False, enable_progress_report=False)
-    return _finished(bytes(result.quantized_model))
+    return _finished(bytes(result.quantized_model), source.family)
 
 
 def _named(data: bytes) -> tuple[bytes, dict[str, str]]:
@@ -283,17 +278,17 @@ def _written(model: Any) -> dict[int, str]:
     return {int(op.outputs[0]): graph.tensors[op.outputs[0]].name.decode() for op in graph.operators}
 
 
-def _as_fed(pixels: Pixels) -> NDArray[np.float32]:
-    return (pixels.astype(np.float32) - np.float32(ZERO_POINT)) * np.float32(SCALE)
+def _as_fed(pixels: Pixels, family: Family) -> NDArray[np.float32]:
+    return (pixels.astype(np.float32) - np.float32(family.zero_point)) * np.float32(INPUT_SCALE)
 
 
-def _finished(data: bytes) -> bytes:
+def _finished(data: bytes, family: Family) -> bytes:
     """Return the network with uint8 pixels as its input, and nothing in it that is not needed to run it."""
-    model = unpacked(flatbuffer.with_uint8_input(data, SCALE, ZERO_POINT))
+    model = unpacked(flatbuffer.with_uint8_input(data, INPUT_SCALE, family.zero_point))
     (graph,) = model.subgraphs
     outside = {*map(int, graph.inputs), *map(int, graph.outputs)}
     for number, tensor in enumerate(graph.tensors):
         tensor.name = tensor.name if number in outside else None
     flatbuffer.drop_unused(model)
-    model.description = DESCRIPTION
+    model.description = family.int8_description
     return packed(model)

@@ -1,50 +1,44 @@
-"""Writes a released model: ``python -m calibration release calibration/releases/far.toml``.
+"""Writes a released network: ``python -m calibration release calibration/releases/far.toml``.
 
-From a checkpoint, what was measured of its activations and the facts in that file it makes the float network and the
-INT8 one, their entries at the head of ``manifest.toml`` and the model card. It needs no picture, and the same inputs
-give the same bytes: whoever distrusts the shipped files can make them.
+From a checkpoint, the ranges of its activations and the facts in that file it makes the float network and the INT8
+one, their entries in ``manifest.toml`` and the model card. It needs no picture, and the same inputs give the same
+bytes: anyone who distrusts the shipped files can make them. The models that use the networks stay as they are:
+`probabilities` fits those.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from blurguard.detection.model_zoo import MANIFEST, ModelSpec
-from blurguard.settings import Mode
+from blurguard.detection.model_zoo import MANIFEST, NetworkSpec
 from calibration import CalibrationError, base, flatbuffer, network, quantize, read_network, write_whole
-from calibration.candidate import candidate
-from calibration.evaluate import crowd_aps
+from calibration.candidate import CENTERFACE, candidate, family_of
+from calibration.manifest import with_entries
 from calibration.train import exported
 
-__all__ = ["Facts", "add_parser", "float_network", "load_facts", "run", "with_entries"]
-
-ENTRY = "[[model]]\n"
-CARD = "MODEL_CARD.md"
+__all__ = ["Facts", "add_parser", "float_network", "load_facts", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a release is made from and what is told of it; paths are relative to the file of facts.
+    """Inputs of a release, and its texts; paths are relative to the file of facts.
 
     Attributes:
-        name: of the INT8 model; the float one has ``-float`` after it.
-        file: of the INT8 model, ``.tflite``; the float one has ``_float`` before the suffix.
-        checkpoint: ``model.tflite`` that training wrote.
+        name: of the INT8 network; the float one has ``-float`` after it.
+        file: of the INT8 network, ``.tflite``; the float one has ``_float`` before the suffix.
+        checkpoint: ``model.tflite`` that training wrote, or a float network in the units of `candidate`.
         kept_float: layers that are not INT8, as `quantize` names them.
-        ranges: ``.json`` of what `quantize` measured: ranges, and how channels are made alike.
+        ranges: ``.json`` that `quantize` measured: ranges, and how channels are made alike.
         card: template of the model card.
-        thresholds: score from which a face is hidden, per mode.
-        evidence: where thresholds were chosen, and what was measured.
+        card_file: name of the card beside the manifest.
         source: where the network comes from.
         license: of the weights, SPDX.
-        training_data: what they were trained on, and on which terms.
+        training_data: of the weights, and its terms.
     """
 
     name: str
@@ -53,8 +47,7 @@ class Facts:
     kept_float: str
     ranges: Path
     card: Path
-    thresholds: dict[Mode, float]
-    evidence: str
+    card_file: str
     source: str
     license: str
     training_data: str
@@ -63,9 +56,9 @@ class Facts:
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this step to ``python -m calibration``."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = steps.add_parser("release", help="write the released model", description=__doc__, formatter_class=raw)
+    parser = steps.add_parser("release", help="write the released network", description=__doc__, formatter_class=raw)
     parser.add_argument("facts", type=Path, help=".toml of the release")
-    parser.add_argument("--models", type=Path, default=base.MODELS, help="folder of manifest.toml and the models")
+    parser.add_argument("--models", type=Path, default=base.MODELS, help="folder of manifest.toml and the networks")
     parser.add_argument("--float-only", type=Path, help="write only the float network, to this file: for `quantize`")
     parser.set_defaults(run=run)
 
@@ -74,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write both files, the manifest and the card.
 
     Raises:
-        CalibrationError: the facts or what they name cannot be read, or do not fit together.
+        CalibrationError: the facts or the files that they name cannot be read, or do not fit together.
     """
     facts = load_facts(arguments.facts)
     data = float_network(facts)
@@ -83,19 +76,16 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     source = quantize.prepared(data, quantize.load_measured(facts.ranges))
     small = quantize.quantized(source, quantize.chosen_layers(source, facts.kept_float))
-    specs = [
-        dataclasses.replace(spec, crowd_ap=crowd_aps(spec, content))
-        for spec, content in ((_spec(facts, small, ""), small), (_spec(facts, data, "float"), data))
-    ]
+    specs = [_spec(facts, small, ""), _spec(facts, data, "float")]
     manifest = arguments.models / MANIFEST
-    told = {f"{kind}_{key}": value for kind, key, value in _figures(specs, (small, data))}
+    figures = {f"{kind}_{key}": value for kind, key, value in _figures(specs)}
     try:
-        card = Template(facts.card.read_text("utf-8")).substitute(told)
+        card = Template(facts.card.read_text("utf-8")).substitute(figures)
     except (OSError, KeyError, ValueError) as error:
         raise CalibrationError(f"cannot fill in the card {facts.card}: {error!r}") from error
     files = {arguments.models / spec.file: content for spec, content in zip(specs, (small, data), strict=True)}
     files[manifest] = with_entries(manifest.read_text("utf-8"), specs).encode()
-    files[arguments.models / CARD] = card.encode()
+    files[arguments.models / facts.card_file] = card.encode()
     for path, content in files.items():
         write_whole(path, content)
     print(f"{specs[0].file}: {len(small)} bytes, {len(small) / len(data):.3f} of {specs[1].file}")
@@ -109,11 +99,10 @@ def load_facts(path: Path) -> Facts:
         CalibrationError: the file cannot be read, or is no such file.
     """
     try:
-        told: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
         for key in ("checkpoint", "ranges", "card"):
-            told[key] = path.parent / told[key]
-        told["thresholds"] = {Mode(mode): float(score) for mode, score in told["thresholds"].items()}
-        return Facts(**told)
+            values[key] = path.parent / values[key]
+        return Facts(**values)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CalibrationError(f"cannot read the facts of a release in {path}: {error}") from error
 
@@ -121,47 +110,28 @@ def load_facts(path: Path) -> Facts:
 def float_network(facts: Facts) -> bytes:
     """Return the float network of a release, with boxes in the units of `candidate`."""
     data = read_network(facts.checkpoint)
+    if family_of(data) is CENTERFACE:
+        return data
     _, weights = network.parse(data)
     return flatbuffer.with_same_padding(exported(data, weights))
 
 
-def _spec(facts: Facts, data: bytes, kind: str) -> ModelSpec:
+def _spec(facts: Facts, data: bytes, kind: str) -> NetworkSpec:
     stem, suffix = facts.file.rsplit(".", 1)
     return candidate(
         data,
-        f"{stem}_{kind}.{suffix}" if kind else facts.file,
         f"{facts.name}-{kind}" if kind else facts.name,
-        thresholds=facts.thresholds,
-        evidence=facts.evidence,
+        f"{stem}_{kind}.{suffix}" if kind else facts.file,
         source=facts.source,
         license=facts.license,
         training_data=facts.training_data,
     )
 
 
-def with_entries(manifest: str, specs: list[ModelSpec]) -> str:
-    """Return the manifest with these models first, in place of its own ones of the same names."""
-    head, *entries = manifest.split(ENTRY)
-    names = {spec.name for spec in specs}
-    kept = [entry for entry in entries if tomllib.loads(entry)["name"] not in names]
-    return ENTRY.join([head, *(_entry(spec) for spec in specs), *kept])
-
-
-def _entry(spec: ModelSpec) -> str:
-    lines = [f"{field.name} = {_toml(getattr(spec, field.name))}" for field in dataclasses.fields(spec)]
-    return "\n".join(lines) + "\n\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(part)}" for key, part in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)  # strings, numbers, booleans and lists are written alike
-
-
-def _figures(specs: list[ModelSpec], contents: tuple[bytes, ...]) -> list[tuple[str, str, str]]:
-    """Return what the card's template may name: (model, figure, value)."""
-    found = []
-    for kind, spec, content in zip(("int8", "float"), specs, contents, strict=True):
-        found += [(kind, "file", spec.file), (kind, "sha256", spec.sha256), (kind, "bytes", f"{len(content):,}")]
-        found += [(kind, f"threshold_{mode}", f"{score:g}") for mode, score in spec.thresholds.items()]
-    return found
+def _figures(specs: list[NetworkSpec]) -> list[tuple[str, str, str]]:
+    """Return the figures that the card's template may name: (network, figure, value)."""
+    return [
+        (kind, figure, value)
+        for kind, spec in zip(("int8", "float"), specs, strict=True)
+        for figure, value in (("file", spec.file), ("sha256", spec.sha256), ("bytes", f"{spec.size:,}"))
+    ]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from calibration import equalize, flatbuffer, network
+from calibration.candidate import INPUT_SCALE
 from calibration.network import Weights
-from calibration.quantize import SCALE, Measured, prepared
+from calibration.quantize import Measured, prepared
 
 __all__ = ["Rounded"]
 
@@ -49,7 +50,7 @@ class Rounded:
         alike: Weights = equalize.multiplied(weights, self._factors)
         for key in self._layers:
             alike[f"{key}.weight"] = _rounded_weight(alike[f"{key}.weight"])
-        return self.graph(alike, image - SCALE / 2, self._written)  # pixels less 128 instead of 127.5
+        return self.graph(alike, image - INPUT_SCALE / 2, self._written)  # pixels less 128 instead of 127.5
 
     def _written(self, tensor: int, value: Tensor) -> Tensor:
         scale, zero = self._rounded[tensor]

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ SIZES = [f"{low}-{high} px" if high < BUCKETS[-1][1] else f"{low}+ px" for low, 
 HIDDEN_SHARE = 0.8
 FALSE_IOU = 0.1
 FOUND_IOU = 0.5
+LOWEST_SCORE = 0.05  # of scores that may be chosen: under it everything is a face
+SCORE_STEPS = 1000  # of the scores that are written down: three digits
 BOX_FACTOR = 1.3  # how much larger than its box a face is hidden where nothing is known of regions
 _LAST_PIXEL = np.array([0, 0, 1, 1], np.float32)  # the official protocol counts the last px in: width is x1 - x0 + 1
 
@@ -158,6 +161,25 @@ def false_boxes(picture: Labeled, found: Detections) -> NDArray[np.bool_]:
     if not len(found) or not len(picture.boxes):
         return np.ones(len(found), np.bool_)
     return np.asarray(iou(found.boxes, picture.boxes).max(axis=1) < FALSE_IOU, np.bool_)
+
+
+def lowest_score(truth: Sequence[Labeled], found: Sequence[Detections], budget: float) -> float:
+    """Return the lowest score, 0 to 1, from which there are at most ``budget`` false boxes a picture.
+
+    Raises:
+        CalibrationError: no picture.
+    """
+    if not truth:
+        raise CalibrationError("no picture to choose a threshold on")
+    scores = np.concatenate(
+        [pair.scores[false_boxes(picture, pair)] for picture, pair in zip(truth, found, strict=True)]
+    )
+    allowed = int(budget * len(truth))
+    falling = np.sort(scores)[::-1]
+    if len(falling) <= allowed:
+        return LOWEST_SCORE
+    just_above = (math.floor(float(falling[allowed]) * SCORE_STEPS) + 1) / SCORE_STEPS
+    return max(LOWEST_SCORE, just_above)
 
 
 def covered_shares(picture: Labeled, found: Detections, margin: float, from_px: float) -> NDArray[np.float64]:

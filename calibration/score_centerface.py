@@ -21,9 +21,8 @@ from calibration.detectors import CenterFaceDetector
 from calibration.evaluate import MIN_SCORE, pixels_of
 from calibration.heldout import data_set, divided
 from calibration.network import load_npz
-from calibration.score import SIZES, Labeled, hidden_at, load_truth, subset_aps
+from calibration.score import SIZES, Labeled, hidden_at, load_truth, lowest_score, subset_aps
 from calibration.tables import row, table_head
-from calibration.thresholds import lowest_score
 
 __all__ = ["add_parser", "row_of", "run"]
 

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blurguard.detection.interpreter import Network
-from blurguard.detection.multiscale import BlazeFaceDetector
 from blurguard.settings import Mode, Settings
-from calibration.candidate import candidate
+from calibration.candidate import alone, candidate
 from calibration.evaluate import TABLE_HEAD, detect_all, pixels_of, row_of
 from calibration.score import SIZES, Hidden, Labeled, hidden_at, subset_aps
 from calibration.tables import table
@@ -132,7 +131,7 @@ def layer_table(noises: Mapping[str, Noise], described: Mapping[str, str], losse
 
 def _found(data: bytes, truth: list[Labeled], mode: str) -> tuple[list[float], Hidden, float]:
     """Return APs in percent, the operating point, and ms of processor time a picture."""
-    detector = BlazeFaceDetector(Network(candidate(data), data), Mode(mode))
+    detector = alone(candidate(data), data, Mode(mode))
     found, spent = detect_all(detector, truth)
     aps = subset_aps(truth, found)
     return aps, hidden_at(truth, found, detector.threshold, Settings().margin), spent

@@ -36,12 +36,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from blurguard.detection.interpreter import Network
-from blurguard.detection.multiscale import BlazeFaceDetector
 from blurguard.settings import Mode
 from calibration import CalibrationError, flatbuffer, network, plot, read_network, whole_at, write_whole
 from calibration.base import OUTPUTS
-from calibration.candidate import OFFSET_UNIT, SIZE_UNIT, UNITS, candidate
+from calibration.candidate import OFFSET_UNIT, SIZE_UNIT, UNITS, alone, candidate
 from calibration.crops import Batch, Blocks, Picture, Plan, load_pictures, split
 from calibration.evaluate import pixels_of
 from calibration.losses import PARTS, Losses, losses_of
@@ -340,7 +338,7 @@ class Trainer(Training):
         if not self.watched:
             return {}
         data = exported((self.out / "graph.tflite").read_bytes(), self.state.average)
-        detector = BlazeFaceDetector(Network(candidate(data), data), Mode.ACCURATE)
+        detector = alone(candidate(data), data, Mode.ACCURATE)
         found = [detector.detect(pixels_of(picture), LOWEST_SCORE) for picture in self.watched]
         names = ("ap_large", "ap_medium", "ap_small")
         return dict(zip(names, subset_aps(self.watched, found), strict=True))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blurguard.boxes import iou
-from blurguard.detection.multiscale import ROTATIONS, BlazeFaceDetector
+from blurguard.detection.multiscale import QUARTERS, FusedDetector
 from blurguard.settings import Mode
 from blurguard.types import Detections
 from calibration import tables
@@ -72,12 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def measured(detector: BlazeFaceDetector, truth: list[Labeled], degrees: int) -> list[Turned]:
+def measured(detector: FusedDetector, truth: list[Labeled], degrees: int) -> list[Turned]:
     """Return what is found without the turned passes, and with them, in pictures turned by so many degrees."""
     pairs = [turned_by(pixels_of(picture), picture, degrees) for picture in truth]
     rows = []
-    for turns in ((), ROTATIONS):
-        detector.rotations = turns
+    for turns in ((), QUARTERS):
+        detector.quarters = turns
         seen, wrong, seconds = [np.zeros(0, np.bool_)], 0, 0.0
         for rgb, picture in pairs:
             detector.detect(rgb, detector.threshold)  # builds the interpreters of this size, untimed

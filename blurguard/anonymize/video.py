@@ -26,7 +26,7 @@ from blurguard.anonymize.surfaces import is_supported, surfaces_of
 from blurguard.anonymize.tracked import Frames, redact_tracks
 from blurguard.boxes import NO_DETECTIONS, rescale_boxes
 from blurguard.detection.detector import Detector
-from blurguard.detection.multiscale import FAST_SIDE_PX
+from blurguard.detection.scales import FAST_SIDE_PX
 from blurguard.errors import InputError
 from blurguard.settings import Audio, Mode
 from blurguard.tracking.lookahead import FrameDetections

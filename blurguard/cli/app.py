@@ -159,11 +159,16 @@ def _models() -> int:
     from blurguard.detection import model_zoo
 
     console = plain_console()
-    for index, spec in enumerate(model_zoo.all_specs()):
-        thresholds = ", ".join(f"{mode} {score:g}" for mode, score in spec.thresholds.items())
+    manifest = model_zoo.load_manifest()
+    for index, model in enumerate(manifest.models):
+        console.print(f"{model.name}{'' if index else ' (default)'}", markup=False)
+        for mode, plan in model.plans.items():
+            uses = " and ".join(plan.networks)
+            console.print(f"  {mode}: {uses}, hides from a probability of {plan.threshold:g}", markup=False)
+    for spec in manifest.networks.values():
         console.print(
-            f"{spec.name}{'' if index else ' (default)'}\n  hides from score: {thresholds}\n  license: {spec.license}\n"
-            f"  source: {spec.source}\n  trained on: {spec.training_data}\n  SHA-256: {spec.sha256}\n"
+            f"network {spec.name}\n  license: {spec.license}\n  source: {spec.source}\n"
+            f"  trained on: {spec.training_data}\n  SHA-256: {spec.sha256}\n"
             f"  file: {model_zoo.models_dir() / spec.file}",
             markup=False,
         )

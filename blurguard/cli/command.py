@@ -43,9 +43,11 @@ class Run:
     @property
     def effective_settings(self) -> Settings:
         """The settings for reports: with the model's own threshold if none was set."""
-        from blurguard.detection.model_zoo import get_spec
+        from blurguard.detection.model_zoo import load_manifest
 
-        score = self.settings.min_score or get_spec(self.settings.model).thresholds[self.settings.mode]
+        score = (
+            self.settings.min_score or load_manifest().model(self.settings.model).plans[self.settings.mode].threshold
+        )
         return replace(self.settings, min_score=score)
 
     @property

@@ -28,12 +28,12 @@ def run_checks(folders: list[Path]) -> Iterator[CheckResult]:
     """Run all checks and yield their results. ``folders`` must be writable."""
     yield _check("runtime", lambda: interpreter_class()[1])
     try:
-        specs = model_zoo.all_specs()
+        specs = list(model_zoo.load_manifest().networks.values())
     except ModelError as error:
         specs = []
         yield CheckResult("models", str(error), error.exit_code)
     for spec in specs:
-        yield _check(f"model {spec.name}", _runs, spec)
+        yield _check(f"network {spec.name}", _runs, spec)
     for kind in FileType:
         if kind.is_still:
             yield _check(f"codec {kind}", _round_trip, kind)
@@ -49,7 +49,7 @@ def _check(name: str, check: Callable[..., str], *arguments: object) -> CheckRes
         return CheckResult(name, str(error), error.exit_code)
 
 
-def _runs(spec: model_zoo.ModelSpec) -> str:
+def _runs(spec: model_zoo.NetworkSpec) -> str:
     side = spec.size_multiple * 2
     Network(spec, model_zoo.load_weights(spec)).run(np.zeros((side, side, 3), np.uint8))
     return f"SHA-256 {spec.sha256[:12]}… as released, runs"

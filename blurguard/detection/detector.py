@@ -1,6 +1,6 @@
 """The protocol that every face detector implements. The rest of blurguard knows detectors only through it."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,5 +22,16 @@ class Detector(Protocol):
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
         """Return the faces in an upright (H, W, 3) uint8 RGB image that score at least ``min_score``.
 
+        A score is the probability that the box is a face, 0 to 1.
+
         A detector may set `Detections.flaw` if a second pass corrected a badly exposed image.
         """
+
+
+@runtime_checkable
+class TwoSpeedDetector(Detector, Protocol):
+    """A detector that may have a quicker one for the frames of a video between those that it sees itself."""
+
+    @property
+    def quick(self) -> Detector | None:
+        """The quicker detector, or None. It runs in the same thread, and its scores are probabilities too."""

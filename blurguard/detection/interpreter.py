@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.detection.model_zoo import ModelSpec
+from blurguard.detection.model_zoo import NetworkSpec
 from blurguard.errors import ModelError
 
 # An INT8 network takes about 100 bytes per input px, a float one 170 (measured): the bound is some 100 and 170 MB.
@@ -48,7 +48,7 @@ def interpreter_class() -> tuple[Any, str]:
 class Network:
     """A set of weights that runs at any multiple of ``spec.size_multiple`` px."""
 
-    def __init__(self, spec: ModelSpec, data: bytes) -> None:
+    def __init__(self, spec: NetworkSpec, data: bytes) -> None:
         """Take the bytes of the model, whose hash has been checked. Builds no interpreter yet.
 
         Raises:
@@ -77,7 +77,7 @@ class Network:
             interpreter.invoke()
             boxes, logits = (_output(interpreter, name) for name in (self.spec.boxes, self.spec.scores))
         except (RuntimeError, ValueError) as error:
-            raise ModelError(f"model {self.spec.name}: the runtime failed at {width}x{height} px: {error}") from error
+            raise ModelError(f"network {self.spec.name}: the runtime failed at {width}x{height} px: {error}") from error
         return boxes[..., :4], logits[..., 0]
 
     def _interpreter(self, height: int, width: int) -> Any:

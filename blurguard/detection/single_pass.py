@@ -1,4 +1,4 @@
-"""One pass of the BlazeFace network: image in, boxes and scores out."""
+"""One run of a network: image in, boxes and scores out."""
 
 import math
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from blurguard.boxes import Boxes
 from blurguard.detection.interpreter import Network
-from blurguard.detection.model_zoo import ModelSpec
+from blurguard.detection.model_zoo import NetworkSpec
 from blurguard.types import Detections
 
 SCORE_CLIP = 100.0  # MediaPipe, face_detection.pbtxt: score_clipping_thresh
@@ -15,30 +15,28 @@ MAX_LOG_SIZE = 10.0  # keeps wild predictions finite
 MAX_PER_PASS = 3000  # keeps merging fast on noise at --min-score 0.01
 
 
-def detect_once(network: Network, rgb: NDArray[np.uint8], min_score: float, logit_shift: float = 0.0) -> Detections:
+def detect_once(network: Network, rgb: NDArray[np.uint8], min_score: float) -> Detections:
     """Return the faces in one image at its own size, before any merging.
 
     Args:
         network: the weights.
         rgb: (h, w, 3) uint8; padded with black to a size at which the network runs.
         min_score: lowest score of a cell that counts, 0 to 1.
-        logit_shift: added to every logit first.
 
     Returns:
         Tight boxes in px of ``rgb``, best first.
     """
     boxes, logits = network.run(_pad_to_bucket(rgb, network.spec.size_multiple))
-    min_logit = math.log(min_score / (1 - min_score)) - logit_shift
-    rows, columns = np.nonzero(logits >= min_logit)
-    shifted = logits[rows, columns] + np.float32(logit_shift)
-    order = np.argsort(-shifted, kind="stable")[:MAX_PER_PASS]
-    rows, columns, shifted = rows[order], columns[order], shifted[order]
-    scores = 1 / (1 + np.exp(-np.clip(shifted, -SCORE_CLIP, SCORE_CLIP)))
+    rows, columns = np.nonzero(logits >= math.log(min_score / (1 - min_score)))
+    best = logits[rows, columns]
+    order = np.argsort(-best, kind="stable")[:MAX_PER_PASS]
+    rows, columns, best = rows[order], columns[order], best[order]
+    scores = 1 / (1 + np.exp(-np.clip(best, -SCORE_CLIP, SCORE_CLIP)))
     cells = np.stack([columns, rows], axis=1)
     return Detections(_decode(network.spec, boxes[rows, columns], cells), scores.astype(np.float32))
 
 
-def _decode(spec: ModelSpec, raw: Boxes, cells: NDArray[np.intp]) -> Boxes:
+def _decode(spec: NetworkSpec, raw: Boxes, cells: NDArray[np.intp]) -> Boxes:
     """Decode (N, 4) raw x, y, width, height to (N, 4) x0 y0 x1 y1, corrected to the edges of the face."""
     anchors = (cells + 0.5) * spec.stride  # centers of the cells, px
     raw_size = np.exp(np.minimum(raw[:, 2:], MAX_LOG_SIZE)) if spec.log_sizes else np.clip(raw[:, 2:], 0, None)

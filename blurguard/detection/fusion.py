@@ -1,0 +1,77 @@
+"""Makes scores of several passes one probability for each face.
+
+A pass alone turns its score into the probability that its box is a face. Passes err independently enough that a face
+is missed only if all of them miss it: p = 1 - (1 - p1)(1 - p2)... (noisy or). So no pass can lower a probability, and
+a face that one pass alone is sure of is hidden. `python -m calibration probabilities` fits the coefficients of all
+passes together, so that the fused numbers are probabilities.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blurguard.boxes import NO_DETECTIONS, Boxes, best_first, greedy_nms, select
+from blurguard.types import Detections
+
+COEFFICIENTS = 5  # of the logit of a probability: 1, logit of the score, log of the height, their product, its square
+SAME_FACE_IOU = 0.45  # boxes of two passes that overlap as much are one face. 0.35 to 0.5 differ by 0.2 of AP.
+REFERENCE_PX = 20.0  # heights count by their ratio to this one
+MIN_PX, MAX_PX = 4.0, 400.0  # beyond these the height says nothing more
+SCORE_LIMIT = 1e-4  # scores nearer to 0 or 1 count as this near
+MIN_PROBABILITY = 0.02  # less is not worth the time
+
+Floats = NDArray[np.float64]
+Place = tuple[int, int]  # number of a pass, and of a detection in it
+
+
+def terms(scores: NDArray[np.float32], boxes: Boxes) -> Floats:
+    """Return what the coefficients multiply, (N, 5), for scores (N,) and boxes (N, 4) in px of the image."""
+    score = np.clip(scores.astype(float), SCORE_LIMIT, 1 - SCORE_LIMIT)
+    logit = np.log(score / (1 - score))
+    height = np.log(np.clip((boxes[:, 3] - boxes[:, 1]).astype(float), MIN_PX, MAX_PX) / REFERENCE_PX)
+    return np.stack([np.ones_like(logit), logit, height, logit * height, height * height], axis=1)
+
+
+def probabilities(found: Detections, coefficients: Sequence[float]) -> Detections:
+    """Return the detections of one pass, in their order, with probabilities for scores."""
+    logits = terms(found.scores, found.boxes) @ np.asarray(coefficients)
+    return Detections(found.boxes, (1 / (1 + np.exp(-logits))).astype(np.float32), found.flaw)
+
+
+def fuse(passes: Sequence[Detections]) -> Detections:
+    """Return the faces of several passes with probabilities, most probable first, one box per face."""
+    faces = merged(passes, same_faces(passes))
+    return select(faces, np.argsort(-faces.scores, kind="stable"))
+
+
+def merged(passes: Sequence[Detections], groups: Sequence[Sequence[Place]]) -> Detections:
+    """Return one face for each group of detections: the mean box by probability, and the noisy or."""
+    boxes, scores = [], []
+    for group in groups:
+        own = np.array([passes[index].scores[row] for index, row in group], float)
+        corners = np.array([passes[index].boxes[row] for index, row in group], float)
+        boxes.append(own @ corners / own.sum())
+        scores.append(1 - np.prod(1 - own))
+    return Detections(np.array(boxes), np.array(scores)) if groups else NO_DETECTIONS
+
+
+def same_faces(passes: Sequence[Detections]) -> list[list[Place]]:
+    """Return for each face its best detection in each pass that has one.
+
+    Greedy: the most probable box takes all boxes that overlap it, and so on.
+    """
+    places = [
+        (index, row) for index, found in enumerate(passes) for row in np.flatnonzero(found.scores >= MIN_PROBABILITY)
+    ]
+    if not places:
+        return []
+    boxes = np.array([passes[index].boxes[row] for index, row in places])
+    order = best_first(np.array([passes[index].scores[row] for index, row in places]))
+    groups = []
+    for _, overlap, remaining in greedy_nms(boxes[order], SAME_FACE_IOU):
+        best: dict[int, int] = {}
+        for place in order[remaining & (overlap > SAME_FACE_IOU)].tolist():
+            best.setdefault(*places[place])
+        groups.append(sorted(best.items()))
+    return groups
