@@ -121,7 +121,7 @@ def test_recall_is_told_by_height() -> None:
 def test_labels_that_cannot_be_read_are_told(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tmp_path)]) == 1
     (tmp_path / "faces.jsonl").write_text(text, "utf-8")
-    for step in ("evaluate", "thresholds", "parts", "turned"):
+    for step in ("evaluate", "probabilities", "combinations", "turned"):
         assert main([step, str(tmp_path)]) == 1
         assert str(tmp_path) in capsys.readouterr().err
 
@@ -129,7 +129,7 @@ def test_labels_that_cannot_be_read_are_told(tmp_path: Path, text: str, capsys: 
 def test_files_that_are_no_networks_of_ours_are_told(
     labeled_crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stock = model_zoo.models_dir() / model_zoo.get_spec("stock").file
+    stock = model_zoo.models_dir() / model_zoo.load_manifest().networks["stock"].file
     damaged, checkpoint = tmp_path / "damaged.tflite", EXAMPLES.parent / "calibration/checkpoints/far.tflite"
     damaged.write_bytes(stock.read_bytes()[:1000])
     for file, told in (
