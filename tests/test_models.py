@@ -98,13 +98,13 @@ def test_a_missing_network_is_an_error(copied: Path) -> None:
         (r"probability = \[", "probability = [1.0, ", "probability"),
         ("^box_scale.*", "box_scale = [1.1]", "not a valid manifest"),
         ("^stride.*", "stride = ", "not a valid manifest"),
-        (r"\[\[model\]\]", "[[modell]]", "model"),
+        (r"\[\[original\]\]", "[[origin]]", "unknown tables"),
         (r"\[\[network\]\]", "[[networks]]", "networks"),
     ],
 )
 def test_a_manifest_that_is_not_exactly_right_is_refused(copied: Path, old: str, new: str, told: str) -> None:
     edit_manifest(copied, old, new)
-    with pytest.raises(ModelError, match=rf"{model_zoo.MANIFEST}: not a valid manifest: .*{told}"):
+    with pytest.raises(ModelError, match=told):
         model_zoo.load_manifest(copied)
 
 
