@@ -40,7 +40,8 @@ def test_multiplications_are_those_of_the_side_that_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "side", "message"), [("stock", 100, "multiples of 32 px: 100"), ("absent", 64, "no network absent; .*far, ")]
+    ("model", "side", "message"),
+    [("stock", 100, "multiples of 32 px: 100"), ("absent", 64, "no network absent; .*far, ")],
 )
 def test_a_side_or_a_network_that_does_not_exist_is_an_error(model: str, side: int, message: str) -> None:
     arguments = argparse.Namespace(models=[model], side=[side], rounds=1)
