@@ -33,12 +33,8 @@ from blurguard.types import Detections
 
 MANIFEST = model_zoo.load_manifest()
 AS_IT_IS = (0.0, 1.0, 0.0, 0.0, 0.0)  # coefficients that leave a score unchanged
-PASSES = {
-    f"{model.name}, {mode}, {each.network}/{each.scales}": each
-    for model in MANIFEST.models
-    for mode, plan in model.plans.items()
-    for each in plan.every_pass
-}
+PLANS = {f"{model.name}, {mode}": plan for model in MANIFEST.models for mode, plan in model.plans.items()}
+PASSES = {f"{name}, {each.network}/{each.scales}": each for name, plan in PLANS.items() for each in plan.every_pass}
 
 Box = tuple[float, float, float, float]
 
@@ -53,12 +49,20 @@ def square(x: float, y: float, side: float) -> Box:
 
 @pytest.mark.parametrize("each", PASSES.values(), ids=PASSES)
 def test_a_higher_score_is_a_higher_probability(each: PassSpec) -> None:
-    scores = np.linspace(MIN_NETWORK_SCORE, 1, 200)
+    scores = np.linspace(MIN_NETWORK_SCORE, 1, 200, dtype=np.float32)
     for height in np.geomspace(MIN_PX, MAX_PX, 60):
-        boxes = np.tile([0, 0, height, height], (len(scores), 1))
+        boxes = np.tile(np.array([0, 0, height, height], np.float32), (len(scores), 1))
         found = probabilities(Detections(boxes, scores), each.probability).scores.astype(float)
         assert (np.diff(found) >= 0).all(), f"at {height:.1f} px"
         assert 0 <= found[0] < found[-1] <= 1
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_box_with_the_lowest_score_of_a_network_is_not_hidden_by_it_alone(plan: Plan) -> None:
+    boxes = np.array([[0, 0, side, side] for side in np.geomspace(MIN_PX, MAX_PX, 60)], np.float32)
+    lowest = Detections(boxes, np.full(len(boxes), MIN_NETWORK_SCORE, np.float32))
+    for each in plan.every_pass:
+        assert probabilities(lowest, each.probability).scores.max() < plan.threshold, each
 
 
 def test_a_probability_is_the_logistic_function_of_the_terms() -> None:
