@@ -108,7 +108,8 @@ def test_a_threshold_does_not_change_the_identity(shipped: Manifest) -> None:
 @pytest.mark.parametrize("mode", Mode)
 def test_the_stock_model_needs_no_network_that_was_trained_on_wider_face(copied: Path, mode: Mode) -> None:
     for pattern in OTHER_NETWORKS:
-        assert (files := list(copied.glob(pattern))), pattern
+        files = list(copied.glob(pattern))
+        assert files, pattern
         for file in files:
             file.unlink()
     detector = load_detector(Settings(model="stock", mode=mode), copied)
