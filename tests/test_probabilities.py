@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from blurguard.detection.fusion import fuse, terms
+from blurguard.detection.fusion import terms
 from blurguard.detection.model_zoo import MANIFEST, load_manifest
 from blurguard.detection.registry import load_detector
 from blurguard.settings import Mode, Settings
 from blurguard.types import Detections
 from calibration import CalibrationError
 from calibration.__main__ import main
-from calibration.evaluate import crowd_ap
+from calibration.evaluate import crowd_ap, pixels_of
 from calibration.score import IGNORE, Labeled, hidden_at, load_truth
 from tests.conftest import ROOT, Crowd
 from tests.needs import has_training_packages, needs_training_packages
@@ -184,7 +184,7 @@ def test_write_stores_what_the_detector_then_does(written: Path, wider_more: Pat
         assert detector.threshold == plan.threshold
         assert crowd_ap(detector) == pytest.approx(plan.crowd_ap, abs=0.2)
         detector.quarters = ()  # thresholds are chosen without the rotated passes
-        found = [detector.detect(cv2.imread(str(one.path))[:, :, ::-1].copy(), 0.02) for one in truth]
+        found = [detector.detect(pixels_of(one), 0.02) for one in truth]
         assert hidden_at(truth, found, plan.threshold, None).false_per_picture <= 2
 
 
