@@ -12,7 +12,16 @@ from blurguard.detection import model_zoo
 from blurguard.detection.interpreter import Network
 from calibration import CalibrationError, base, flatbuffer
 from calibration.__main__ import main
-from calibration.candidate import BLAZEFACE, CENTERFACE, OFFSET_UNIT, SIZE_UNIT, UNITS, candidate, family_of
+from calibration.candidate import (
+    BLAZEFACE,
+    CENTERFACE,
+    INPUT_SCALE,
+    OFFSET_UNIT,
+    SIZE_UNIT,
+    UNITS,
+    candidate,
+    family_of,
+)
 from tests.conftest import Crowd
 from tests.needs import has_training_packages, needs_training_packages
 
@@ -164,6 +173,15 @@ def test_int8_is_of_the_same_family_and_takes_pixels(int8: bytes) -> None:
     boxes, logits = Network(candidate(int8), int8).run(noise(96, 64))
     assert boxes.dtype == logits.dtype == np.float32
     assert (boxes.shape, logits.shape) == ((24, 16, 4), (24, 16))
+
+
+@pytest.mark.parametrize("name", ["", "centerface"])
+def test_black_is_zero_to_the_int8_network(int8: bytes, name: str) -> None:
+    data = model_zoo.load_weights(model_zoo.load_manifest().networks[name]) if name else int8
+    (graph,) = flatbuffer.unpacked(data).subgraphs
+    taken = graph.tensors[graph.inputs[0]].quantization
+    assert taken.zeroPoint.tolist() == [0]
+    assert taken.scale.tolist() == pytest.approx([INPUT_SCALE])
 
 
 def test_ranges_of_another_network_are_refused(shipped: bytes, crops: Pixels) -> None:

@@ -148,6 +148,12 @@ def test_small_faces_inside_a_large_box_of_another_pass_all_stay() -> None:
         assert {tuple(box) for box in faces.boxes[1:].tolist()} == {box for box, _ in small}
 
 
+@pytest.mark.parametrize(("apart", "faces"), [(10, 1), (20, 2), (35, 2)])  # px of 40: IoU 0.6, 0.33 and 0.07
+def test_neighbors_that_two_passes_find_both_stay(apart: int, faces: int) -> None:
+    for one, other in ((0.9, 0.6), (0.6, 0.9)):
+        assert len(fuse([seen((square(0, 0, 40), one)), seen((square(apart, 0, 40), other))])) == faces
+
+
 def test_no_pass_and_no_box_give_no_face() -> None:
     assert len(fuse([])) == len(fuse([NO_DETECTIONS, NO_DETECTIONS])) == 0
     assert len(fuse([seen((square(0, 0, 20), MIN_PROBABILITY / 2))])) == 0
