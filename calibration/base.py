@@ -82,8 +82,8 @@ def run(wheel: Path | None, models: Path = MODELS) -> None:
     rewritten = rewrite(original)
     inputs = prove(original, rewritten)
     print(f"original and rewritten agree to the last bit: {inputs} inputs, {len(RESOLVERS)} sets of kernels")
-    facts = {"model": _facts(REWRITTEN_FILE, rewritten), "original": _facts(ORIGINAL_FILE, original)}
-    facts["model"]["size_constants"] = [list(pair) for pair in flatbuffer.size_constants(rewritten)]
+    facts = {"network": _facts(REWRITTEN_FILE, rewritten), "original": _facts(ORIGINAL_FILE, original)}
+    facts["network"]["size_constants"] = [list(pair) for pair in flatbuffer.size_constants(rewritten)]
     for table, values in facts.items():
         print(f"[[{table}]]", *(f"{key} = {value!r}" for key, value in values.items()), sep="\n")
     _check_manifest(models / "manifest.toml", facts)

@@ -19,7 +19,7 @@ from calibration.__main__ import main
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MANIFEST = tomllib.loads((base.MODELS / "manifest.toml").read_text(encoding="utf-8"))
-ENTRY = next(entry for entry in MANIFEST["model"] if entry["file"] == base.REWRITTEN_FILE)
+ENTRY = next(entry for entry in MANIFEST["network"] if entry["file"] == base.REWRITTEN_FILE)
 CONSTANTS = [(offset, divisor) for offset, divisor in ENTRY["size_constants"]]
 
 SIZES = [(384, 256), (160, 224)]  # height, width px: neither square nor 192
@@ -219,7 +219,7 @@ def test_rewritten_has_nothing_left_over(rewritten: bytes) -> None:
 
 
 def test_hashes_are_those_of_the_manifest() -> None:
-    for entry in (*MANIFEST["model"], *MANIFEST["original"]):
+    for entry in (*MANIFEST["network"], *MANIFEST["original"]):
         assert hashlib.sha256((base.MODELS / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
 
 
