@@ -17,6 +17,7 @@ STEPS = {
     "data": "bring labeled pictures into one form, and check them",
     "evaluate": "recall, false boxes and AP on labeled pictures",
     "film": "share of faces hidden in a video with known faces",
+    "groups": "hidden share of faces by perceived skin tone, gender and age",
     "parts": "what each pass of the accurate mode is worth",
     "prune": "leave out channels that do little",
     "quantize": "make it INT8, with a report of what each layer loses",
