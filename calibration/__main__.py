@@ -22,6 +22,7 @@ STEPS = {
     "prune": "leave out channels that do little",
     "quantize": "make it INT8, with a report of what each layer loses",
     "release": "write the model, its entry in the manifest and its card",
+    "rivals": "compare both modes with YuNet and CenterFace, in one run",
     "sample": "choose the pictures that quantization is calibrated on",
     "score-centerface": "score CenterFace on the pictures kept out",
     "shape": "leave out or repeat blocks of the network",
