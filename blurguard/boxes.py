@@ -180,6 +180,30 @@ def unrotate_boxes(boxes: Boxes, quarters: int, width: int, height: int) -> Boxe
     return np.stack(upright[quarters % 4], axis=1).astype(np.float32)
 
 
+def tile_grid(
+    height: int, width: int, max_px: int, overlap: int, multiple: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return the (start, stop) of the rows and the columns of tiles of at most about ``max_px`` px.
+
+    As few tiles as possible, as near to squares as their number allows. For the other arguments see `tile_spans`.
+    """
+    rows = columns = 1
+    while True:
+        down, across = (
+            tile_spans(length, _even_tile(length, count, overlap, multiple), overlap, multiple)
+            for length, count in ((height, rows), (width, columns))
+        )
+        tile_height, tile_width = (spans[0][1] - spans[0][0] for spans in (down, across))
+        if tile_height * tile_width <= max_px or max(tile_height, tile_width) <= 2 * overlap:
+            return down, across
+        rows, columns = (rows + 1, columns) if tile_height > tile_width else (rows, columns + 1)
+
+
+def _even_tile(length: int, count: int, overlap: int, multiple: int) -> int:
+    """Return the size of each of so many tiles."""
+    return length if count == 1 else math.ceil((length + (count - 1) * overlap) / count / multiple) * multiple
+
+
 def tile_spans(length: int, max_tile: int, overlap: int, multiple: int) -> list[tuple[int, int]]:
     """Return (start, stop) of tiles that cover ``length`` px, evenly spaced and of equal size.
 
