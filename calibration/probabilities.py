@@ -32,6 +32,7 @@ from blurguard.detection.registry import load_detector
 from blurguard.settings import Mode, Settings
 from blurguard.types import Detections
 from calibration import CalibrationError, counted, write_whole
+from calibration.candidate import AS_IT_IS
 from calibration.evaluate import crowd_ap, pixels_of
 from calibration.heldout import data_set, divided
 from calibration.manifest import with_entries
@@ -126,7 +127,9 @@ def _fitted_plan(detector: FusedDetector, mode: Mode, pictures: dict[str, list[L
 
 
 def see(detector: FusedDetector, pictures: Sequence[Labeled]) -> list[Seen]:
-    """Return the detections of all passes on these pictures."""
+    """Return the detections of all passes on these pictures, down to low scores."""
+    start = np.tile(AS_IT_IS, (len(detector.plan.passes), 1))
+    detector.plan = _with(detector.plan, start, detector.threshold)
     return [Seen(picture, detector.detect_passes(pixels_of(picture))) for picture in counted(list(pictures))]
 
 
@@ -150,7 +153,7 @@ def fitted(seen: Sequence[Seen]) -> Coefficients:
     coefficients = np.zeros((passes, COEFFICIENTS))
     for index in range(passes):
         alone = [Seen(one.picture, [one.passes[index]]) for one in seen]
-        start = np.array([[0.0, 1.0, 0.0, 0.0, 0.0]])
+        start = np.array([AS_IT_IS])
         coefficients[index] = _most_probable(*_examples(alone, start))[0]
     for _ in range(ROUNDS if passes > 1 else 0):
         coefficients = _most_probable(*_examples(seen, coefficients))

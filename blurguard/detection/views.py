@@ -12,6 +12,7 @@ from blurguard.boxes import Boxes, mirror_boxes, rescale_boxes, select, unrotate
 from blurguard.types import Detections
 
 SIZE_MULTIPLE_PX = 32  # networks run at multiples of it
+MIN_SNAPPED_PX, COMMON_MULTIPLE_PX = 192, 64  # shorter sides are padded instead
 CUT_PX = 3  # a box that comes this near to a cut edge is a part of a face
 
 Rgb = NDArray[np.uint8]
@@ -46,7 +47,8 @@ class View(NamedTuple):
     def snapped(self) -> View:
         """Return the view at the nearest size of few ones, so that interpreters are reused and nothing is padded.
 
-        Sides change by one part in sixteen at most. A view that is not rescaled stays as it is.
+        Sides of 512 px and more change by one part in sixteen at most, shorter ones by one in six. A view that is not
+        rescaled stays as it is.
         """
         x0, y0, x1, y1 = self.block
         if self.scaled_wh is None or self.scaled_wh == (x1 - x0, y1 - y0):
@@ -101,9 +103,11 @@ def bucket(side: int, multiple: int = SIZE_MULTIPLE_PX) -> int:
 
 
 def nearest_bucket(side: int) -> int:
-    """Round a side to the nearest of these lengths, px."""
-    above = bucket(side)
-    below = bucket(max(side - (above - side), 1))
+    """Round a side to the nearest of these lengths, px, multiples of 64. A short side stays as it is."""
+    if side < MIN_SNAPPED_PX:
+        return side
+    above = bucket(side, COMMON_MULTIPLE_PX)
+    below = bucket(2 * side - above, COMMON_MULTIPLE_PX)
     return below if side - below < above - side else above
 
 
