@@ -25,7 +25,7 @@ from watchdog.observers.api import BaseObserver
 from blurguard.anonymize import anonymizer, pages
 from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.batch import runner
-from blurguard.detection import blazeface, multiscale
+from blurguard.detection import multiscale, single_pass
 from blurguard.files import atomic
 from blurguard.files.atomic import StagedFile
 from blurguard.images import codec, formats, metadata, png
@@ -203,7 +203,7 @@ def strike_in_detecting(fault: Fault) -> None:
     def broken(*_: object, **__: object) -> NoReturn:
         fault()
 
-    replace_in([multiscale], blazeface.detect_once, broken)
+    replace_in([multiscale], single_pass.detect_once, broken)
 
 
 def strike_in_hiding(fault: Fault) -> None:

@@ -351,7 +351,7 @@ def run_network() -> None:
     from blurguard.detection import model_zoo
     from blurguard.detection.interpreter import Network
 
-    spec = model_zoo.get_spec()
+    spec = model_zoo.load_manifest().networks["far"]
     network = Network(spec, model_zoo.load_weights(spec))
     network.run(np.zeros((64, 96, 3), np.uint8))
     network.run(np.zeros((96, 64, 3), np.uint8))

@@ -1,5 +1,6 @@
 """Scoring on labeled pictures: by hand, and the whole step on the example crowd."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,12 +8,28 @@ import numpy as np
 import pytest
 
 from blurguard.detection import model_zoo
+from blurguard.settings import Mode, Settings
 from blurguard.types import Detections
+from calibration import CalibrationError
 from calibration.__main__ import main
-from calibration.evaluate import EXAMPLES, SWEEP
-from calibration.score import IGNORE, Labeled, average_precision, covered_shares, hidden_at, load_truth, recall_at
+from calibration.candidate import alone, candidate
+from calibration.evaluate import EXAMPLES, SWEEP, detect_all, row_of
+from calibration.score import (
+    IGNORE,
+    LOWEST_SCORE,
+    Labeled,
+    average_precision,
+    covered_shares,
+    false_boxes,
+    hidden_at,
+    load_truth,
+    lowest_score,
+    recall_at,
+    subset_aps,
+)
 
 EASY, HARD = 1, 4
+NETWORKS = model_zoo.load_manifest().networks
 
 
 def picture(*faces: tuple[float, float, float, float, int]) -> Labeled:
@@ -121,7 +138,7 @@ def test_recall_is_told_by_height() -> None:
 def test_labels_that_cannot_be_read_are_told(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tmp_path)]) == 1
     (tmp_path / "faces.jsonl").write_text(text, "utf-8")
-    for step in ("evaluate", "thresholds", "parts", "turned"):
+    for step in ("evaluate", "probabilities", "combinations", "turned"):
         assert main([step, str(tmp_path)]) == 1
         assert str(tmp_path) in capsys.readouterr().err
 
@@ -129,7 +146,7 @@ def test_labels_that_cannot_be_read_are_told(tmp_path: Path, text: str, capsys: 
 def test_files_that_are_no_networks_of_ours_are_told(
     labeled_crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stock = model_zoo.models_dir() / model_zoo.get_spec("stock").file
+    stock = model_zoo.models_dir() / NETWORKS["stock"].file
     damaged, checkpoint = tmp_path / "damaged.tflite", EXAMPLES.parent / "calibration/checkpoints/far.tflite"
     damaged.write_bytes(stock.read_bytes()[:1000])
     for file, told in (
@@ -144,17 +161,58 @@ def test_files_that_are_no_networks_of_ours_are_told(
     assert "no model named 'nobody'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", ["fast", "accurate"])
-def test_a_file_that_is_in_no_manifest_is_measured_like_the_same_model_in_it(
-    labeled_crowd: Path, capsys: pytest.CaptureFixture[str], mode: str
+@pytest.mark.parametrize("name", ["far-float", "centerface"])
+def test_a_file_that_is_in_no_manifest_is_measured_like_the_same_network_in_it(
+    labeled_crowd: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    spec = model_zoo.get_spec("far-float")
-    rows = []
-    for which in (["--model", "far-float"], ["--file", str(model_zoo.models_dir() / spec.file)]):
-        assert main(["evaluate", str(labeled_crowd), "--mode", mode, "--sweep", *which]) == 0
-        rows.append([row[:-1] for row in tables(capsys.readouterr().out)[0]])  # all but the time
-    assert rows[0] == rows[1]
-    assert len(rows[0]) == 1 + len(SWEEP)
+    spec = NETWORKS[name]
+    given = ["--file", str(model_zoo.models_dir() / spec.file), "--mode", "fast", "--sweep"]
+    assert main(["evaluate", str(labeled_crowd), *given]) == 0
+    rows = [row[:-1] for row in tables(capsys.readouterr().out)[0]]  # all but the time
+    truth = load_truth(labeled_crowd)
+    seen, _ = detect_all(alone(spec, model_zoo.load_weights(spec), Mode.FAST), truth)
+    points = [hidden_at(truth, seen, threshold, Settings().margin) for threshold in SWEEP]
+    assert [row_of("fast", subset_aps(truth, seen), point, 0)[:-1] for point in points] == rows
+    assert float(rows[0][1].split("/")[-1]) > 20
+
+
+@pytest.mark.parametrize("spec", NETWORKS.values(), ids=NETWORKS)
+def test_the_entry_of_a_file_is_the_one_in_the_manifest(spec: model_zoo.NetworkSpec) -> None:
+    data = model_zoo.load_weights(spec)
+    own = candidate(data, spec.name, spec.file, source=spec.source, license=spec.license, training_data="of it")
+    if spec.name == "stock":  # boxes in other units
+        assert own.layers == spec.layers and own.size_constants == spec.size_constants
+    else:
+        assert own == dataclasses.replace(spec, training_data="of it")
+
+
+RIGHT = (10, 10, 30, 30)
+
+
+def false(*scores: float) -> Detections:
+    return found((*RIGHT, 0.9), *((100 + 5 * i, 60, 110 + 5 * i, 70, score) for i, score in enumerate(scores)))
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(0, 0.801), (1, 0.601), (2, 0.401), (3, 0.201), (4, LOWEST_SCORE)])
+def test_the_lowest_score_within_the_budget(budget: float, expected: float) -> None:
+    truth, seen = [picture((10, 10, 20, 20, EASY))], [false(0.8, 0.6, 0.4, 0.2)]
+    chosen = lowest_score(truth, seen, budget)
+    assert chosen == pytest.approx(expected)
+    assert hidden_at(truth, seen, chosen, 0.3).false_per_picture <= budget
+    assert chosen == LOWEST_SCORE or hidden_at(truth, seen, chosen - 0.002, 0.3).false_per_picture > budget
+
+
+def test_the_budget_is_one_of_all_pictures_together() -> None:
+    truth = [picture((10, 10, 20, 20, EASY))] * 2
+    assert lowest_score(truth, [false(0.8, 0.6, 0.5), false()], 1) == pytest.approx(0.501)
+    with pytest.raises(CalibrationError, match="no picture"):
+        lowest_score([], [], 1)
+
+
+def test_what_touches_an_annotated_face_is_not_false() -> None:
+    seen = found((*RIGHT, 0.5), (25, 10, 45, 30, 0.5), (29, 10, 49, 30, 0.5))
+    assert false_boxes(picture((10, 10, 20, 20, EASY)), seen).tolist() == [False, False, True]
+    assert false_boxes(picture(), seen).tolist() == [True, True, True]
 
 
 def test_heights_stand_in_for_subsets_that_labels_do_not_have(tmp_path: Path) -> None:

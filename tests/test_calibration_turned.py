@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from blurguard.boxes import NO_DETECTIONS
-from blurguard.detection.multiscale import ROTATIONS
+from blurguard.detection.multiscale import QUARTERS
 from blurguard.detection.registry import load_detector
 from blurguard.settings import Settings
 from blurguard.types import Detections
@@ -78,7 +78,7 @@ def test_turned_passes_find_more_of_a_picture_on_its_side(folder: Path) -> None:
     assert without.faces == with_them.faces >= 20
     assert with_them.found > without.found + 5
     assert min(without.milliseconds, with_them.milliseconds) > 0
-    assert detector.rotations == ROTATIONS
+    assert detector.quarters == QUARTERS
 
 
 def test_the_table_has_two_lines_for_each_turn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,9 +172,17 @@ def test_an_empty_folder_says_so(home: Path) -> None:
     assert "no pictures or videos in nothing" in blurguard("dir", "nothing", cwd=home).stdout
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing", "no manifest"])
-def test_a_damaged_model_is_an_error_of_the_whole_run(package: Path, tmp_path: Path, damage: str) -> None:
-    victim = package / "models" / ("manifest.toml" if damage == "no manifest" else "blazeface_far.tflite")
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("blazeface_far.tflite", "changed"),
+        ("centerface.tflite", "changed"),
+        ("blazeface_far.tflite", "missing"),
+        ("manifest.toml", "missing"),
+    ],
+)
+def test_a_damaged_model_is_an_error_of_the_whole_run(package: Path, tmp_path: Path, file: str, damage: str) -> None:
+    victim = package / "models" / file
     whole = victim.read_bytes()
     photo = put(tmp_path / "photos" / "a.jpg", face())
     commands = [("file", photo), ("dir", photo.parent), ("detect", photo), ("doctor", tmp_path)]

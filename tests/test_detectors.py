@@ -1,7 +1,6 @@
 """The detector finds the faces, once each, where they are."""
 
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -16,20 +15,18 @@ from PIL import Image
 
 from blurguard.boxes import iou, tile_spans, unrotate_boxes, weighted_nms
 from blurguard.detection import model_zoo
-from blurguard.detection.blazeface import MAX_PER_PASS, detect_once, padded_side
+from blurguard.detection.fusion import SAME_FACE_IOU
 from blurguard.detection.interpreter import Network
+from blurguard.detection.model_zoo import PassSpec, Plan
 from blurguard.detection.multiscale import (
-    COARSEST_PX,
-    FAST_SIDE_PX,
     SAME_IOU,
     TILE_MULTIPLE_PX,
     TILE_OVERLAP_PX,
     TILE_PX,
-    BlazeFaceDetector,
-    accurate_scales,
-    fast_scales,
+    FusedDetector,
 )
 from blurguard.detection.registry import load_detector
+from blurguard.detection.single_pass import MAX_PER_PASS, detect_once, padded_side
 from blurguard.errors import ModelError
 from blurguard.redaction.regions import regions_from
 from blurguard.settings import Mode, Settings
@@ -41,19 +38,29 @@ SAME_FACE = 0.4
 PHOTOS: dict[str, list[list[int]]] = json.loads((EXAMPLES / "faces.json").read_text("utf-8"))["photos"]
 
 
+MANIFEST = model_zoo.load_manifest()
+STOCK = MANIFEST.networks["stock"]
+AS_IT_IS = (0.0, 1.0, 0.0, 0.0, 0.0)  # coefficients that leave a score unchanged
+
+
 @pytest.fixture(scope="module")
 def network() -> Network:
-    spec = model_zoo.get_spec()
+    spec = MANIFEST.networks["far"]
     return Network(spec, model_zoo.load_weights(spec))
 
 
 @pytest.fixture(scope="module")
-def accurate(network: Network) -> BlazeFaceDetector:
-    return BlazeFaceDetector(network, Mode.ACCURATE)
+def detectors() -> dict[Mode, FusedDetector]:
+    return {mode: load_detector(Settings(mode=mode)) for mode in Mode}
 
 
 @pytest.fixture(scope="module")
-def found(accurate: BlazeFaceDetector, crowd: Crowd) -> Detections:
+def accurate(detectors: dict[Mode, FusedDetector]) -> FusedDetector:
+    return detectors[Mode.ACCURATE]
+
+
+@pytest.fixture(scope="module")
+def found(accurate: FusedDetector, crowd: Crowd) -> Detections:
     return accurate.detect(crowd[0], accurate.threshold)
 
 
@@ -64,10 +71,17 @@ def faces_of(crowd: Crowd, height: float) -> NDArray[np.float32]:
     return boxes[boxes[:, 3] - boxes[:, 1] >= height]
 
 
-def all_apart(found: Detections) -> bool:
+def alone(network: Network, scales: str, *, rotated: bool = False) -> FusedDetector:
+    """Return a detector of one pass, with the scores of its network."""
+    each = PassSpec(network="it", scales=scales, probability=AS_IT_IS)
+    turned = dataclasses.replace(each, scales="rotated") if rotated else None
+    return FusedDetector("it", Plan(passes=(each,), rotated=turned, threshold=0.5, crowd_ap=0), {"it": network})
+
+
+def all_apart(found: Detections, most: float = SAME_FACE_IOU) -> bool:
     overlap = iou(found.boxes, found.boxes)
     np.fill_diagonal(overlap, 0)
-    return bool((overlap <= SAME_IOU).all())
+    return bool((overlap <= most).all())
 
 
 def test_accurate_mode_finds_the_faces_of_the_crowd(found: Detections, crowd: Crowd) -> None:
@@ -77,17 +91,15 @@ def test_accurate_mode_finds_the_faces_of_the_crowd(found: Detections, crowd: Cr
         assert (iou(wanted, found.boxes).max(axis=1) > SAME_FACE).mean() >= share
 
 
-def test_fast_mode_finds_the_large_faces_of_the_crowd(network: Network, crowd: Crowd) -> None:
-    fast = BlazeFaceDetector(network, Mode.FAST)
+def test_fast_mode_finds_the_large_faces_of_the_crowd(detectors: dict[Mode, FusedDetector], crowd: Crowd) -> None:
+    fast = detectors[Mode.FAST]
     found = fast.detect(crowd[0], fast.threshold)
     assert (iou(faces_of(crowd, 80), found.boxes).max(axis=1) > SAME_FACE).all()
     assert all_apart(found)
 
 
 @pytest.mark.parametrize("edge", ["left", "top", "right", "bottom"])
-def test_a_face_that_the_edge_of_the_picture_cuts_is_found(
-    accurate: BlazeFaceDetector, crowd: Crowd, edge: str
-) -> None:
+def test_a_face_that_the_edge_of_the_picture_cuts_is_found(accurate: FusedDetector, crowd: Crowd, edge: str) -> None:
     x0, y0, x1, y1 = crowd[1][0]["box"]
     dx, dy = (x1 - x0) / 5, (y1 - y0) / 5
     left, right = (
@@ -109,7 +121,7 @@ def test_a_face_that_the_edge_of_the_picture_cuts_is_found(
     assert iou(visible.astype(np.float32), found.boxes).max(initial=0) > SAME_FACE
 
 
-def test_every_box_is_one_face_and_no_face_has_two(accurate: BlazeFaceDetector, crowd: Crowd) -> None:
+def test_every_box_is_one_face_and_no_face_has_two(accurate: FusedDetector, crowd: Crowd) -> None:
     found = accurate.detect(crowd[0], 0.5)
     faces = np.array([face["box"] for face in crowd[1]], np.float32)
     on_face = iou(faces, found.boxes) > 0.3
@@ -119,7 +131,7 @@ def test_every_box_is_one_face_and_no_face_has_two(accurate: BlazeFaceDetector, 
 
 
 @pytest.mark.parametrize("name", [name for name in PHOTOS if name != "crowd.jpg"])
-def test_each_photo_gives_its_faces_and_surely_nothing_else(accurate: BlazeFaceDetector, name: str) -> None:
+def test_each_photo_gives_its_faces_and_surely_nothing_else(accurate: FusedDetector, name: str) -> None:
     with Image.open(EXAMPLES / "photos" / name) as photo:
         found = accurate.detect(np.array(photo.convert("RGB")), accurate.threshold)
     overlap = iou(np.array(PHOTOS[name], np.float32).reshape(-1, 4), found.boxes)
@@ -128,14 +140,18 @@ def test_each_photo_gives_its_faces_and_surely_nothing_else(accurate: BlazeFaceD
 
 
 def test_tiles_see_what_one_look_at_the_whole_picture_sees(
-    accurate: BlazeFaceDetector, network: Network, crowd: Crowd
+    accurate: FusedDetector, network: Network, crowd: Crowd
 ) -> None:
     rgb = crowd[0]
-    tiled = accurate._detect_tiled(rgb, 0.3, 0.0)
+    tiled = accurate._detect_tiled(rgb, accurate.plan.passes[0])
     whole = weighted_nms([detect_once(network, rgb, 0.3)], SAME_IOU)
-    cuts = [x for x, _ in tile_spans(rgb.shape[1], TILE_PX, TILE_OVERLAP_PX, TILE_MULTIPLE_PX)[1:]]
-    assert sum(any(box[0] < cut < box[2] for cut in cuts) for box in whole.boxes) >= 2
-    assert all_apart(tiled)
+    cuts = [
+        {edge for span in tile_spans(side, TILE_PX, TILE_OVERLAP_PX, TILE_MULTIPLE_PX) for edge in span}
+        for side in (rgb.shape[1], rgb.shape[0])
+    ]
+    crossed = [any(box[at] < cut < box[at + 2] for at in (0, 1) for cut in cuts[at]) for box in whole.boxes]
+    assert sum(crossed) >= 2
+    assert all_apart(tiled, SAME_IOU)
     for one, other in ((tiled, whole), (whole, tiled)):
         sure = one.boxes[one.scores >= 0.65]
         small = sure[(sure[:, 2:] - sure[:, :2]).max(axis=1) < TILE_OVERLAP_PX]
@@ -145,7 +161,7 @@ def test_tiles_see_what_one_look_at_the_whole_picture_sees(
 
 @pytest.mark.parametrize("at", [(0, 0), (31, 50), (77, 13), (120, 120)])
 def test_faces_are_found_once_wherever_the_tiles_cut(
-    accurate: BlazeFaceDetector, crowd: Crowd, at: tuple[int, int]
+    accurate: FusedDetector, crowd: Crowd, at: tuple[int, int]
 ) -> None:
     top, left = at
     moved = np.pad(crowd[0], ((top, 0), (left, 0), (0, 0)), mode="edge")
@@ -156,7 +172,7 @@ def test_faces_are_found_once_wherever_the_tiles_cut(
     assert ((overlap > 0.3).sum(axis=1) == 1).all()
 
 
-def test_boxes_are_in_pixels_of_the_picture_whatever_its_size(accurate: BlazeFaceDetector, crowd: Crowd) -> None:
+def test_boxes_are_in_pixels_of_the_picture_whatever_its_size(accurate: FusedDetector, crowd: Crowd) -> None:
     x0, y0, x1, y1 = crowd[1][0]["box"]
     left, top = int(x0) - 60, int(y0) - 80
     part = Image.fromarray(crowd[0][top : int(y1) + 50, left : int(x1) + 90])
@@ -168,11 +184,11 @@ def test_boxes_are_in_pixels_of_the_picture_whatever_its_size(accurate: BlazeFac
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_scores_are_at_least_what_was_asked_for(network: Network, crowd: Crowd, mode: Mode) -> None:
+def test_scores_are_at_least_what_was_asked_for(detectors: dict[Mode, FusedDetector], crowd: Crowd, mode: Mode) -> None:
     rgb = crowd[0][300:900, 200:1000]
     counts = []
     for least in (0.05, 0.3, 0.7, 0.9):
-        found = BlazeFaceDetector(network, mode).detect(rgb, least)
+        found = detectors[mode].detect(rgb, least)
         assert (found.scores >= least - 1e-6).all() and (found.scores <= 1).all()
         assert (np.diff(found.scores) <= 0).all()
         counts.append(len(found))
@@ -192,38 +208,22 @@ SIZES = [(1, 1), (1, 2000), (3, 5000), (2000, 3), (7, 9), (31, 33), (641, 100), 
 
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_any_size_can_be_looked_at(network: Network, mode: Mode, height: int, width: int) -> None:
+def test_any_size_can_be_looked_at(detectors: dict[Mode, FusedDetector], mode: Mode, height: int, width: int) -> None:
     black = np.zeros((height, width, 3), np.uint8)
-    assert len(BlazeFaceDetector(network, mode).detect(black, 0.5)) == 0
+    assert len(detectors[mode].detect(black, 0.5)) == 0
 
 
-def test_settings_choose_the_detector() -> None:
-    fast = load_detector(Settings(mode=Mode.FAST))
-    assert fast.identity == model_zoo.get_spec().identity
-    assert fast.threshold == model_zoo.get_spec().thresholds[Mode.FAST]
+def test_settings_choose_the_detector(detectors: dict[Mode, FusedDetector]) -> None:
+    for mode, detector in detectors.items():
+        plan = MANIFEST.model().plans[mode]
+        assert (detector.plan, detector.threshold) == (plan, plan.threshold)
+        assert detector.identity == MANIFEST.identity(MANIFEST.model(), mode)
+    quick = detectors[Mode.ACCURATE].quick
+    assert quick and quick.plan == MANIFEST.model().plans[Mode.FAST]
+    assert quick.identity == detectors[Mode.ACCURATE].identity
+    assert detectors[Mode.FAST].quick is None
     with pytest.raises(ModelError, match="better"):
         load_detector(Settings(model="better"))
-
-
-@given(st.integers(1, 60_000), st.integers(1, 60_000))
-def test_the_accurate_plan_halves_from_the_full_size_down_and_is_bounded(width: int, height: int) -> None:
-    scales = accurate_scales(width, height)
-    longer = max(width, height)
-    assert 1 <= scales[0] <= 2
-    assert scales[0] == 1 or longer * scales[0] <= FAST_SIDE_PX + 1e-6
-    assert scales[0] >= fast_scales(width, height)[0]
-    assert all(fine == 2 * coarse for fine, coarse in itertools.pairwise(scales))
-    assert longer * scales[-1] < 2 * COARSEST_PX
-    assert len(scales) <= 2 + math.log2(max(longer / COARSEST_PX, 1))
-    assert sum(scale**2 for scale in scales) * width * height <= max(FAST_SIDE_PX**2, width * height) * 4 / 3 + 1
-
-
-@given(st.integers(1, 60_000), st.integers(1, 60_000))
-def test_the_fast_plan_is_one_pass_of_a_bounded_size_and_coarse_ones(width: int, height: int) -> None:
-    scales = fast_scales(width, height)
-    assert 1 <= len(scales) <= 3 and scales == sorted(scales, reverse=True)
-    assert all(scale * max(width, height) <= 192 + 1e-6 for scale in scales[1:])
-    assert all(0 < scale <= 2 and scale * max(width, height) <= FAST_SIDE_PX + 1e-6 for scale in scales)
 
 
 @given(st.integers(1, 20_000))
@@ -250,7 +250,7 @@ class Maps(Network):
     """A network that gives the maps it is told."""
 
     def __init__(self, boxes: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
-        self.spec = model_zoo.get_spec("stock")
+        self.spec = STOCK
         self._maps = boxes, logits
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -261,10 +261,7 @@ def test_a_cell_becomes_the_box_that_the_manifest_says() -> None:
     logits, boxes = np.full((8, 8), -9, np.float32), np.zeros((8, 8, 4), np.float32)
     logits[2, 5], boxes[2, 5] = 0, [1, -2, 10, 20]
     found = detect_once(Maps(boxes, logits), np.zeros((32, 32, 3), np.uint8), 0.5)
-    (scale_x, scale_y), (shift_x, shift_y) = (
-        model_zoo.get_spec("stock").box_scale,
-        model_zoo.get_spec("stock").box_shift,
-    )
+    (scale_x, scale_y), (shift_x, shift_y) = STOCK.box_scale, STOCK.box_shift
     width, height = 10 * scale_x, 20 * scale_y
     x, y = 5.5 * 4 + 1 + width * shift_x, 2.5 * 4 - 2 + height * shift_y  # the center of the cell, stride 4
     wanted = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
@@ -282,28 +279,27 @@ def test_when_everything_looks_like_a_face_the_best_cells_stay() -> None:
 
 
 class RightEdge(Network):
-    """A network that sees one small face half beyond the right edge of whatever it is shown."""
+    """A network that sees one face of 45 px half beyond the right edge of whatever it is shown."""
 
     def __init__(self) -> None:
-        self.spec = model_zoo.get_spec()
+        self.spec = MANIFEST.networks["far"]
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         rows, columns = canvas.shape[0] // 4, canvas.shape[1] // 4
         logits, boxes = np.full((rows, columns), -99, np.float32), np.zeros((rows, columns, 4), np.float32)
-        logits[rows // 2, -1], boxes[rows // 2, -1] = 9, [0, 0, 8, 8]
+        logits[rows // 2, -1] = 9
         return boxes, logits
 
 
 def test_what_the_edge_of_a_tile_cuts_is_left_to_its_neighbor() -> None:
-    detector = BlazeFaceDetector(RightEdge(), Mode.ACCURATE)
-    found = detector.detect(np.zeros((1000, 2000, 3), np.uint8), 0.5)
+    found = alone(RightEdge(), "pyramid").detect(np.zeros((1000, 2000, 3), np.uint8), 0.5)
     assert len(found) >= 1
     assert (found.boxes[:, 2] > 1990).all()  # only the edge of the picture itself cuts faces
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_faces_that_lie_or_stand_on_their_heads_are_found_in_accurate_mode(
-    accurate: BlazeFaceDetector, crowd: Crowd, quarters: int
+    accurate: FusedDetector, crowd: Crowd, quarters: int
 ) -> None:
     height, width = crowd[0].shape[:2]
     turned = np.ascontiguousarray(np.rot90(crowd[0], quarters))
@@ -319,9 +315,7 @@ class OneWayUp(Network):
     """A network that sees one small face where the brightest pixel is, with a score for each way up."""
 
     def __init__(self, upright: float, turned: float) -> None:
-        self.spec = dataclasses.replace(
-            model_zoo.get_spec("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0)
-        )
+        self.spec = dataclasses.replace(STOCK, box_scale=(1, 1), box_shift=(0, 0))
         self._upright, self._turned = upright, turned
 
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -337,9 +331,9 @@ class OneWayUp(Network):
 @pytest.mark.parametrize(
     ("upright", "turned", "wanted"),
     [
-        (0.001, 0.3, 0.3),  # nothing upright: this way up is the right one
+        (0.001, 0.6, 0.6),  # nothing upright: this way up is the right one
         (0.6, 0.5, 0.5 / (0.5 + 0.5 * math.e)),
-        (0.6, 0.25, None),  # under the threshold once it is lowered
+        (0.001, 0.05, None),  # no network's score under 0.08 counts
     ],
 )
 def test_what_is_seen_in_a_turned_picture_counts_less_where_the_upright_one_has_faces(
@@ -347,78 +341,18 @@ def test_what_is_seen_in_a_turned_picture_counts_less_where_the_upright_one_has_
 ) -> None:
     rgb = np.zeros((200, 320, 3), np.uint8)
     rgb[100, 40] = 255
-    detector = BlazeFaceDetector(OneWayUp(upright, turned), Mode.ACCURATE)
-    detector.rotations = (1,)
-    found = detector._detect_rotated(rgb, Detections(np.array([[200, 50, 270, 120]]), np.array([upright])), 0.15)
+    detector = alone(OneWayUp(upright, turned), "own", rotated=True)
+    detector.quarters = (1,)
+    assert detector.plan.rotated
+    seen = Detections(np.array([[200, 50, 270, 120]]), np.array([upright]))
+    found = detector._detect_rotated(rgb, detector.plan.rotated, seen)
     assert [part.scores.tolist() for part in found] == [[pytest.approx(wanted, abs=1e-3)] if wanted else []]
     for box in found[0].boxes:
         assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx([40, 100], abs=4)
 
 
-MARK_PX = 5
-
-
-class Closer(Network):
-    """A network that sees a small face at the mark in what it is shown, with another score in what is no wide picture.
-
-    That is what closer looks show round the mark.
-    """
-
-    def __init__(self, first: float, again: float, side: float = 20) -> None:
-        self.spec = dataclasses.replace(
-            model_zoo.get_spec("stock"), fine_logit_shift=0.0, box_scale=(1, 1), box_shift=(0, 0)
-        )
-        self._first, self._again, self._side, self.looks = first, again, side, 0
-
-    def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        height, width = canvas.shape[:2]
-        logits, boxes = np.full((height // 4, width // 4), -99, np.float32), np.zeros((height // 4, width // 4, 4))
-        self.looks += height == width
-        score = self._again if height == width else self._first if width == 640 else 0.001
-        marks = np.argwhere(canvas[:, :, 0] > canvas.max() / 2)
-        row, column = (int(value) // 4 for value in marks[len(marks) // 2][:2])
-        enlarged = (np.ptp(marks[:, 0]) + 1) / MARK_PX if height == width else 1
-        side = self._side * enlarged
-        logits[row, column], boxes[row, column] = math.log(score / (1 - score)), [0, 0, side, side]
-        return boxes.astype(np.float32), logits
-
-
-def looked_at(network: Closer, mode: Mode = Mode.ACCURATE) -> Detections:
-    """Return what is found in a wide picture with a mark at (60, 100); the threshold is the stock model's, 0.15."""
-    detector = BlazeFaceDetector(network, mode)
-    detector.rotations = ()
-    rgb = np.zeros((320, 640, 3), np.uint8)
-    rgb[98 : 98 + MARK_PX, 58 : 58 + MARK_PX] = 255
-    return detector.detect(rgb, 0.001)
-
-
-@pytest.mark.parametrize(
-    ("first", "again", "side", "wanted"),
-    [
-        (0.3, 0.9, 20, 0.6),  # the mean of both looks
-        (0.9, 0.3, 20, 0.6),
-        (0.3, 0.9, 10, 0.7),  # of all three: the smallest are looked at once more
-        (0.03, 0.9, 20, 0.03),  # surely none: not worth a look
-        (0.3, 0.9, 60, 0.3),  # large enough to have been seen well
-    ],
-)
-def test_a_closer_look_is_taken_at_small_faces(first: float, again: float, side: float, wanted: float) -> None:
-    network = Closer(first, again, side)
-    found = looked_at(network)
-    assert found.scores[0] == pytest.approx(wanted, abs=1e-3)
-    assert bool(network.looks) == (wanted != first)
-    for box in found.boxes[:1]:
-        assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx([60, 100], abs=3)
-
-
-def test_the_fast_mode_takes_no_closer_look() -> None:
-    network = Closer(0.3, 0.9)
-    looked_at(network, Mode.FAST)
-    assert not network.looks
-
-
-def test_a_dark_picture_is_looked_at_a_second_time(network: Network, crowd: Crowd) -> None:
-    fast = BlazeFaceDetector(network, Mode.FAST)
+def test_a_dark_picture_is_looked_at_a_second_time(detectors: dict[Mode, FusedDetector], crowd: Crowd) -> None:
+    fast = detectors[Mode.FAST]
     wanted = faces_of(crowd, 40)
 
     def share(rgb: NDArray[np.uint8]) -> float:

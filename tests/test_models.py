@@ -25,7 +25,11 @@ def copied(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    spec = model_zoo.get_spec()
+    return fresh_network()
+
+
+def fresh_network(name: str = "far") -> Network:
+    spec = model_zoo.load_manifest().networks[name]
     return Network(spec, model_zoo.load_weights(spec))
 
 
@@ -41,37 +45,42 @@ def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def test_manifest_and_files_agree() -> None:
-    specs = model_zoo.all_specs()
+    manifest = model_zoo.load_manifest()
     assert model_zoo.models_dir() == ROOT / "models"
-    assert len({spec.name for spec in specs}) == len(specs) >= 1
-    for spec in specs:
+    assert len({model.name for model in manifest.models}) == len(manifest.models) >= 1
+    for model in manifest.models:
+        assert set(model.plans) == set(Mode) and model.evidence
+        assert all(0 < plan.threshold < 1 for plan in model.plans.values())
+        assert {each.network for plan in model.plans.values() for each in plan.every_pass} == set(model.networks)
+    assert {name for model in manifest.models for name in model.networks} == manifest.networks.keys()
+    for name, spec in manifest.networks.items():
+        assert spec.name == name
         assert hashlib.sha256((ROOT / "models" / spec.file).read_bytes()).hexdigest() == spec.sha256
-        assert set(spec.thresholds) == set(Mode) and all(0 < v < 1 for v in spec.thresholds.values())
-        assert spec.license and spec.source and spec.evidence and spec.training_data
-        assert spec.identity == f"{spec.name}@{spec.sha256}"
+        assert spec.license and spec.source and spec.training_data
 
 
 def test_the_first_model_is_the_default() -> None:
-    assert model_zoo.get_spec() == model_zoo.all_specs()[0] == model_zoo.get_spec(model_zoo.all_specs()[0].name)
+    manifest = model_zoo.load_manifest()
+    assert manifest.model() == manifest.models[0] == manifest.model(manifest.models[0].name)
 
 
 def test_an_unknown_model_is_an_error_that_tells_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=rf"no model named 'better'; there are: {model_zoo.get_spec().name}"):
-        model_zoo.get_spec("better")
+    manifest = model_zoo.load_manifest()
+    with pytest.raises(ModelError, match=rf"no model named 'better'; there are: {manifest.models[0].name}, "):
+        manifest.model("better")
 
 
 def test_a_flipped_bit_is_refused(copied: Path) -> None:
-    spec = model_zoo.get_spec(models=copied)
-    assert hashlib.sha256(model_zoo.load_weights(spec, copied)).hexdigest() == spec.sha256
-    data = bytearray((copied / spec.file).read_bytes())
-    data[len(data) // 2] ^= 1
-    (copied / spec.file).write_bytes(data)
-    with pytest.raises(ModelError, match=rf"{spec.file}: .*SHA-256 differs"):
-        model_zoo.load_weights(spec, copied)
+    for spec in model_zoo.load_manifest(copied).networks.values():
+        data = bytearray(model_zoo.load_weights(spec, copied))
+        data[len(data) // 2] ^= 1
+        (copied / spec.file).write_bytes(data)
+        with pytest.raises(ModelError, match=rf"{spec.file}: .*SHA-256 differs"):
+            model_zoo.load_weights(spec, copied)
 
 
-def test_a_missing_model_is_an_error(copied: Path) -> None:
-    spec = model_zoo.get_spec(models=copied)
+def test_a_missing_network_is_an_error(copied: Path) -> None:
+    spec = model_zoo.load_manifest(copied).networks["far"]
     (copied / spec.file).unlink()
     with pytest.raises(ModelError, match=f"{spec.file}: cannot read the model"):
         model_zoo.load_weights(spec, copied)
@@ -82,37 +91,44 @@ def test_a_missing_model_is_an_error(copied: Path) -> None:
     [
         ("^stride", "stryde = 4\nstride", "stryde"),
         ("^stride.*", "", "stride"),
-        ("fast = ", "quick = ", "quick"),
+        (r"^\[model.fast\]", "[model.quick]", "fast"),
+        ("^threshold.*", "", "threshold"),
+        ('network = "[a-z-]*"', 'network = "absent"', "absent"),
+        ('scales = "[a-z]*"', 'scales = "absent"', "absent"),
+        (r"probability = \[", "probability = [1.0, ", "probability"),
         ("^box_scale.*", "box_scale = [1.1]", "not a valid manifest"),
         ("^stride.*", "stride = ", "not a valid manifest"),
-        (r"\[\[model\]\]", "[[modell]]", "model"),
+        (r"\[\[original\]\]", "[[origin]]", "unknown tables"),
+        (r"\[\[network\]\]", "[[networks]]", "networks"),
     ],
 )
 def test_a_manifest_that_is_not_exactly_right_is_refused(copied: Path, old: str, new: str, told: str) -> None:
     edit_manifest(copied, old, new)
     with pytest.raises(ModelError, match=told):
-        model_zoo.all_specs(copied)
+        model_zoo.load_manifest(copied)
 
 
 def test_adding_a_model_is_data(copied: Path) -> None:
     path = copied / model_zoo.MANIFEST
     text = path.read_text("utf-8")
-    entry = re.sub("^name = .*", 'name = "other"', text[text.index("[[model]]") :], count=1, flags=re.MULTILINE)
+    ours = text[text.index("[[model]]") : text.index("[[model]]", text.index("[[model]]") + 1)]
+    entry = re.sub("^name = .*", 'name = "other"', ours, count=1, flags=re.MULTILINE)
     path.write_text(f"{text}\n{entry}", "utf-8")
-    assert model_zoo.get_spec("other", copied).file == model_zoo.get_spec("", copied).file
+    manifest = model_zoo.load_manifest(copied)
+    assert manifest.model("other").plans == manifest.model().plans
 
 
+@pytest.mark.parametrize("name", model_zoo.load_manifest().networks)
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (192, 192), (64, 320), (480, 96)])
-def test_the_network_runs_at_any_size(network: Network, height: int, width: int) -> None:
-    boxes, logits = network.run(picture(height, width))
+def test_every_network_runs_at_any_size(name: str, height: int, width: int) -> None:
+    boxes, logits = fresh_network(name).run(picture(height, width))
     assert boxes.shape == (height // 4, width // 4, 4) and logits.shape == (height // 4, width // 4)
     assert boxes.dtype == logits.dtype == np.float32
     assert np.isfinite(boxes).all() and np.isfinite(logits).all()
 
 
 def test_results_are_those_of_a_fresh_network_whatever_ran_before(network: Network) -> None:
-    spec = model_zoo.get_spec()
-    fresh = Network(spec, model_zoo.load_weights(spec)).run(picture(96, 128))
+    fresh = fresh_network().run(picture(96, 128))
     kept = network.run(picture(96, 128))
     network.run(picture(128, 96, seed=1))
     network.run(picture(96, 128, seed=2))
@@ -122,18 +138,17 @@ def test_results_are_those_of_a_fresh_network_whatever_ran_before(network: Netwo
 
 
 def test_a_size_the_network_cannot_run_at_is_an_error(network: Network) -> None:
-    with pytest.raises(ModelError, match=f"model {network.spec.name}: the runtime failed at 45x33 px"):
+    with pytest.raises(ModelError, match=f"network {network.spec.name}: the runtime failed at 45x33 px"):
         network.run(picture(33, 45))
 
 
-def test_bytes_that_are_no_model_are_an_error() -> None:
+def test_bytes_that_are_no_model_are_an_error(network: Network) -> None:
     with pytest.raises(ModelError, match="the runtime failed"):
-        Network(model_zoo.get_spec(), b"TFL3" * 2000).run(picture(32, 32))
+        Network(network.spec, b"TFL3" * 2000).run(picture(32, 32))
 
 
 def test_kept_interpreters_stay_within_their_bound() -> None:
-    spec = model_zoo.get_spec()
-    network = Network(spec, model_zoo.load_weights(spec))
+    network = fresh_network()
     for side in (*range(32, 1000, 128), 32, 1120, 64):
         network.run(np.zeros((side, side, 3), np.uint8))
         held = sum(height * width for height, width in network._interpreters)
@@ -142,8 +157,7 @@ def test_kept_interpreters_stay_within_their_bound() -> None:
 
 
 def test_the_interpreter_used_last_is_dropped_last() -> None:
-    spec = model_zoo.get_spec()
-    network = Network(spec, model_zoo.load_weights(spec))
+    network = fresh_network()
     for side in (640, 576, 640, 576, 640):  # both fit
         network.run(np.zeros((side, side, 3), np.uint8))
     kept = network._interpreters[640, 640]

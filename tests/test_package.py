@@ -43,7 +43,7 @@ def test_the_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
     expected |= licenses | {f"{info}{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
     assert names == expected
     assert "blurguard/models/manifest.toml" in names
-    assert wheel.stat().st_size < 12_000_000
+    assert wheel.stat().st_size < 14_000_000  # 9 of them are CenterFace as INT8 and float
 
 
 def test_the_sdist_holds_what_its_build_and_its_tests_need(dist: Path) -> None:
