@@ -77,7 +77,8 @@ def nms(boxes: Boxes, scores: NDArray[np.float32], max_iou: float, max_contained
         boxes: (N, 4). Those beyond the best ``MAX_BOXES`` are dropped.
         scores: (N,). Equal ones keep their order, so that an image always gives the same faces.
         max_iou: a box whose IoU with a better one is above this is dropped.
-        max_contained: likewise for their intersection over the smaller box.
+        max_contained: a smaller box is dropped if a better one holds more than this share of it. A larger one stays,
+            because a small false box in a large face must not win.
     """
     order = best_first(scores)
     return order[[index for index, _, _ in greedy_nms(boxes[order], max_iou, max_contained)]]
@@ -141,7 +142,8 @@ def greedy_nms(
         overlap = shared / (area + area[index] - shared)
         overlap[index] = 1  # of an empty box too
         yield index, overlap, remaining
-        remaining &= (overlap <= max_iou) & (shared <= max_contained * np.minimum(area, area[index]))
+        contained = (shared > max_contained * area) & (area <= area[index])
+        remaining &= (overlap <= max_iou) & ~contained
 
 
 def mirror_boxes(boxes: Boxes, width: int) -> Boxes:
