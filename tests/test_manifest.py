@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench.faults.commands import blurguard
-from blurguard.detection.model_zoo import MANIFEST, Manifest, ModelSpec, PassSpec, Plan, load_manifest
+from blurguard.detection.model_zoo import MANIFEST, Manifest, ModelSpec, NetworkSpec, PassSpec, Plan, load_manifest
 from blurguard.detection.registry import load_detector
 from blurguard.detection.scales import RULES
 from blurguard.errors import ModelError
@@ -108,7 +108,10 @@ def test_a_threshold_does_not_change_the_identity(shipped: Manifest) -> None:
 @pytest.mark.parametrize("mode", Mode)
 def test_the_stock_model_needs_no_network_that_was_trained_on_wider_face(copied: Path, mode: Mode) -> None:
     for pattern in OTHER_NETWORKS:
-        assert [file.unlink() for file in copied.glob(pattern)], pattern
+        files = list(copied.glob(pattern))
+        assert files, pattern
+        for file in files:
+            file.unlink()
     detector = load_detector(Settings(model="stock", mode=mode), copied)
     assert not len(detector.detect(BLACK, 0.5))
     for name in load_manifest(copied).model("stock").networks_of(mode):
@@ -166,7 +169,7 @@ def entries(text: str) -> dict[str, str]:
 
 
 def test_an_entry_that_is_written_is_read_again(copied: Path, shipped: Manifest) -> None:
-    every = [*shipped.models, *shipped.networks.values()]
+    every: list[ModelSpec | NetworkSpec] = [*shipped.models, *shipped.networks.values()]
     (copied / MANIFEST).write_text(written.with_entries(text_of(), every), "utf-8")
     assert load_manifest(copied) == shipped
 
