@@ -21,7 +21,7 @@ from examples.compose_clip import ClipTruth, Plan, encode, frames, write_clip
 
 FULL_HD, ULTRA_HD, FPS = (1920, 1080), (3840, 2160), 30
 FRAMES_PER_SECOND_AT_LEAST = 30.0
-DEFACE_AT_LEAST = {Mode.FAST: 8.0, Mode.ACCURATE: 2.0}
+DEFACE_AT_LEAST = {Mode.FAST: 12.0, Mode.ACCURATE: 5.0}
 MB_BELOW = {"360p": 600.0, "1080p": 600.0, "4K": 1500.0}
 LENGTH_GROWTH_AT_MOST = 1.1
 LONG_FPS = 10  # so that 20 minutes take five

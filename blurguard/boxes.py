@@ -77,7 +77,8 @@ def nms(boxes: Boxes, scores: NDArray[np.float32], max_iou: float, max_contained
         boxes: (N, 4). Those beyond the best ``MAX_BOXES`` are dropped.
         scores: (N,). Equal ones keep their order, so that an image always gives the same faces.
         max_iou: a box whose IoU with a better one is above this is dropped.
-        max_contained: likewise for their intersection over the smaller box.
+        max_contained: a smaller box is dropped if a better one holds more than this share of it. A larger one stays,
+            because a small false box in a large face must not win.
     """
     order = best_first(scores)
     return order[[index for index, _, _ in greedy_nms(boxes[order], max_iou, max_contained)]]
@@ -141,7 +142,8 @@ def greedy_nms(
         overlap = shared / (area + area[index] - shared)
         overlap[index] = 1  # of an empty box too
         yield index, overlap, remaining
-        remaining &= (overlap <= max_iou) & (shared <= max_contained * np.minimum(area, area[index]))
+        contained = (shared > max_contained * area) & (area <= area[index])
+        remaining &= (overlap <= max_iou) & ~contained
 
 
 def mirror_boxes(boxes: Boxes, width: int) -> Boxes:
@@ -178,6 +180,30 @@ def unrotate_boxes(boxes: Boxes, quarters: int, width: int, height: int) -> Boxe
         (top, last_y - right, bottom, last_y - left),
     )
     return np.stack(upright[quarters % 4], axis=1).astype(np.float32)
+
+
+def tile_grid(
+    height: int, width: int, max_px: int, overlap: int, multiple: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return the (start, stop) of the rows and the columns of tiles of at most about ``max_px`` px.
+
+    As few tiles as possible, as near to squares as their number allows. For the other arguments see `tile_spans`.
+    """
+    rows = columns = 1
+    while True:
+        down, across = (
+            tile_spans(length, _even_tile(length, count, overlap, multiple), overlap, multiple)
+            for length, count in ((height, rows), (width, columns))
+        )
+        tile_height, tile_width = (spans[0][1] - spans[0][0] for spans in (down, across))
+        if tile_height * tile_width <= max_px or max(tile_height, tile_width) <= 2 * overlap:
+            return down, across
+        rows, columns = (rows + 1, columns) if tile_height > tile_width else (rows, columns + 1)
+
+
+def _even_tile(length: int, count: int, overlap: int, multiple: int) -> int:
+    """Return the size of each of so many tiles."""
+    return length if count == 1 else math.ceil((length + (count - 1) * overlap) / count / multiple) * multiple
 
 
 def tile_spans(length: int, max_tile: int, overlap: int, multiple: int) -> list[tuple[int, int]]:

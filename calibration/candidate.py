@@ -32,11 +32,13 @@ class Family:
         input_offset: a float network takes pixels * `INPUT_SCALE` + this.
         zero_point: an INT8 one takes (pixels - this) * `INPUT_SCALE`.
         int8_description: of its INT8 files.
+        bytes_per_px: memory of an interpreter per px of its input, by the type of most layers (measured).
     """
 
     input_offset: float
     zero_point: int
     int8_description: str
+    bytes_per_px: dict[str, int]
 
 
 # It was trained with p / 127.5 - 1, but no integer is the middle of 0 to 255: INT8 gets (p - 128) / 127.5. That is half
@@ -44,12 +46,12 @@ class Family:
 BLAZEFACE = Family(-1.0, 128, (  # stands in every released file, whose bytes the checkpoint must give again
     "BlazeFace full-range (MediaPipe, Google, Apache-2.0), changed by blurguard: retrained, quantised to INT8, "
     f"uint8 pixels in, float32 maps out, any input size that is a multiple of 32 px, {UNITS}"
-))  # fmt: skip
+), {"int8": 98, "float32": 140})  # fmt: skip
 # It pads with zeros, which are black pixels to it, so black has to stay zero.
 CENTERFACE = Family(0.0, 0, (
     "CenterFace (MIT), converted by blurguard, quantized to INT8, uint8 pixels in, float32 maps out, "
     f"any input size that is a multiple of 32 px, {UNITS}"
-))  # fmt: skip
+), {"int8": 71, "float32": 180})  # fmt: skip
 
 
 def family_of(data: bytes) -> Family:
@@ -74,19 +76,21 @@ def candidate(data: bytes, name: str = "candidate", file: str = "", **known: str
 
     ``known`` are further fields of `NetworkSpec`: source, license, training_data.
     """
+    family, layers = family_of(data), flatbuffer.layer_types(data)
     return NetworkSpec(
         name=name,
         file=file,
         sha256=hashlib.sha256(data).hexdigest(),
         size=len(data),
-        layers=flatbuffer.layer_types(data),
+        layers=layers,
         stride=4,
         input="image",
         boxes="boxes",
         scores="scores",
         input_scale=INPUT_SCALE,
-        input_offset=family_of(data).input_offset,
+        input_offset=family.input_offset,
         size_multiple=32,
+        bytes_per_px=family.bytes_per_px[max(layers, key=lambda kind: layers[kind])],
         size_constants=tuple(flatbuffer.size_constants(data)),
         offset_unit=OFFSET_UNIT,
         size_unit=SIZE_UNIT,

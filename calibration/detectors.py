@@ -6,7 +6,7 @@ YuNet's file (Apache-2.0) is ``yunet_n_640_640.onnx`` of libfacedetection.train.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -14,17 +14,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from blurguard.boxes import nms, select
+from blurguard.detection.interpreter import Network
+from blurguard.detection.single_pass import detect_once
 from blurguard.types import Detections
 from calibration import CalibrationError
+from calibration.candidate import candidate
 from calibration.centerface import SIZE_MULTIPLE, STRIDE, CenterFace
+from calibration.convert_centerface import exported
 
-__all__ = ["CenterFaceDetector", "YuNet"]
+__all__ = ["CenterFaceDetector", "Detector", "LiteRtCenterFace", "YuNet"]
 
 CENTERFACE_OVERLAP = 0.3  # IoU from which the worse of two boxes is dropped, as its authors set it
 YUNET_OVERLAP = 0.45
 MOST_BOXES = 5000
 
 Pixels = NDArray[np.uint8]
+
+
+class Detector(Protocol):
+    """Finds faces in (H, W, 3) RGB."""
+
+    def detect(self, rgb: Pixels, min_score: float) -> Detections:
+        """Return the faces from this score up, px."""
 
 
 class CenterFaceDetector:
@@ -49,19 +61,39 @@ class CenterFaceDetector:
         return Detections(boxes[kept.ravel()], scores[kept.ravel()])
 
 
+class LiteRtCenterFace:
+    """CenterFace in float32 on LiteRT, on pictures at their own size, padded with black to one of a few sizes."""
+
+    def __init__(self, network: CenterFace) -> None:
+        data = exported(network)
+        self._network = Network(candidate(data, "CenterFace"), data)
+
+    def detect(self, rgb: Pixels, min_score: float) -> Detections:
+        """Return the faces of (H, W, 3) from this score up, px."""
+        found = detect_once(self._network, rgb, min_score)
+        return select(found, nms(found.boxes, found.scores, CENTERFACE_OVERLAP))
+
+
 class YuNet:
-    """YuNet on pictures at their own size."""
+    """YuNet on pictures at their own size.
+
+    Raises:
+        CalibrationError: there is no such file, or OpenCV cannot read it.
+    """
 
     def __init__(self, file: Path) -> None:
         if not file.is_file():
             raise CalibrationError(f"{file}: not found")
-        self._file = str(file)
+        try:
+            self._detector = cv2.FaceDetectorYN.create(str(file), "", (320, 320), 0.5, YUNET_OVERLAP, MOST_BOXES)
+        except cv2.error as error:
+            raise CalibrationError(f"OpenCV cannot read the network {file}: {error.err}") from error
 
     def detect(self, rgb: Pixels, min_score: float) -> Detections:
         """Return the faces of (H, W, 3) from this score up, px."""
-        size = rgb.shape[1], rgb.shape[0]
-        detector = cv2.FaceDetectorYN.create(self._file, "", size, min_score, YUNET_OVERLAP, MOST_BOXES)
-        _, found = detector.detect(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+        self._detector.setInputSize((rgb.shape[1], rgb.shape[0]))
+        self._detector.setScoreThreshold(min_score)
+        _, found = self._detector.detect(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
         rows = np.zeros((0, 15), np.float32) if found is None else np.asarray(found, np.float32)
         return Detections(np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1), rows[:, -1])
 

@@ -30,6 +30,7 @@ from blurguard.types import Detections
 from calibration import CalibrationError
 from calibration.candidate import alone, candidate, read_in_units
 from calibration.crops import load_pictures, split
+from calibration.heldout import divided
 from calibration.score import (
     BOX_FACTOR,
     FOUND_IOU,
@@ -65,13 +66,14 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which model looks at which pictures, and how."""
-    parser.add_argument("data", type=Path, help="folder with faces.jsonl")
+    parser.add_argument("data", type=Path, help="folder with faces.jsonl, or such a file")
     parser.add_argument("--model", default="", help="name in the manifest (default: the default one)")
     parser.add_argument("--file", type=Path, help="a .tflite of ours that is in no manifest yet, instead")
     parser.add_argument("--mode", choices=[*Mode], action="append", help="only this one (may be repeated)")
     parser.add_argument("--limit", type=int, default=0, help="a random sample of so many pictures")
     parser.add_argument("--seed", type=int, default=0, help="of that sample")
     parser.add_argument("--held", type=int, default=0, help="only what training with this --held keeps back")
+    parser.add_argument("--kept-out", action="store_true", help="only pictures that no network is trained on")
 
 
 def chosen_pictures(arguments: argparse.Namespace) -> list[Labeled]:
@@ -81,6 +83,10 @@ def chosen_pictures(arguments: argparse.Namespace) -> list[Labeled]:
         CalibrationError: they cannot be read, or there is none.
     """
     truth = load_truth(arguments.data)
+    if arguments.kept_out:
+        truth = divided(arguments.data, truth)[1]
+        if not truth:
+            raise CalibrationError(f"no picture of {arguments.data} is kept out: give wider_more or masked")
     if arguments.held:
         kept = {picture.path for picture in split(load_pictures(arguments.data), arguments.held)[1]}
         truth = [picture for picture in truth if picture.path in kept]

@@ -2,7 +2,8 @@
 
 For each mode the coefficients of `blurguard.detection.fusion` are fitted for all passes together, so that fused
 scores are the shares of boxes that are faces. DATA are data sets with pictures that are kept out of all training
-(`calibration.heldout`); only those count. A box is a face if it overlaps an annotated one by an IoU of 0.4. Boxes on
+(`calibration.heldout`); only those count. For other data sets ``--held N`` takes those that training with this
+``--held`` keeps back. A box is a face if it overlaps an annotated one by an IoU of 0.4. Boxes on
 ignored faces do not count.
 
 Three tables come out. Reliability: pictures are fitted in two halves, each with the coefficients of the other. The
@@ -32,6 +33,8 @@ from blurguard.detection.registry import load_detector
 from blurguard.settings import Mode, Settings
 from blurguard.types import Detections
 from calibration import CalibrationError, counted, write_whole
+from calibration.candidate import AS_IT_IS
+from calibration.crops import load_pictures, split
 from calibration.evaluate import crowd_ap, pixels_of
 from calibration.heldout import data_set, divided
 from calibration.manifest import with_entries
@@ -70,6 +73,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--mode", choices=[*Mode], action="append", help="only this one (may be repeated)")
     parser.add_argument("--budget", type=float, default=1.0, help="false boxes a picture (default: 1)")
     parser.add_argument("--limit", type=int, default=0, help="only the first so many pictures of each data set")
+    parser.add_argument("--held", type=int, default=0, help="pictures that training with this --held keeps back")
     parser.add_argument("--models", type=Path, help="folder of the manifest (default: that of the released models)")
     parser.add_argument("--write", action="store_true", help="put coefficients and scores into the manifest")
     parser.set_defaults(run=run)
@@ -84,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     cv2.setNumThreads(1)
     folder = arguments.models or models_dir()
     model = load_manifest(folder).model(arguments.model)
-    pictures = kept_out_pictures(arguments.data, arguments.limit)
+    pictures = kept_out_pictures(arguments.data, arguments.limit, arguments.held)
     plans = dict(model.plans)
     for mode in map(Mode, arguments.mode or [*Mode]):
         detector = load_detector(Settings(model=model.name, mode=mode), folder)
@@ -95,17 +99,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def kept_out_pictures(sources: Sequence[Path], limit: int = 0) -> dict[str, list[Labeled]]:
+def kept_out_pictures(sources: Sequence[Path], limit: int = 0, held: int = 0) -> dict[str, list[Labeled]]:
     """Return the pictures of each data set that are kept out of training, by its name.
 
     Raises:
         CalibrationError: a data set cannot be read, or no picture is kept out.
     """
-    kept = {data_set(source): divided(source, load_truth(source))[1] for source in sources}
+    kept = {data_set(source): _kept_out(source, load_truth(source), held) for source in sources}
     pictures = {name: some[:limit] if limit else some for name, some in kept.items() if some}
     if not pictures:
         raise CalibrationError(f"none of the pictures of {', '.join(map(str, sources))} is kept out of training")
     return pictures
+
+
+def _kept_out(source: Path, truth: list[Labeled], held: int) -> list[Labeled]:
+    if not held:
+        return divided(source, truth)[1]
+    kept = {picture.path for picture in split(load_pictures(source), held)[1]}
+    return [picture for picture in truth if picture.path in kept]
 
 
 def _fitted_plan(detector: FusedDetector, mode: Mode, pictures: dict[str, list[Labeled]], budget: float) -> Plan:
@@ -126,7 +137,9 @@ def _fitted_plan(detector: FusedDetector, mode: Mode, pictures: dict[str, list[L
 
 
 def see(detector: FusedDetector, pictures: Sequence[Labeled]) -> list[Seen]:
-    """Return the detections of all passes on these pictures."""
+    """Return the detections of all passes on these pictures, down to low scores."""
+    start = np.tile(AS_IT_IS, (len(detector.plan.passes), 1))
+    detector.plan = _with(detector.plan, start, detector.threshold)
     return [Seen(picture, detector.detect_passes(pixels_of(picture))) for picture in counted(list(pictures))]
 
 
@@ -150,7 +163,7 @@ def fitted(seen: Sequence[Seen]) -> Coefficients:
     coefficients = np.zeros((passes, COEFFICIENTS))
     for index in range(passes):
         alone = [Seen(one.picture, [one.passes[index]]) for one in seen]
-        start = np.array([[0.0, 1.0, 0.0, 0.0, 0.0]])
+        start = np.array([AS_IT_IS])
         coefficients[index] = _most_probable(*_examples(alone, start))[0]
     for _ in range(ROUNDS if passes > 1 else 0):
         coefficients = _most_probable(*_examples(seen, coefficients))

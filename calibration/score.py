@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.boxes import iou
+from blurguard.boxes import iou, select
 from blurguard.redaction.regions import regions_from
 from blurguard.types import Detections
 from calibration import CalibrationError
@@ -64,20 +64,21 @@ class Hidden:
 
 
 def load_truth(folder: Path) -> list[Labeled]:
-    """Return the pictures of a folder with ``faces.jsonl``.
+    """Return the pictures of a folder with ``faces.jsonl``, or of another file of that form.
 
     Where no face belongs to a subset, as in training pictures, those of 60, 24 and 8 px and more stand for them.
 
     Raises:
         CalibrationError: ``faces.jsonl`` cannot be read, or names no picture.
     """
+    labels = folder if folder.suffix == ".jsonl" else folder / "faces.jsonl"
     try:
-        lines = (folder / "faces.jsonl").read_text("utf-8").splitlines()
-        pictures = [_labeled(folder, json.loads(line)) for line in lines if line.strip()]
+        lines = labels.read_text("utf-8").splitlines()
+        pictures = [_labeled(labels.parent, json.loads(line)) for line in lines if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CalibrationError(f"cannot read the labels of {folder}: {error!r}") from error
     if not pictures:
-        raise CalibrationError(f"{folder / 'faces.jsonl'} names no picture")
+        raise CalibrationError(f"{labels} names no picture")
     if any((picture.flags & ~IGNORE).any() for picture in pictures):
         return pictures
     return [dataclasses.replace(picture, flags=_by_height(picture)) for picture in pictures]
@@ -118,15 +119,15 @@ def hidden_at(truth: list[Labeled], found: list[Detections], threshold: float, m
     seen, covered = np.zeros(len(BUCKETS)), np.zeros(len(BUCKETS))
     clean = counted = false_count = outside = area = 0
     for picture, detections in zip(truth, found, strict=True):
-        kept = detections.scores >= threshold
-        chosen = Detections(detections.boxes[kept], detections.scores[kept])
+        chosen = select(detections, detections.scores >= threshold)
         mask = _mask(picture, chosen, margin)
-        heights, hits = _hits(picture, mask)
-        seen += _counts(heights)
-        covered += _counts(heights[hits])
-        large = heights >= BUCKETS[1][0]
+        valid, hidden = _hits(picture, mask)
+        heights = face_heights(picture)
+        seen += _counts(heights[valid])
+        covered += _counts(heights[hidden])
+        large = valid & (heights >= BUCKETS[1][0])
         counted += bool(large.any())
-        clean += bool(large.any() and hits[large].all())
+        clean += bool(large.any() and hidden[large].all())
         false_count += int(false_boxes(picture, chosen).sum())
         outside += _outside(picture, mask)
         area += mask.size
@@ -139,6 +140,18 @@ def hidden_at(truth: list[Labeled], found: list[Detections], threshold: float, m
         false_count / max(len(truth), 1),
         100 * outside / max(area, 1),
     )
+
+
+def hidden_faces(
+    picture: Labeled, found: Detections, threshold: float, margin: float | None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which rows of ``picture.boxes`` count, and which of these are hidden, as in `hidden_at`. Both are (N,)."""
+    return _hits(picture, _mask(picture, select(found, found.scores >= threshold), margin))
+
+
+def face_heights(picture: Labeled) -> NDArray[np.float32]:
+    """Return the height of each labeled box, (N,), px."""
+    return picture.boxes[:, 3] - picture.boxes[:, 1]
 
 
 def recall_at(truth: list[Labeled], found: list[Detections], threshold: float) -> tuple[float, ...]:
@@ -188,7 +201,7 @@ def covered_shares(picture: Labeled, found: Detections, margin: float, from_px: 
         return np.zeros(0)
     mask = _mask(picture, found, margin)
     matched = iou(picture.boxes, found.boxes).max(axis=1) >= 0.4
-    large = picture.boxes[:, 3] - picture.boxes[:, 1] >= from_px
+    large = face_heights(picture) >= from_px
     shares = []
     for box in picture.boxes[matched & large & ((picture.flags & IGNORE) == 0)]:
         rows, columns, inside = _ellipse(box, (picture.height, picture.width))
@@ -210,7 +223,7 @@ def _labeled(folder: Path, record: dict[str, object]) -> Labeled:
 
 
 def _by_height(picture: Labeled) -> NDArray[np.int64]:
-    heights = picture.boxes[:, 3] - picture.boxes[:, 1]
+    heights = face_heights(picture)
     subsets = sum(np.where(heights >= least, bit, 0) for bit, least in FROM_PX.items())
     return np.where(picture.flags & IGNORE, picture.flags, subsets).astype(np.int64)
 
@@ -263,17 +276,17 @@ def _mask(picture: Labeled, detections: Detections, margin: float | None) -> NDA
     return mask
 
 
-def _hits(picture: Labeled, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the height of each face that counts and whether it is hidden."""
-    heights, hits = [], []
-    for box, flags in zip(picture.boxes, picture.flags, strict=True):
+def _hits(picture: Labeled, mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which labeled faces count, and which of these are hidden, both (N,)."""
+    valid, hidden = np.zeros((2, len(picture.boxes)), np.bool_)
+    for index, (box, flags) in enumerate(zip(picture.boxes, picture.flags, strict=True)):
         if flags & IGNORE or min(box[2] - box[0], box[3] - box[1]) < 2:
             continue
         rows, columns, inside = _ellipse(box, mask.shape)
         if inside.any():
-            heights.append(float(box[3] - box[1]))
-            hits.append(bool(mask[rows, columns][inside].mean() >= HIDDEN_SHARE))
-    return np.array(heights), np.array(hits, np.bool_)
+            valid[index] = True
+            hidden[index] = mask[rows, columns][inside].mean() >= HIDDEN_SHARE
+    return valid, hidden
 
 
 def _outside(picture: Labeled, mask: NDArray[np.bool_]) -> int:

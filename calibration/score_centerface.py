@@ -21,16 +21,13 @@ from calibration.detectors import CenterFaceDetector
 from calibration.evaluate import MIN_SCORE, pixels_of
 from calibration.heldout import data_set, divided
 from calibration.network import load_npz
-from calibration.score import SIZES, Labeled, hidden_at, load_truth, lowest_score, subset_aps
+from calibration.rivals import BUDGETS, columns, points_at, shares_of
+from calibration.score import SIZES, Labeled, load_truth
 from calibration.tables import row, table_head
 
 __all__ = ["add_parser", "row_of", "run"]
 
-BUDGETS = (1.0, 2.0)  # false boxes a picture
-HEAD = (
-    "network", "scale", "AP easy / medium / hard", "10+ px hidden at 1 / 2 false boxes", "every face hidden, at 1 / 2",
-    *(f"{size}, at 1" for size in SIZES),
-)  # fmt: skip
+HEAD = ("network", "scale", *columns(BUDGETS), *(f"{size}, at {BUDGETS[0]:g}" for size in SIZES))
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,12 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def row_of(name: str, scale: float, truth: list[Labeled], found: list[Detections]) -> list[str]:
     """Return a row of the table: AP, then hidden faces at each budget, then by size at the first one."""
-    points = [hidden_at(truth, found, lowest_score(truth, found, budget), None) for budget in BUDGETS]
-    aps = " / ".join(f"{ap:.1f}" for ap in subset_aps(truth, found))
-    faces = " / ".join(f"{point.from_10_px:.1f}" for point in points)
-    pictures = " / ".join(f"{point.pictures_all_hidden:.1f}" for point in points)
+    points = points_at(truth, found, BUDGETS)
     sizes = (f"{share:.1f}" for share in points[0].by_height)
-    return [name, f"{scale:g}", aps, f"{faces} %", f"{pictures} %", *sizes]
+    return [name, f"{scale:g}", *shares_of(truth, found, points), *sizes]
 
 
 def _every(

@@ -13,7 +13,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -25,24 +24,17 @@ from blurguard.types import Detections
 from calibration import counted
 from calibration.centerface import from_onnx
 from calibration.crops import Picture, decode, load_pictures
-from calibration.detectors import CenterFaceDetector, YuNet
+from calibration.detectors import CenterFaceDetector, Detector, YuNet
 from calibration.heldout import data_set, divided
 from calibration.score import FALSE_IOU, IGNORE
 
-__all__ = ["Detector", "add_parser", "run", "unlabeled"]
+__all__ = ["add_parser", "run", "unlabeled"]
 
 SCALES = (1.5, 1.0)  # of CenterFace
 SCORE = 0.25  # from which a detector sees a face
 SAME_FACE = 0.4  # IoU from which two detectors see the same one
 
 Pixels = NDArray[np.uint8]
-
-
-class Detector(Protocol):
-    """Finds faces in (H, W, 3) RGB."""
-
-    def detect(self, rgb: Pixels, min_score: float) -> Detections:
-        """Return the faces from this score up, px."""
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from blurguard.boxes import iou, tile_spans, unrotate_boxes, weighted_nms
+from blurguard.boxes import iou, tile_grid, unrotate_boxes, weighted_nms
 from blurguard.detection import model_zoo
 from blurguard.detection.fusion import SAME_FACE_IOU
 from blurguard.detection.interpreter import Network
@@ -22,11 +22,11 @@ from blurguard.detection.multiscale import (
     SAME_IOU,
     TILE_MULTIPLE_PX,
     TILE_OVERLAP_PX,
-    TILE_PX,
     FusedDetector,
 )
 from blurguard.detection.registry import load_detector
-from blurguard.detection.single_pass import MAX_PER_PASS, detect_once, padded_side
+from blurguard.detection.single_pass import MAX_PER_PASS, detect_once
+from blurguard.detection.views import bucket
 from blurguard.errors import ModelError
 from blurguard.redaction.regions import regions_from
 from blurguard.settings import Mode, Settings
@@ -145,10 +145,8 @@ def test_tiles_see_what_one_look_at_the_whole_picture_sees(
     rgb = crowd[0]
     tiled = accurate._detect_tiled(rgb, accurate.plan.passes[0])
     whole = weighted_nms([detect_once(network, rgb, 0.3)], SAME_IOU)
-    cuts = [
-        {edge for span in tile_spans(side, TILE_PX, TILE_OVERLAP_PX, TILE_MULTIPLE_PX) for edge in span}
-        for side in (rgb.shape[1], rgb.shape[0])
-    ]
+    rows, columns = tile_grid(*rgb.shape[:2], network.max_px, TILE_OVERLAP_PX, TILE_MULTIPLE_PX)
+    cuts = [{edge for span in spans for edge in span} for spans in (columns, rows)]
     crossed = [any(box[at] < cut < box[at + 2] for at in (0, 1) for cut in cuts[at]) for box in whole.boxes]
     assert sum(crossed) >= 2
     assert all_apart(tiled, SAME_IOU)
@@ -228,18 +226,18 @@ def test_settings_choose_the_detector(detectors: dict[Mode, FusedDetector]) -> N
 
 @given(st.integers(1, 20_000))
 def test_pictures_are_run_at_few_sizes_with_little_padding(side: int) -> None:
-    run_at = padded_side(side, 32)
+    run_at = bucket(side, 32)
     assert run_at >= side and run_at % 32 == 0
     assert run_at - side < max(32, side / 8 + 32)
 
 
 def test_few_interpreters_serve_all_sizes() -> None:
-    assert len({padded_side(side, 32) for side in range(1, 641)}) <= 20
+    assert len({bucket(side, 32) for side in range(1, 641)}) <= 20
 
 
 def test_padding_adds_no_faces_and_loses_none(network: Network, crowd: Crowd) -> None:
     rgb = crowd[0][550:850, 230:490]
-    canvas = np.zeros((padded_side(300, 32), padded_side(260, 32), 3), np.uint8)
+    canvas = np.zeros((bucket(300, 32), bucket(260, 32), 3), np.uint8)
     canvas[:300, :260] = rgb
     cut, padded = detect_once(network, rgb, 0.3), detect_once(network, canvas, 0.3)
     assert len(cut) >= 1

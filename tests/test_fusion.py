@@ -22,16 +22,18 @@ from blurguard.detection.fusion import (
     MIN_PX,
     SAME_FACE_IOU,
     fuse,
+    least_score,
     merged,
     probabilities,
     same_faces,
 )
 from blurguard.detection.interpreter import Network
 from blurguard.detection.model_zoo import PassSpec, Plan
-from blurguard.detection.multiscale import MIN_NETWORK_SCORE, FusedDetector
+from blurguard.detection.multiscale import FusedDetector
 from blurguard.types import Detections
 
 MANIFEST = model_zoo.load_manifest()
+LOWEST_SCORE = 0.08  # of a network that may count
 AS_IT_IS = (0.0, 1.0, 0.0, 0.0, 0.0)  # coefficients that leave a score unchanged
 PLANS = {f"{model.name}, {mode}": plan for model in MANIFEST.models for mode, plan in model.plans.items()}
 PASSES = {f"{name}, {each.network}/{each.scales}": each for name, plan in PLANS.items() for each in plan.every_pass}
@@ -49,7 +51,7 @@ def square(x: float, y: float, side: float) -> Box:
 
 @pytest.mark.parametrize("each", PASSES.values(), ids=PASSES)
 def test_a_higher_score_is_a_higher_probability(each: PassSpec) -> None:
-    scores = np.linspace(MIN_NETWORK_SCORE, 1, 200, dtype=np.float32)
+    scores = np.linspace(LOWEST_SCORE, 1, 200, dtype=np.float32)
     for height in np.geomspace(MIN_PX, MAX_PX, 60):
         boxes = np.tile(np.array([0, 0, height, height], np.float32), (len(scores), 1))
         found = probabilities(Detections(boxes, scores), each.probability).scores.astype(float)
@@ -60,8 +62,8 @@ def test_a_higher_score_is_a_higher_probability(each: PassSpec) -> None:
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_a_box_with_the_lowest_score_of_a_network_is_not_hidden_by_it_alone(plan: Plan) -> None:
     boxes = np.array([[0, 0, side, side] for side in np.geomspace(MIN_PX, MAX_PX, 60)], np.float32)
-    lowest = Detections(boxes, np.full(len(boxes), MIN_NETWORK_SCORE, np.float32))
     for each in plan.every_pass:
+        lowest = Detections(boxes, np.full(len(boxes), least_score(each.probability), np.float32))
         assert probabilities(lowest, each.probability).scores.max() < plan.threshold, each
 
 

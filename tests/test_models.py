@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from blurguard.detection import model_zoo
-from blurguard.detection.interpreter import CACHE_PX, Network, interpreter_class
+from blurguard.detection.interpreter import CACHE_BYTES, Network, interpreter_class
 from blurguard.errors import ModelError
 from blurguard.settings import Mode
 from tests.children import look_for_runtime, run_network
@@ -151,19 +151,19 @@ def test_kept_interpreters_stay_within_their_bound() -> None:
     network = fresh_network()
     for side in (*range(32, 1000, 128), 32, 1120, 64):
         network.run(np.zeros((side, side, 3), np.uint8))
-        held = sum(height * width for height, width in network._interpreters)
-        assert held <= max(CACHE_PX, side * side)
+        held = network.spec.bytes_per_px * sum(height * width for height, width in network._interpreters)
+        assert held <= max(CACHE_BYTES, network.spec.bytes_per_px * side * side)
         assert (side, side) in network._interpreters
 
 
 def test_the_interpreter_used_last_is_dropped_last() -> None:
     network = fresh_network()
-    for side in (640, 576, 640, 576, 640):  # both fit
+    for side in (896, 768, 896, 768, 896):  # both fit
         network.run(np.zeros((side, side, 3), np.uint8))
-    kept = network._interpreters[640, 640]
-    network.run(np.zeros((544, 544, 3), np.uint8))
-    assert network._interpreters.get((640, 640)) is kept
-    assert (576, 576) not in network._interpreters
+    kept = network._interpreters[896, 896]
+    network.run(np.zeros((736, 736, 3), np.uint8))
+    assert network._interpreters.get((896, 896)) is kept
+    assert (768, 768) not in network._interpreters
 
 
 def test_the_runtime_says_nothing_and_stderr_works_afterwards(start_python: Starter) -> None:

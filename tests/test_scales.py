@@ -53,7 +53,7 @@ def test_work_is_bounded(width: int, height: int) -> None:
         "fast": min(scales.MAX_SCALE**2 * image, fast) * (1 + sum(ratio**2 for ratio in scales.FAST_RATIOS)),
         "fine": max(scales.FINE_PX, image),
         "coarse": max(scales.FINE_PX, image) / 8,  # a ninth, and its ninths
-        "medium": scales.MAX_MEDIUM_PX,
+        "medium": scales.MEDIUM_PX,
         "own": max(scales.FAST_SIDE_PX**2, image),
         "octaves": max(scales.FAST_SIDE_PX**2, image) / 3,  # a fourth, and its fourths
         "pyramid": max(scales.FAST_SIDE_PX**2, image) * 4 / 3,
@@ -68,15 +68,15 @@ def test_work_is_bounded(width: int, height: int) -> None:
 def test_own_sizes_are_never_reduced(width: int, height: int) -> None:
     assert RULES["own"](width, height)[0] >= 1
     assert RULES["fine"](width, height)[0] >= 1
-    if width * height <= scales.MAX_MEDIUM_PX:
+    if width * height <= scales.MEDIUM_PX:
         assert RULES["medium"](width, height)[0] >= 1
 
 
 @given(SIDES, SIDES)
 def test_small_images_are_enlarged_as_far_as_it_helps(width: int, height: int) -> None:
-    (fine,), (medium,) = RULES["fine"](width, height), RULES["medium"](width, height)
-    for scale, least in ((fine, scales.FINE_PX), (medium, scales.MIN_MEDIUM_PX)):
-        assert scale == scales.MAX_SCALE or scale**2 * width * height >= least * (1 - 1e-9)
+    (fine,), (own,) = RULES["fine"](width, height), RULES["own"](width, height)
+    assert fine == scales.MAX_FINE_SCALE or fine**2 * width * height >= scales.FINE_PX * (1 - 1e-9)
+    assert own == scales.MAX_SCALE or own * max(width, height) >= scales.FAST_SIDE_PX * (1 - 1e-9)
 
 
 @given(SIDES, SIDES)

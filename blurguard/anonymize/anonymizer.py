@@ -29,7 +29,7 @@ from blurguard.types import Detections, Face, Image, Layout, Outcome, Pixels, Re
 Progress = Callable[[Path, int, int | None], None]
 
 # Raise it whenever the same settings and model would give another result. Older results are then redone.
-DIGEST_VERSION = 3
+DIGEST_VERSION = 4
 # Image files are read whole. Larger ones would only exhaust the memory.
 MAX_BYTES = 4 << 30
 _NEUTRAL_SETTINGS = ("jobs", "max_pixels")  # the result does not depend on them

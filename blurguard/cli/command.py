@@ -65,6 +65,10 @@ def worker_config(settings: Settings, console: ConsoleProgress, threads: int = 1
     return WorkerConfig(functools.partial(Anonymizer, settings), settings.jobs or cpu_count(), threads, console.frames)
 
 
+# Scores of the first version were no probabilities, so a number that was chosen then hides other faces now.
+PROBABILITY_NOTE = "min-score {:g} is a probability: 0.5 hides boxes that are as likely a face as not"
+
+
 def command(app: typer.Typer, name: str, *tables: type[Any], without: tuple[str, ...] = ()) -> Register:
     """Register a command that returns an exit code. If it has tables, it takes a ``Run`` as ``run``.
 
@@ -107,7 +111,9 @@ def _exit_code(function: Command, given: Given, arguments: dict[str, Any]) -> in
     try:
         if given:
             read = functools.partial(_read_settings, options.config, given)
-            arguments["run"] = Run(*read(), read, options, console)
+            run = arguments["run"] = Run(*read(), read, options, console)
+            if run.settings.min_score is not None:
+                console.say(PROBABILITY_NOTE.format(run.settings.min_score))
         return function(**arguments)
     except BlurguardError as error:
         console.fail(str(error))

@@ -6,6 +6,7 @@ a face that one pass alone is sure of is hidden. `python -m calibration probabil
 passes together, so that the fused numbers are probabilities.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +19,10 @@ COEFFICIENTS = 5  # of the logit of a probability: 1, logit of the score, log of
 SAME_FACE_IOU = 0.45  # boxes of two passes that overlap as much are one face. 0.35 to 0.5 differ by 0.2 of AP.
 REFERENCE_PX = 20.0  # heights count by their ratio to this one
 MIN_PX, MAX_PX = 4.0, 400.0  # beyond these the height says nothing more
+MIN_SLOPE = 1e-3
+SCORE_RANGE = (0.08, 0.5)  # of the lowest score of a network that counts
 SCORE_LIMIT = 1e-4  # scores nearer to 0 or 1 count as this near
-MIN_PROBABILITY = 0.02  # less is not worth the time
+MIN_PROBABILITY = 0.04  # less is not worth the time
 
 Floats = NDArray[np.float64]
 Place = tuple[int, int]  # number of a pass, and of a detection in it
@@ -31,6 +34,19 @@ def terms(scores: NDArray[np.float32], boxes: Boxes) -> Floats:
     logit = np.log(score / (1 - score))
     height = np.log(np.clip((boxes[:, 3] - boxes[:, 1]).astype(float), MIN_PX, MAX_PX) / REFERENCE_PX)
     return np.stack([np.ones_like(logit), logit, height, logit * height, height * height], axis=1)
+
+
+@functools.cache
+def least_score(coefficients: tuple[float, ...]) -> float:
+    """Return a network's score under which no box of any height reaches `MIN_PROBABILITY`, but at least 0.08."""
+    height = np.log(np.geomspace(MIN_PX, MAX_PX, 50) / REFERENCE_PX)
+    constant, logit, tall, product, square = coefficients
+    wanted = np.log(MIN_PROBABILITY / (1 - MIN_PROBABILITY))
+    slope = logit + product * height
+    rising = slope > MIN_SLOPE  # where it is not, any score may be probable
+    least = (wanted - constant - tall * height - square * height * height) / np.where(rising, slope, 1)
+    lowest = 1 / (1 + np.exp(-least)) if rising.all() else np.zeros(1)
+    return float(np.clip(lowest.min(), *SCORE_RANGE))
 
 
 def probabilities(found: Detections, coefficients: Sequence[float]) -> Detections:

@@ -1,7 +1,7 @@
 """Runs a network at any input size. The only importer of LiteRT, or else of tflite-runtime.
 
-An interpreter has a fixed input size and is costly to build. A cache keeps interpreters of up to ``CACHE_PX`` input
-px together, and drops the least recently used first. Interpreters are not thread-safe: one ``Network`` per worker.
+An interpreter has a fixed input size and is costly to build. A cache keeps interpreters of up to ``CACHE_BYTES``
+together, and drops the least recently used first. Interpreters are not thread-safe: one ``Network`` per worker.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from blurguard.detection.model_zoo import NetworkSpec
 from blurguard.errors import ModelError
 
-# An INT8 network takes about 100 bytes per input px, a float one 170 (measured): the bound is some 100 and 170 MB.
-# Building an interpreter takes about as long as running it once.
-CACHE_PX = 1_000_000
+# Building an interpreter takes a third of the time of a run, or more. One of `MAX_INPUT_BYTES` and some small ones fit.
+CACHE_BYTES = 150_000_000
+MAX_INPUT_BYTES = 115_000_000  # larger inputs are tiled. 1536 x 1054 px for CenterFace as INT8.
 _RUNTIMES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.interpreter", "tflite-runtime"))
 
 
@@ -58,6 +58,11 @@ class Network:
         self._make, _ = interpreter_class()
         self._interpreters: OrderedDict[tuple[int, int], Any] = OrderedDict()
 
+    @property
+    def max_px(self) -> int:
+        """Px of the largest input that does not have to be tiled."""
+        return MAX_INPUT_BYTES // self.spec.bytes_per_px
+
     def run(self, canvas: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the raw output maps for one RGB image.
 
@@ -84,11 +89,15 @@ class Network:
         """Return the cached interpreter for that size, or build it."""
         key = (height, width)
         if key not in self._interpreters:
-            while self._interpreters and sum(map(math.prod, (*self._interpreters, key))) > CACHE_PX:
+            while self._interpreters and self._bytes_of((*self._interpreters, key)) > CACHE_BYTES:
                 self._interpreters.popitem(last=False)
             self._interpreters[key] = self._build(height, width)
         self._interpreters.move_to_end(key)
         return self._interpreters[key]
+
+    def _bytes_of(self, sizes: Iterable[tuple[int, int]]) -> int:
+        """Return the memory of interpreters of these sizes, about."""
+        return self.spec.bytes_per_px * sum(map(math.prod, sizes))
 
     def _build(self, height: int, width: int) -> Any:
         """Build an interpreter after setting the sizes that the file itself holds."""

@@ -40,6 +40,7 @@ class NetworkSpec:
         input_scale: of uint8 RGB for a float input: x * scale + offset.
         input_offset: see ``input_scale``.
         size_multiple: h and w are multiples of this, px.
+        bytes_per_px: memory of an interpreter, about, per px of its input.
         size_constants: (byte offset, divisor) of two int32 in the file that are set to h // divisor and w // divisor.
         offset_unit: input px per unit of the raw offset x y.
         size_unit: input px per unit of the raw width and height.
@@ -63,6 +64,7 @@ class NetworkSpec:
     input_scale: float
     input_offset: float
     size_multiple: int
+    bytes_per_px: int
     size_constants: tuple[tuple[int, int], ...] = ()
     offset_unit: float = 1.0
     size_unit: float = 1.0

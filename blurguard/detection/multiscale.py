@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.boxes import iou, longer_sides, select, tile_spans, weighted_nms
-from blurguard.detection.fusion import fuse, probabilities
+from blurguard.boxes import iou, longer_sides, select, tile_grid, weighted_nms
+from blurguard.detection.fusion import fuse, least_score, probabilities
 from blurguard.detection.interpreter import Network
 from blurguard.detection.lighting import correct_tone, exposure_defect
 from blurguard.detection.model_zoo import PassSpec, Plan
@@ -23,11 +23,8 @@ from blurguard.types import Detections
 # 0.6 for the second rule 7 are, but 0.4 of AP hard is lost in crowds. With 0.45 for the first 28 are, without the
 # second 71.
 SAME_IOU, SAME_OVERLAP = 0.35, 0.75
-# Tiles bound the memory. An image of one million px fits into one.
-TILE_PX, TILE_MULTIPLE_PX = 1088, 64
+TILE_MULTIPLE_PX = 64
 TILE_OVERLAP_PX = 96  # larger faces are whole at the next coarser scale
-# Of the networks. A lower one would be a probability of under 0.03.
-MIN_NETWORK_SCORE = 0.08
 QUARTERS = (1, 2, 3)
 # Rotated passes add false boxes. With these two rules 1.48 -> 1.50 an image in 60 upright held-back training images,
 # without 1.62 -> 2.80.
@@ -81,7 +78,7 @@ class FusedDetector:
         """Return the detections of each scale, finest first, px of ``rgb``."""
         parts, level = [], rgb
         for scale in scales:
-            view = View.at_scale(rgb, scale)
+            view = View.at_scale(rgb, scale).snapped()
             level = view.render(rgb, finer=level)
             parts.append(view.uncut(self._detect_tiled(level, each)))
         return parts
@@ -93,7 +90,7 @@ class FusedDetector:
         the right way up: there all faces count fully.
         """
         (scale,) = RULES[each.scales](rgb.shape[1], rgb.shape[0])
-        view = View.at_scale(rgb, scale)
+        view = View.at_scale(rgb, scale).snapped()
         level = view.render(rgb)
         enough = ROTATED_EVIDENCE_RATIO * _evidence(upright, scale)
         parts = []
@@ -115,11 +112,12 @@ class FusedDetector:
         """
         height, width = rgb.shape[:2]
         network = self._networks[each.network]
-        rows, columns = (tile_spans(n, TILE_PX, TILE_OVERLAP_PX, TILE_MULTIPLE_PX) for n in (height, width))
+        least = least_score(each.probability)
+        rows, columns = tile_grid(height, width, network.max_px, TILE_OVERLAP_PX, TILE_MULTIPLE_PX)
         parts = []
         for (y0, y1), (x0, x1) in itertools.product(rows, columns):
             tile = View((width, height), (x0, y0, x1, y1))
-            parts.append(tile.uncut(detect_once(network, tile.render(rgb), MIN_NETWORK_SCORE)))
+            parts.append(tile.uncut(detect_once(network, tile.render(rgb), least)))
         return weighted_nms(parts, SAME_IOU, SAME_OVERLAP)
 
 

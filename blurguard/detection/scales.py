@@ -17,11 +17,11 @@ FAST_SHORT_SIDE_PX = 360  # its least shorter side, so that long images are not 
 FAST_RATIOS = (0.3, 0.15)  # coarser copies. The last one takes 1 ms and shows faces that fill the image.
 # Megapixels that CenterFace sees at least, of an image of any size. WIDER FACE images have 0.7 on average, and 1.5
 # times their size shows the most faces for its cost (`python -m calibration combinations`).
-FINE_PX = 1_600_000
+FINE_PX, MAX_FINE_SCALE = 1_600_000, 1.5
 COARSE_RATIO = 1 / 3  # from one copy to the next coarser one
 COARSE_SIDE_PX = 640  # no coarser copy is made of one with this longer side
-MIN_MEDIUM_PX, MAX_MEDIUM_PX = 750_000, 3_000_000  # the first is about the own size of WIDER FACE images
-ROTATED_SIDE_PX = 448
+MEDIUM_PX = 3_000_000  # more would cost more than it shows: faces of few px of so large images are seldom legible
+ROTATED_SIDE_PX = 416
 
 
 def fast(width: int, height: int) -> list[float]:
@@ -33,7 +33,7 @@ def fast(width: int, height: int) -> list[float]:
 
 def fine(width: int, height: int) -> list[float]:
     """Return the own size, or more for small images."""
-    return [min(MAX_SCALE, max(1.0, math.sqrt(FINE_PX / (width * height))))]
+    return [min(MAX_FINE_SCALE, max(1.0, math.sqrt(FINE_PX / (width * height))))]
 
 
 def coarse(width: int, height: int) -> list[float]:
@@ -46,8 +46,7 @@ def coarse(width: int, height: int) -> list[float]:
 
 def medium(width: int, height: int) -> list[float]:
     """Return the own size, or more for small and less for large images."""
-    pixels = width * height
-    return [min(MAX_SCALE, max(math.sqrt(MIN_MEDIUM_PX / pixels), min(1.0, math.sqrt(MAX_MEDIUM_PX / pixels))))]
+    return [min(own(width, height)[0], math.sqrt(MEDIUM_PX / (width * height)))]
 
 
 def octaves(width: int, height: int) -> list[float]:

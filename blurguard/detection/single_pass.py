@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from blurguard.boxes import Boxes
 from blurguard.detection.interpreter import Network
 from blurguard.detection.model_zoo import NetworkSpec
+from blurguard.detection.views import bucket
 from blurguard.types import Detections
 
 SCORE_CLIP = 100.0  # MediaPipe, face_detection.pbtxt: score_clipping_thresh
@@ -47,15 +48,5 @@ def _decode(spec: NetworkSpec, raw: Boxes, cells: NDArray[np.intp]) -> Boxes:
 
 def _pad_to_bucket(rgb: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
     """Return the image in the top left corner of a black canvas, whose sides are rounded up to one of a few lengths."""
-    bottom, right = (padded_side(side, multiple) - side for side in rgb.shape[:2])
+    bottom, right = (bucket(side, multiple) - side for side in rgb.shape[:2])
     return np.pad(rgb, ((0, bottom), (0, right), (0, 0))) if bottom or right else rgb
-
-
-def padded_side(side: int, multiple: int) -> int:
-    """Round a side up to one of a few lengths, px, so that interpreters are reused.
-
-    They are an eighth of the side apart, rounded to the network's multiple: at most one part in eight is padding.
-    """
-    step = max(multiple, 1 << max((side - 1).bit_length() - 4, 0))
-    step = -(-step // multiple) * multiple
-    return -(-side // step) * step
