@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,18 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own habit
 from numpy.typing import NDArray
 
 from blurguard.boxes import Boxes, iou
-from blurguard.detection.fusion import COEFFICIENTS, fuse, merged, probabilities, same_faces, terms
-from blurguard.detection.model_zoo import MANIFEST, Plan, load_manifest, models_dir
+from blurguard.detection.fusion import (
+    COEFFICIENTS,
+    MAX_PX,
+    MIN_PX,
+    REFERENCE_PX,
+    fuse,
+    merged,
+    probabilities,
+    same_faces,
+    terms,
+)
+from blurguard.detection.model_zoo import MANIFEST, PassSpec, Plan, load_manifest, models_dir
 from blurguard.detection.multiscale import FusedDetector
 from blurguard.detection.registry import load_detector
 from blurguard.settings import Mode, Settings
@@ -44,9 +55,10 @@ from calibration.tables import table
 __all__ = ["Seen", "add_parser", "fitted", "fused", "kept_out_pictures", "likely", "reliability", "run"]
 
 FACE_IOU = 0.4  # a box of a small face that overlaps it by less than 0.5 still hides it
-RIDGE = 1e-3  # keeps coefficients near zero that nothing determines
+RIDGE = 1e-4  # keeps coefficients near zero that nothing determines
 ROUNDS = 2  # of grouping boxes by the last probabilities and fitting again
 ITERATIONS = 200
+LEAST_SLOPE = 0.1  # of the logit of a probability by that of the score
 TINY = 1e-9  # the least probability of a box, so that its logarithm is finite
 DIGITS = 4  # of the coefficients
 DECILES = 10
@@ -132,15 +144,16 @@ def _fitted_plan(detector: FusedDetector, mode: Mode, pictures: dict[str, list[L
     }
     print(f"\nscores with {budget:g} false boxes a picture: {scores}\n")
     plan = _with(detector.plan, coefficients, max(scores.values()))
-    detector.plan = plan
-    return dataclasses.replace(plan, crowd_ap=crowd_ap(detector))
+    everywhere = [picture for some in pictures.values() for picture in some]
+    plan = dataclasses.replace(plan, rotated=_fitted_rotated(detector, everywhere))
+    return dataclasses.replace(plan, crowd_ap=crowd_ap(detector.with_plan(plan)))
 
 
 def see(detector: FusedDetector, pictures: Sequence[Labeled]) -> list[Seen]:
     """Return the detections of all passes on these pictures, down to low scores."""
     start = np.tile(AS_IT_IS, (len(detector.plan.passes), 1))
-    detector.plan = _with(detector.plan, start, detector.threshold)
-    return [Seen(picture, detector.detect_passes(pixels_of(picture))) for picture in counted(list(pictures))]
+    plain = detector.with_plan(_with(detector.plan, start, detector.threshold))
+    return [Seen(picture, plain.detect_passes(pixels_of(picture))) for picture in counted(list(pictures))]
 
 
 def likely(one: Seen, coefficients: Coefficients) -> list[Detections]:
@@ -190,16 +203,22 @@ def reliability(seen: Sequence[Seen]) -> list[list[str]]:
 
 
 def _with(plan: Plan, coefficients: Coefficients, threshold: float) -> Plan:
-    """Return the plan with these coefficients; the rotated pass gets those of its network's last one."""
+    """Return the plan with these coefficients of its passes but the rotated one."""
     passes = tuple(
         dataclasses.replace(each, probability=tuple(row.tolist()))
         for each, row in zip(plan.passes, coefficients, strict=True)
     )
-    rotated = plan.rotated
-    if rotated:
-        alike = [each for each in passes if each.network == rotated.network][-1]
-        rotated = dataclasses.replace(rotated, probability=alike.probability)
-    return dataclasses.replace(plan, passes=passes, rotated=rotated, threshold=threshold)
+    return dataclasses.replace(plan, passes=passes, threshold=threshold)
+
+
+def _fitted_rotated(detector: FusedDetector, pictures: Sequence[Labeled]) -> PassSpec | None:
+    """Return the rotated pass with coefficients of its own: a picture on its side is upright to it alone."""
+    rotated = detector.plan.rotated
+    if rotated is None:
+        return None
+    alone = detector.with_plan(dataclasses.replace(detector.plan, passes=(rotated,), rotated=None))
+    (row,) = fitted(see(alone, pictures))
+    return dataclasses.replace(rotated, probability=tuple(row.tolist()))
 
 
 def _judged(picture: Labeled, boxes: Boxes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -238,19 +257,30 @@ def _groups(one: Seen, coefficients: Coefficients) -> Iterator[tuple[NDArray[np.
 def _most_probable(values: NDArray[np.float64], present: NDArray[np.bool_], face: NDArray[np.bool_]) -> Coefficients:
     """Return the coefficients that make N boxes the most probable: the arguments are those of `_examples`."""
     x, there, is_face = (torch.from_numpy(array.astype(np.float64)) for array in (values, present, face))
-    chosen = torch.zeros(values.shape[1:], dtype=torch.float64)
-    chosen[:, 1] = 1.0
-    chosen.requires_grad_()
+    chosen = torch.zeros(values.shape[1:], dtype=torch.float64).requires_grad_()
     optimizer = torch.optim.LBFGS([chosen], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         # log of the probability that no pass is right: sum of log(1 - p)
-        none_right = -(F.softplus((x * chosen).sum(dim=2)) * there).sum(dim=1)
+        coefficients = _rising(chosen)
+        none_right = -(F.softplus((x * coefficients).sum(dim=2)) * there).sum(dim=1)
         one_right = torch.log(-torch.expm1(none_right.clamp(max=-TINY)))
-        value = -(is_face * one_right + (1 - is_face) * none_right).mean() + RIDGE * (chosen**2).mean()
+        value = -(is_face * one_right + (1 - is_face) * none_right).mean() + RIDGE * (coefficients**2).mean()
         value.backward()  # type: ignore[no-untyped-call]  # PyTorch's own
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]  # PyTorch's own
-    return chosen.detach().numpy()
+    return _rising(chosen).detach().numpy()
+
+
+def _rising(free: torch.Tensor) -> torch.Tensor:
+    """Return coefficients (P, 5) under which a higher score is more probable at every height.
+
+    Of the free numbers (P, 5), the second and the fourth decide how steeply at the least and at the largest height.
+    """
+    low, high = (math.log(side / REFERENCE_PX) for side in (MIN_PX, MAX_PX))
+    constant, steep_low, tall, steep_high, square = free.unbind(dim=1)
+    at_low, at_high = (F.softplus(steep) + LEAST_SLOPE for steep in (steep_low, steep_high))
+    product = (at_high - at_low) / (high - low)
+    return torch.stack([constant, at_low - product * low, tall, product, square], dim=1)

@@ -145,7 +145,7 @@ def test_tiles_see_what_one_look_at_the_whole_picture_sees(
     rgb = crowd[0]
     tiled = accurate._detect_tiled(rgb, accurate.plan.passes[0])
     whole = weighted_nms([detect_once(network, rgb, 0.3)], SAME_IOU)
-    rows, columns = tile_grid(*rgb.shape[:2], network.max_px, TILE_OVERLAP_PX, TILE_MULTIPLE_PX)
+    rows, columns = tile_grid(rgb.shape[0], rgb.shape[1], network.max_px, TILE_OVERLAP_PX, TILE_MULTIPLE_PX)
     cuts = [{edge for span in spans for edge in span} for spans in (columns, rows)]
     crossed = [any(box[at] < cut < box[at + 2] for at in (0, 1) for cut in cuts[at]) for box in whole.boxes]
     assert sum(crossed) >= 2

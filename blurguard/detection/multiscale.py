@@ -52,6 +52,10 @@ class FusedDetector:
         self.quarters: tuple[int, ...] = QUARTERS if plan.rotated else ()
         self.quick: FusedDetector | None = None
 
+    def with_plan(self, plan: Plan) -> FusedDetector:
+        """Return a detector with the same networks and another plan of them."""
+        return FusedDetector(self.identity, plan, self._networks)
+
     def detect(self, rgb: Rgb, min_score: float) -> Detections:
         """Return the faces with at least this probability, most probable first, one box per face, px of ``rgb``."""
         found = self.detect_passes(rgb)
