@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from blurguard.detection.fusion import terms
+from blurguard.detection.fusion import MAX_PX, MIN_PX, terms
 from blurguard.detection.model_zoo import MANIFEST, load_manifest
 from blurguard.detection.registry import load_detector
 from blurguard.settings import Mode, Settings
@@ -95,6 +95,15 @@ def test_one_pass_is_fitted_alone() -> None:
     assert len(rows) >= 8
     for mean, share in rows:
         assert mean == pytest.approx(share, abs=0.05)
+
+
+def test_a_higher_score_is_more_probable_at_every_height_whatever_the_data() -> None:
+    random, falling = np.random.default_rng(11), np.array([[0.0, 0.3, 0.0, 0.5, 0.0]])  # for faces under 11 px
+    (row,) = probabilities.fitted([drawn(random, falling)[0] for _ in range(60)])
+    for height in (MIN_PX, 8, 20, MAX_PX):
+        boxes = np.array([[0, 0, height, height]] * 2, np.float32)
+        low, high = (terms(np.array([0.2, 0.9], np.float32), boxes) @ row).tolist()
+        assert low < high, height
 
 
 def test_the_fit_is_the_same_each_time_and_rounded(seen: list[Seen]) -> None:
@@ -188,10 +197,10 @@ def test_write_stores_what_the_detector_then_does(written: Path, wider_more: Pat
         assert hidden_at(truth, found, plan.threshold, None).false_per_picture <= 2
 
 
-def test_the_rotated_pass_gets_the_coefficients_of_its_network(written: Path) -> None:
-    plan = load_manifest(written).model("stock").plans[Mode.ACCURATE]
-    assert plan.rotated
-    assert plan.rotated.probability == plan.passes[-1].probability
+def test_the_rotated_pass_gets_coefficients_of_its_own(written: Path) -> None:
+    plan, known = (load_manifest(folder).model("stock").plans[Mode.ACCURATE] for folder in (written, None))
+    assert plan.rotated and known.rotated
+    assert plan.rotated.probability not in {known.rotated.probability, *(each.probability for each in plan.passes)}
 
 
 @pytest.mark.parametrize("step", ["probabilities", "combinations"])
