@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blurguard.boxes import NO_DETECTIONS, Boxes, best_first, greedy_nms, select
+from blurguard.boxes import NO_DETECTIONS, Boxes, best_first, iou, select
 from blurguard.types import Detections
 
 COEFFICIENTS = 5  # of the logit of a probability: 1, logit of the score, log of the height, their product, its square
 SAME_FACE_IOU = 0.45  # boxes of two passes that overlap as much are one face. 0.35 to 0.5 differ by 0.2 of AP.
 REFERENCE_PX = 20.0  # heights count by their ratio to this one
-MIN_PX, MAX_PX = 4.0, 400.0  # beyond these the height says nothing more
+MIN_PX, MAX_PX = 8.0, 400.0  # beyond these the height says nothing more
 MIN_SLOPE = 1e-3
 SCORE_RANGE = (0.08, 0.5)  # of the lowest score of a network that counts
 SCORE_LIMIT = 1e-4  # scores nearer to 0 or 1 count as this near
@@ -75,7 +75,8 @@ def merged(passes: Sequence[Detections], groups: Sequence[Sequence[Place]]) -> D
 def same_faces(passes: Sequence[Detections]) -> list[list[Place]]:
     """Return for each face its best detection in each pass that has one.
 
-    Greedy: the most probable box takes all boxes that overlap it, and so on.
+    Greedy: the most probable box takes the best box of each other pass that overlaps it, and so on. Boxes of one pass
+    are different faces: a second one stays, though it overlaps the same box of another pass.
     """
     places = [
         (index, row) for index, found in enumerate(passes) for row in np.flatnonzero(found.scores >= MIN_PROBABILITY)
@@ -84,10 +85,15 @@ def same_faces(passes: Sequence[Detections]) -> list[list[Place]]:
         return []
     boxes = np.array([passes[index].boxes[row] for index, row in places])
     order = best_first(np.array([passes[index].scores[row] for index, row in places]))
+    overlapping = [np.flatnonzero(row) for row in iou(boxes[order], boxes[order]) > SAME_FACE_IOU]
+    taken = np.zeros(len(order), np.bool_)
     groups = []
-    for _, overlap, remaining in greedy_nms(boxes[order], SAME_FACE_IOU):
-        best: dict[int, int] = {}
-        for place in order[remaining & (overlap > SAME_FACE_IOU)].tolist():
-            best.setdefault(*places[place])
-        groups.append(sorted(best.items()))
+    for leader, others in enumerate(overlapping):
+        if taken[leader]:
+            continue
+        best = {places[order[leader]][0]: leader}
+        for other in others[~taken[others]].tolist():
+            best.setdefault(places[order[other]][0], other)
+        taken[[*best.values()]] = True
+        groups.append(sorted(places[order[one]] for one in best.values()))
     return groups

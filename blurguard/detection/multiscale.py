@@ -90,24 +90,29 @@ class FusedDetector:
     def _detect_rotated(self, rgb: Rgb, each: PassSpec, upright: Detections) -> list[Detections]:
         """Return the faces of each rotation, with probabilities, px of ``rgb``.
 
-        Only new faces count, and with a lower probability. A rotation with more evidence than the upright image is
-        the right way up: there all faces count fully.
+        Only new faces count, and with a lower probability. A rotation with more evidence than the upright image in the
+        same pass is the right way up: there all faces count fully.
         """
         (scale,) = RULES[each.scales](rgb.shape[1], rgb.shape[0])
         view = View.at_scale(rgb, scale).snapped()
         level = view.render(rgb)
-        enough = ROTATED_EVIDENCE_RATIO * _evidence(upright, scale)
+        turns = (0, *self.quarters)
+        found = [self._detect_quarter(rgb, level, view._replace(rotation=turn), each) for turn in turns]
+        evidence = [_evidence(faces, scale) for faces in found]
         parts = []
-        for quarter in self.quarters:
-            rotated = view._replace(rotation=quarter)
-            rendering = rotated.render(rgb, finer=level)
-            faces = probabilities(rotated.uncut(self._detect_tiled(rendering, each)), each.probability)
-            if _evidence(faces, scale) <= enough:
-                # Faces of the upright image keep their boxes there, which are better.
-                faces = select(faces, iou(faces.boxes, upright.boxes).max(axis=1, initial=0) <= SAME_IOU)
-                faces = Detections(faces.boxes, _shift_logits(faces.scores, ROTATED_LOGIT_SHIFT))
-            parts.append(faces)
+        for faces, own in zip(found[1:], evidence[1:], strict=True):
+            if own > ROTATED_EVIDENCE_RATIO * evidence[0]:
+                parts.append(faces)
+                continue
+            # Faces of the upright image keep their boxes there, which are better.
+            new = select(faces, iou(faces.boxes, upright.boxes).max(axis=1, initial=0) <= SAME_IOU)
+            parts.append(Detections(new.boxes, _shift_logits(new.scores, ROTATED_LOGIT_SHIFT)))
         return parts
+
+    def _detect_quarter(self, rgb: Rgb, level: Rgb, view: View, each: PassSpec) -> Detections:
+        """Return the faces of one rotation, with probabilities, px of ``rgb``. ``level`` is the unrotated rendering."""
+        faces = view.uncut(self._detect_tiled(view.render(rgb, finer=level), each))
+        return probabilities(faces, each.probability)
 
     def _detect_tiled(self, rgb: Rgb, each: PassSpec) -> Detections:
         """Run the network of a pass on one rendering, in overlapping tiles if it is large.
