@@ -29,7 +29,8 @@ from blurguard.detection.fusion import (
 )
 from blurguard.detection.interpreter import Network
 from blurguard.detection.model_zoo import PassSpec, Plan
-from blurguard.detection.multiscale import FusedDetector
+from blurguard.detection.multiscale import MIN_SIDE_PX, FusedDetector
+from blurguard.detection.scales import RULES
 from blurguard.types import Detections
 
 MANIFEST = model_zoo.load_manifest()
@@ -61,8 +62,9 @@ def test_a_higher_score_is_a_higher_probability(each: PassSpec) -> None:
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_a_box_with_the_lowest_score_of_a_network_is_not_hidden_by_it_alone(plan: Plan) -> None:
-    boxes = np.array([[0, 0, side, side] for side in np.geomspace(MIN_PX, MAX_PX, 60)], np.float32)
     for each in plan.every_pass:
+        smallest = MIN_SIDE_PX / RULES[each.scales](1024, 683)[0]
+        boxes = np.array([[0, 0, side, side] for side in np.geomspace(smallest, 2 * MAX_PX, 60)], np.float32)
         lowest = Detections(boxes, np.full(len(boxes), least_score(each.probability), np.float32))
         assert probabilities(lowest, each.probability).scores.max() < plan.threshold, each
 
@@ -154,6 +156,17 @@ def test_small_faces_inside_a_large_box_of_another_pass_all_stay() -> None:
 def test_neighbors_that_two_passes_find_both_stay(apart: int, faces: int) -> None:
     for one, other in ((0.9, 0.6), (0.6, 0.9)):
         assert len(fuse([seen((square(0, 0, 40), one)), seen((square(apart, 0, 40), other))])) == faces
+
+
+def test_neighbors_that_one_box_of_another_pass_covers_both_stay() -> None:
+    both = seen(((0, 0, 40, 20), 0.95))
+    each = seen(((0, 0, 20, 20), 0.9), ((20, 0, 40, 20), 0.9))
+    faces = fuse([both, each])
+    covered = np.zeros((20, 40), bool)
+    for x0, y0, x1, y1 in faces.boxes.round().astype(int).tolist():
+        covered[y0:y1, x0:x1] = True
+    assert len(faces) == 2
+    assert covered.all()
 
 
 def test_no_pass_and_no_box_give_no_face() -> None:

@@ -18,7 +18,7 @@ from blurguard.types import Detections
 COEFFICIENTS = 5  # of the logit of a probability: 1, logit of the score, log of the height, their product, its square
 SAME_FACE_IOU = 0.45  # boxes of two passes that overlap as much are one face. 0.35 to 0.5 differ by 0.2 of AP.
 REFERENCE_PX = 20.0  # heights count by their ratio to this one
-MIN_PX, MAX_PX = 8.0, 400.0  # beyond these the height says nothing more
+MIN_PX, MAX_PX = 6.0, 200.0  # beyond these the height says nothing more
 MIN_SLOPE = 1e-3
 SCORE_RANGE = (0.08, 0.5)  # of the lowest score of a network that counts
 SCORE_LIMIT = 1e-4  # scores nearer to 0 or 1 count as this near

@@ -8,7 +8,7 @@ contains that folder. A checkout has it beside the package.
 import hashlib
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from blurguard.settings import Mode
 
 MANIFEST = "manifest.toml"
 _PACKAGE = Path(__file__).resolve().parent.parent
+_TEXTS = ("file", "source", "license", "training_data")  # about a network, without effect on what it computes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,12 +166,10 @@ class Manifest:
         raise ModelError(f"no model named {name!r}; there are: {', '.join(model.name for model in self.models)}")
 
     def identity(self, model: ModelSpec, mode: Mode) -> str:
-        """Return the model's name with a SHA-256 of its weights, passes and probabilities in this mode, hex."""
-        weights = [self.networks[name].sha256 for name in model.networks_of(mode)]
-        passes = [
-            [each.network, each.scales, each.probability] for plan in model.plans_of(mode) for each in plan.every_pass
-        ]
-        return f"{model.name}@{hashlib.sha256(json.dumps([weights, passes]).encode()).hexdigest()}"
+        """Return the model's name with a SHA-256 of all that decides on its detections in this mode, hex."""
+        networks = [_without(self.networks[name], _TEXTS) for name in model.networks_of(mode)]
+        plans = [_without(plan, ("threshold", "crowd_ap")) for plan in model.plans_of(mode)]
+        return f"{model.name}@{hashlib.sha256(json.dumps([networks, plans]).encode()).hexdigest()}"
 
 
 def models_dir() -> Path:
@@ -197,6 +196,9 @@ def load_manifest(models: Path | None = None) -> Manifest:
         if unknown := set(tables) - {"network", "model", "original"}:
             raise ValueError(f"unknown tables {sorted(unknown)}")
         networks = {entry["name"]: _parse_network(entry) for entry in tables["network"]}
+        for kind in ("network", "model"):
+            if len({entry["name"] for entry in tables[kind]}) < len(tables[kind]):
+                raise ValueError(f"two {kind}s of one name")
         parsed = tuple(_parse_model(entry) for entry in tables["model"])
         if missing := {name for model in parsed for name in model.networks} - networks.keys():
             raise ValueError(f"no networks {sorted(missing)}")
@@ -217,6 +219,10 @@ def load_weights(spec: NetworkSpec, models: Path | None = None) -> bytes:
     if hashlib.sha256(data).hexdigest() != spec.sha256:
         raise ModelError(f"{path}: the file is not the one that was released (SHA-256 differs); reinstall blurguard")
     return data
+
+
+def _without(spec: NetworkSpec | Plan, fields: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in asdict(spec).items() if key not in fields}
 
 
 def _parse_network(entry: dict[str, Any]) -> NetworkSpec:
