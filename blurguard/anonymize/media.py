@@ -34,6 +34,8 @@ class MediaJob:
         progress: called after each frame of a video, with the frames done and the number of all if known.
         detect_every: n limits detection to every n-th frame of a video. The program uses 1: with 2, fast mode
             takes a quarter less time, but leaves more small faces bare (docs/accuracy.md).
+        thorough_every_frame: a detector with a quick form sees all frames of a video itself. The program lets it see
+            a few a second (docs/accuracy.md).
     """
 
     detectors: Sequence[Detector]
@@ -42,6 +44,7 @@ class MediaJob:
     hide: bool
     progress: Callable[[int, int | None], None] = lambda *_: None
     detect_every: int = 1
+    thorough_every_frame: bool = False
 
     @property
     def threads(self) -> int:
