@@ -34,6 +34,7 @@ from blurguard.redaction.mosaic import Mosaic, Surface, redact_region
 from blurguard.redaction.regions import regions_from
 from blurguard.settings import Mode, Settings, Shape, Style
 from blurguard.tracking.lookahead import TrackedBox
+from blurguard.tracking.schedule import THOROUGH_SECONDS
 from blurguard.types import Detections, Region
 from blurguard.video.reader import open_video
 from calibration import CalibrationError
@@ -157,6 +158,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--model", default="", help="name in the manifest (default: the default one)")
     parser.add_argument("--min-score", type=float, help="hide faces from this score (default: the model's)")
     parser.add_argument("--mode", choices=[*Mode], action="append", help="only this one (may be repeated)")
+    parser.add_argument(
+        "--seconds", type=float, action="append", help="between thorough frames of accurate mode (may be repeated)"
+    )
     parser.add_argument("--check", action="store_true", help="hide the faces and look at the file that comes out, too")
     parser.set_defaults(run=run)
 
@@ -165,11 +169,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the tables."""
     cv2.setNumThreads(1)
     labels = load_labels(arguments.truth)
+    seconds = arguments.seconds or [THOROUGH_SECONDS]
     score, model = arguments.min_score, arguments.model
     settings = [Settings(mode=Mode(mode), model=model, min_score=score) for mode in arguments.mode or [*Mode]]
     count = sum(len(list(frame.counted())) for frame in labels)
     print(f"{arguments.clip.name}: {len(labels)} frames, {count} faces in frames, margin {Settings().margin:g}\n")
-    rows = [row for chosen in settings for row in _rows(arguments.clip, chosen, labels)]
+    rows = [row for chosen in settings for row in _rows(arguments.clip, chosen, seconds, labels)]
     print(table(_HEAD, rows))
     if arguments.check:
         told = [_told(chosen.mode, *check(arguments.clip, chosen, labels)) for chosen in settings]
@@ -177,21 +182,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(clip: Path, settings: Settings, labels: Sequence[Labels]) -> Iterator[list[str]]:
+def _rows(clip: Path, settings: Settings, seconds: Sequence[float], labels: Sequence[Labels]) -> Iterator[list[str]]:
     """Yield the rows of one mode. The last one is that of the detections alone."""
     if settings.mode is Mode.FAST:
-        runs = [(f"{settings.mode}, every {_ORDINALS[stride]}", watch(clip, settings, stride)) for stride in (2, 1)]
+        jobs = {f"fast, every {name}": (stride, 0.0) for stride, name in ((2, "second frame"), (1, "frame"))}
     else:
-        runs = [
-            (f"{settings.mode}, by time", watch(clip, settings, 1)),
-            (f"{settings.mode}, thorough on every frame", watch(clip, settings, 1, thorough_every_frame=True)),
-        ]
-    for name, watched in runs:
+        jobs = {f"accurate, thorough every {each:g} s": (1, each) for each in seconds}
+        jobs["accurate, thorough on every frame"] = 1, 0.0
+    for name, (stride, interval) in jobs.items():
+        watched = watch(clip, settings, stride, interval)
         yield _row(name, "yes", figures(labels, watched), watched)
     yield _row(name, "no", figures(labels, unfollowed(watched)), watched)
 
 
-_ORDINALS = {1: "frame", 2: "second frame"}
 _HEAD = (
     "looks at", "follows", *SIZES, "all", "bare inside a track", "bare between two finds", "longest bare, frames",
     "never hidden", "masked outside faces", "frames of the detector itself", "CPU, ms a frame",
@@ -234,21 +237,22 @@ def _labels(path: Path, truth: dict[str, int], frame: list[dict[str, float]]) ->
     return Labels(picture, np.array([face["id"] for face in frame], np.int64))
 
 
-def watch(clip: Path, settings: Settings, stride: int, *, thorough_every_frame: bool = False) -> Watched:
-    """Look at a clip as the program does, but at every ``stride``-th frame only, or thoroughly at every frame."""
+def watch(clip: Path, settings: Settings, stride: int, thorough_seconds: float = THOROUGH_SECONDS) -> Watched:
+    """Look at a clip as the program does, but at every ``stride``-th frame only.
+
+    With another ``thorough_seconds``, accurate mode sees more or fewer frames thoroughly, with 0 every one.
+    """
     with open_video(clip, max_pixels=settings.max_pixels) as video:
         size = video.info.upright_size
     notes, witness = Notes(), Witness(load_detector(settings), size)
     threshold = witness.threshold if settings.min_score is None else settings.min_score
-    job = MediaJob(
-        [witness], threshold, settings, hide=False, detect_every=stride, thorough_every_frame=thorough_every_frame
-    )
+    job = MediaJob([witness], threshold, settings, hide=False, detect_every=stride, thorough_seconds=thorough_seconds)
     start = time.process_time()
     detect_video(clip, job, notes)
     count, seconds = notes.info.frames, time.process_time() - start
     hidden = [notes.frames.get(frame, []) for frame in range(count)]
     alone: list[list[Region]] = [[] for _ in range(count)]
-    if thorough_every_frame or witness.quick is None:
+    if not thorough_seconds or witness.quick is None:
         for frame, found in zip(range(0, count, stride), witness.said, strict=True):
             strong = found.scores >= threshold
             chosen = Detections(found.boxes[strong], found.scores[strong])

@@ -31,7 +31,7 @@ from blurguard.settings import Mode
 from blurguard.tracking.carrying import Carried, Gray, carry, doubtful_frame, nothing_carried
 from blurguard.tracking.lookahead import FrameDetections
 from blurguard.tracking.scene_cuts import SceneCutDetector
-from blurguard.tracking.schedule import THOROUGH_SECONDS, Planned, plan_frames, split_frames
+from blurguard.tracking.schedule import Planned, plan_frames, split_frames
 from blurguard.types import Detections
 from blurguard.video.info import VideoInfo
 from blurguard.video.rgb import RgbConverter
@@ -69,7 +69,7 @@ class FrameDetector:
         self._video, self._job, self._stop = video, job, stop
         is_fast = job.settings.mode is Mode.FAST
         quick = [each.quick if isinstance(each, TwoSpeedDetector) else None for each in job.detectors]
-        self._by_time = all(quick) and not (is_fast or job.thorough_every_frame or job.detect_every > 1)
+        self._by_time = all(quick) and job.thorough_seconds > 0 and job.detect_every == 1 and not is_fast
         self._free: SimpleQueue[_Tools] = SimpleQueue()
         for detector, quick_one in zip(job.detectors, quick, strict=True):
             sides = (FAST_SIDE_PX if is_fast else None, FAST_SIDE_PX, max(_THUMBNAIL_WH))
@@ -125,7 +125,7 @@ class FrameDetector:
         workers, frame_bytes = self._job.threads, max(1, self._video.frame_bytes)
         ahead = max(workers + 1, min(_READ_AHEAD, WINDOW_BYTES // 8 // frame_bytes))
         longest = max(2, WINDOW_BYTES // 4 // frame_bytes)
-        planned = plan_frames(self._with_cuts(frames), THOROUGH_SECONDS, longest)
+        planned = plan_frames(self._with_cuts(frames), self._job.thorough_seconds, longest)
         seen = parallel_map(self._see, planned, workers, ahead, self._stop)
         filled = parallel_map(self._fill, split_frames(seen, lambda frame: frame.planned), 1, 2, self._stop)
         with closing(seen), closing(filled):
