@@ -6,6 +6,7 @@ With a detector of two speeds, the quick one sees every frame. The thorough one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +39,9 @@ from blurguard.video.rgb import RgbConverter
 
 # Frames in detection at a time, so that other threads do not wait for a thorough one. It takes as long as ten others.
 _READ_AHEAD = 24
+# From one part of a video with an additional thorough frame to the next one. In crowds some face always appears or
+# ends. There every part with one would cost 60 % more, and hide no more of the composed clips.
+DOUBT_SECONDS = 1.0
 _THUMBNAIL_WH = (64, 36)  # px, enough to find scene cuts
 Rgb = NDArray[np.uint8]
 
@@ -70,6 +74,7 @@ class FrameDetector:
         is_fast = job.settings.mode is Mode.FAST
         quick = [each.quick if isinstance(each, TwoSpeedDetector) else None for each in job.detectors]
         self._by_time = all(quick) and job.thorough_seconds > 0 and job.detect_every == 1 and not is_fast
+        self._doubt_from = -math.inf  # s: parts from this time on may have one more thorough frame
         self._free: SimpleQueue[_Tools] = SimpleQueue()
         for detector, quick_one in zip(job.detectors, quick, strict=True):
             sides = (FAST_SIDE_PX if is_fast else None, FAST_SIDE_PX, max(_THUMBNAIL_WH))
@@ -159,7 +164,10 @@ class FrameDetector:
     def _fill(self, part: tuple[list[_Seen], bool]) -> list[tuple[VideoFrame, FrameDetections]]:
         """Return the frames of one part with their faces, but not the last one if it is the next part's first."""
         frames, goes_on = part
-        found = self._carry(frames, may_doubt=True) if goes_on else [seen.found for seen in frames]
+        start = frames[0].planned.seconds
+        found = self._carry(frames, may_doubt=start >= self._doubt_from) if goes_on else [seen.found for seen in frames]
+        if not goes_on:  # the next scene may have any time
+            self._doubt_from = -math.inf
         plans = [seen.planned for seen in frames[: -1 if goes_on else None]]
         return [
             (plan.item, FrameDetections(plan.seconds, own, is_cut=plan.is_cut))
@@ -177,6 +185,7 @@ class FrameDetector:
         backwards = [*carry(found[-1], grays[::-1], size)[::-1], nothing]
         doubtful = doubtful_frame(found, forwards, backwards, self._job.min_score) if may_doubt else None
         if doubtful is not None:
+            self._doubt_from = frames[0].planned.seconds + DOUBT_SECONDS
             middle = self._see_thoroughly(frames[doubtful])
             before = self._carry([*frames[:doubtful], middle], may_doubt=False)
             return before[:-1] + self._carry([middle, *frames[doubtful + 1 :]], may_doubt=False)
