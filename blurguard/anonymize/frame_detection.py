@@ -38,7 +38,7 @@ from blurguard.video.info import VideoInfo
 from blurguard.video.rgb import RgbConverter
 
 # Frames in detection at a time, so that other threads do not wait for a thorough one. It takes as long as ten others.
-_READ_AHEAD = 24
+_READ_AHEAD = 16
 # From one part of a video with an additional thorough frame to the next one. In crowds some face always appears or
 # ends. There every part with one would cost 60 % more, and hide no more of the composed clips.
 DOUBT_SECONDS = 1.0
