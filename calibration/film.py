@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,13 @@ from blurguard.anonymize.anonymizer import Anonymizer
 from blurguard.anonymize.media import FaceLog, MediaJob
 from blurguard.anonymize.video import detect_video
 from blurguard.boxes import iou, rescale_boxes
-from blurguard.detection.detector import Detector
+from blurguard.detection.detector import Detector, TwoSpeedDetector
 from blurguard.detection.registry import load_detector
 from blurguard.redaction.mosaic import Mosaic, Surface, redact_region
 from blurguard.redaction.regions import regions_from
 from blurguard.settings import Mode, Settings, Shape, Style
 from blurguard.tracking.lookahead import TrackedBox
+from blurguard.tracking.schedule import THOROUGH_SECONDS
 from blurguard.types import Detections, Region
 from blurguard.video.reader import open_video
 from calibration import CalibrationError
@@ -64,10 +66,19 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What was made of a video: what is hidden in each frame, and what its own detections alone would hide."""
+    """What was made of a video: what is hidden in each frame, and what its own detections alone would hide.
+
+    Attributes:
+        hidden: by frame.
+        alone: by frame, empty if not the same detector saw all frames.
+        thorough: frames that the detector saw itself. Its quick form saw the others.
+        cpu_seconds: CPU time a frame for reading, detecting and tracking.
+    """
 
     hidden: list[list[tuple[TrackedBox, Region]]]
     alone: list[list[Region]]
+    thorough: int = 0
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +137,11 @@ class Witness:
         """The detector's."""
         return self._detector.threshold
 
+    @property
+    def quick(self) -> Detector | None:
+        """The detector's."""
+        return self._detector.quick if isinstance(self._detector, TwoSpeedDetector) else None
+
     def detect(self, rgb: NDArray[np.uint8], min_score: float) -> Detections:
         """Return what the detector says."""
         found = self._detector.detect(rgb, min_score)
@@ -142,6 +158,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--model", default="", help="name in the manifest (default: the default one)")
     parser.add_argument("--min-score", type=float, help="hide faces from this score (default: the model's)")
     parser.add_argument("--mode", choices=[*Mode], action="append", help="only this one (may be repeated)")
+    parser.add_argument(
+        "--seconds", type=float, action="append", help="between thorough frames of accurate mode (may be repeated)"
+    )
     parser.add_argument("--check", action="store_true", help="hide the faces and look at the file that comes out, too")
     parser.set_defaults(run=run)
 
@@ -150,17 +169,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the tables."""
     cv2.setNumThreads(1)
     labels = load_labels(arguments.truth)
+    seconds = arguments.seconds or [THOROUGH_SECONDS]
     score, model = arguments.min_score, arguments.model
     settings = [Settings(mode=Mode(mode), model=model, min_score=score) for mode in arguments.mode or [*Mode]]
     count = sum(len(list(frame.counted())) for frame in labels)
     print(f"{arguments.clip.name}: {len(labels)} frames, {count} faces in frames, margin {Settings().margin:g}\n")
-    rows = []
-    for chosen in settings:
-        strides = [2, 1] if chosen.mode is Mode.FAST else [1]
-        for stride in strides:
-            watched = watch(arguments.clip, chosen, stride)
-            rows.append(_row(f"{chosen.mode}, every {_ORDINALS[stride]}", "yes", figures(labels, watched)))
-        rows.append(_row(f"{chosen.mode}, every {_ORDINALS[stride]}", "no", figures(labels, unfollowed(watched))))
+    rows = [row for chosen in settings for row in _rows(arguments.clip, chosen, seconds, labels)]
     print(table(_HEAD, rows))
     if arguments.check:
         told = [_told(chosen.mode, *check(arguments.clip, chosen, labels)) for chosen in settings]
@@ -168,21 +182,34 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_ORDINALS = {1: "frame", 2: "second frame", 3: "third frame", 4: "fourth frame"}
+def _rows(clip: Path, settings: Settings, seconds: Sequence[float], labels: Sequence[Labels]) -> Iterator[list[str]]:
+    """Yield the rows of one mode. The last one is that of the detections alone."""
+    if settings.mode is Mode.FAST:
+        jobs = {f"fast, every {name}": (stride, 0.0) for stride, name in ((2, "second frame"), (1, "frame"))}
+    else:
+        jobs = {f"accurate, thorough every {each:g} s": (1, each) for each in seconds}
+        jobs["accurate, thorough on every frame"] = 1, 0.0
+    for name, (stride, interval) in jobs.items():
+        watched = watch(clip, settings, stride, interval)
+        yield _row(name, "yes", figures(labels, watched), watched)
+    yield _row(name, "no", figures(labels, unfollowed(watched)), watched)
+
+
 _HEAD = (
     "looks at", "follows", *SIZES, "all", "bare inside a track", "bare between two finds", "longest bare, frames",
-    "never hidden", "masked outside faces",
+    "never hidden", "masked outside faces", "frames of the detector itself", "CPU, ms a frame",
 )  # fmt: skip
 _CHECK_HEAD = (
     "file written", "faces in frames", "not to be seen in the file", "planned hidden, yet seen", "longest bare, frames",
 )  # fmt: skip
 
 
-def _row(name: str, follows: str, got: Figures) -> list[str]:
+def _row(name: str, follows: str, got: Figures, watched: Watched) -> list[str]:
     shares = [f"{share:.1f} %" if share is not None else "–" for share in got.by_height]
     tracks = str(got.in_tracks) if follows == "yes" else "–"
     counts = (tracks, str(got.between_finds), str(got.longest_bare), f"{got.never} of {got.faces}")
-    return [name, follows, *shares, f"{got.hidden:.2f} %", *counts, f"{got.outside:.2f} %"]
+    cost = (f"{watched.thorough} of {len(watched.hidden)}", f"{1000 * watched.cpu_seconds:.0f}")
+    return [name, follows, *shares, f"{got.hidden:.2f} %", *counts, f"{got.outside:.2f} %", *cost]
 
 
 def _told(mode: Mode, total: int, gone: int, broken: int, longest: int) -> list[object]:
@@ -210,21 +237,27 @@ def _labels(path: Path, truth: dict[str, int], frame: list[dict[str, float]]) ->
     return Labels(picture, np.array([face["id"] for face in frame], np.int64))
 
 
-def watch(clip: Path, settings: Settings, stride: int) -> Watched:
-    """Look at a clip as the program does, but at every ``detect_every``-th frame only."""
+def watch(clip: Path, settings: Settings, stride: int, thorough_seconds: float = THOROUGH_SECONDS) -> Watched:
+    """Look at a clip as the program does, but at every ``stride``-th frame only.
+
+    With another ``thorough_seconds``, accurate mode sees more or fewer frames thoroughly, with 0 every one.
+    """
     with open_video(clip, max_pixels=settings.max_pixels) as video:
         size = video.info.upright_size
     notes, witness = Notes(), Witness(load_detector(settings), size)
     threshold = witness.threshold if settings.min_score is None else settings.min_score
-    detect_video(clip, MediaJob([witness], threshold, settings, hide=False, detect_every=stride), notes)
-    count = notes.info.frames
+    job = MediaJob([witness], threshold, settings, hide=False, detect_every=stride, thorough_seconds=thorough_seconds)
+    start = time.process_time()
+    detect_video(clip, job, notes)
+    count, seconds = notes.info.frames, time.process_time() - start
     hidden = [notes.frames.get(frame, []) for frame in range(count)]
     alone: list[list[Region]] = [[] for _ in range(count)]
-    for frame, found in zip(range(0, count, stride), witness.said, strict=True):
-        strong = found.scores >= threshold
-        chosen = Detections(found.boxes[strong], found.scores[strong])
-        alone[frame] = regions_from(chosen, settings.margin, *size)
-    return Watched(hidden, alone)
+    if not thorough_seconds or witness.quick is None:
+        for frame, found in zip(range(0, count, stride), witness.said, strict=True):
+            strong = found.scores >= threshold
+            chosen = Detections(found.boxes[strong], found.scores[strong])
+            alone[frame] = regions_from(chosen, settings.margin, *size)
+    return Watched(hidden, alone, len(witness.said), seconds / max(1, count))
 
 
 def unfollowed(watched: Watched) -> Watched:

@@ -17,7 +17,7 @@ NETWORK = {
     "socketserver", "ssl", "urllib", "urllib3", "webbrowser", "xmlrpc",
 }  # fmt: skip
 # Pixels of video frames are hidden in place, so `anonymize` names FFmpeg's frames; all else is done in `video`.
-FFMPEG = ("video.", "anonymize.video", "anonymize.surfaces")
+FFMPEG = ("video.", "anonymize.frame_detection", "anonymize.video", "anonymize.surfaces")
 RUNTIMES = ("ai_edge_litert", "tflite_runtime")
 CATCH_ALL = {"batch.workers", "cli.command"}
 MAX_FUNCTION_LINES, MAX_MODULE_LINES, MAX_MODULES = 60, 400, 12

@@ -28,7 +28,7 @@ from calibration.film import (
     unfollowed,
     watch,
 )
-from calibration.score import IGNORE, Labeled
+from calibration.score import IGNORE, SIZES, Labeled
 from examples.compose_clip import Plan, write
 
 WIDTH, HEIGHT = 200, 100
@@ -154,6 +154,21 @@ def test_the_step_prints_its_tables(clip: Path, capsys: pytest.CaptureFixture[st
         [" fast, every frame ", " yes "],
         [" fast, every frame ", " no "],
     ]
+
+
+def test_accurate_mode_has_a_row_for_each_interval(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = str(clip.with_suffix(".json"))
+    assert main(["film", str(clip), truth, "--mode", "accurate", "--seconds", "0.5"]) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert [row[:2] for row in rows] == [
+        ["accurate, thorough every 0.5 s", "yes"],
+        ["accurate, thorough on every frame", "yes"],
+        ["accurate, thorough on every frame", "no"],
+    ]
+    by_time, everywhere = (int(row[-2].split()[0]) for row in rows[:2])
+    assert 4 <= by_time <= 7 and everywhere == 30
+    shares = [float(row[2 + len(SIZES)].split()[0]) for row in rows]
+    assert shares[0] >= shares[1] - 1 and shares[0] > shares[2]
 
 
 def test_shares_on_the_annotated_clip(test_data: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from blurguard.detection.detector import Detector
 from blurguard.settings import Settings
 from blurguard.tracking.lookahead import Detected, TrackedBox
+from blurguard.tracking.schedule import THOROUGH_SECONDS
 from blurguard.types import Face, Region
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ class MediaJob:
         progress: called after each frame of a video, with the frames done and the number of all if known.
         detect_every: n limits detection to every n-th frame of a video. The program uses 1: with 2, fast mode
             takes a quarter less time, but leaves more small faces bare (docs/accuracy.md).
+        thorough_seconds: between two frames of a video that a detector with a quick form sees itself, at most. With 0
+            it sees every frame.
     """
 
     detectors: Sequence[Detector]
@@ -42,6 +45,7 @@ class MediaJob:
     hide: bool
     progress: Callable[[int, int | None], None] = lambda *_: None
     detect_every: int = 1
+    thorough_seconds: float = THOROUGH_SECONDS
 
     @property
     def threads(self) -> int:
