@@ -69,8 +69,8 @@ class Settings(SettingsTable):
     mode: Mode = setting(Mode.ACCURATE, "Detection effort. accurate finds more faces, fast is quicker.", DETECTION)
     model: str = setting("", "Detector, see `blurguard models`.", DETECTION, unset="the first")
     min_score: float | None = setting(
-        None, "Hide faces from this probability. A lower one hides more.", DETECTION, limits=(0.01, 0.99),
-        unset="the model's",
+        None, "Hide faces from this probability. A lower one, down to 0.04, hides more.", DETECTION,
+        limits=(0.01, 0.99), unset="the model's",
     )  # fmt: skip
     # 98 % of the faces found are then covered to 95 % of their ellipse and more.
     margin: float = setting(0.3, "Share of the face's size that is added on each side.", HIDING, limits=(0.0, 2.0))

@@ -25,9 +25,8 @@ from blurguard.anonymize.streaming import parallel_map
 from blurguard.anonymize.tracked import Frames
 from blurguard.boxes import NO_DETECTIONS, rescale_boxes, weighted_nms
 from blurguard.detection.detector import Detector, TwoSpeedDetector
-from blurguard.detection.fusion import fuse
 from blurguard.detection.multiscale import SAME_IOU, SAME_OVERLAP
-from blurguard.detection.scales import FAST_SIDE_PX
+from blurguard.detection.scales import fast
 from blurguard.settings import Mode
 from blurguard.tracking.carrying import Carried, Gray, carry, doubtful_frame, nothing_carried
 from blurguard.tracking.lookahead import FrameDetections
@@ -77,8 +76,15 @@ class FrameDetector:
         self._doubt_from = -math.inf  # s: parts from this time on may have one more thorough frame
         self._free: SimpleQueue[_Tools] = SimpleQueue()
         for detector, quick_one in zip(job.detectors, quick, strict=True):
-            sides = (FAST_SIDE_PX if is_fast else None, FAST_SIDE_PX, max(_THUMBNAIL_WH))
+            small = self._quick_side()
+            sides = (small if is_fast else None, small, max(_THUMBNAIL_WH))
             self._free.put(_Tools(detector, quick_one or detector, *map(self._converter, sides)))
+
+    def _quick_side(self) -> int:
+        """Return the longer side of the frames that the fast mode needs, px."""
+        width, height = self._video.upright_size
+        longer = max(width, height)
+        return math.ceil(min(1.0, fast(width, height)[0]) * longer)
 
     def detect_all(self, frames: Generator[VideoFrame, None, None]) -> Frames[VideoFrame]:
         """Yield every frame with its detections, px of the upright frame. Closes ``frames`` at the end."""
@@ -195,8 +201,11 @@ class FrameDetector:
 
 
 def _fused(own: Detections, forward: Carried, backward: Carried) -> Detections:
-    """Return the faces of a frame between thorough ones. Detectors err anew in each frame, so probabilities add up."""
-    faces = fuse([own, forward.faces, backward.faces])
+    """Return the faces of a frame between thorough ones.
+
+    A detector that errs in one frame errs in the next one too. So probabilities do not add up: the highest one counts.
+    """
+    faces = weighted_nms([own, forward.faces, backward.faces], SAME_IOU, SAME_OVERLAP)
     return Detections(faces.boxes, faces.scores, own.flaw)
 
 

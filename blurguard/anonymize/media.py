@@ -19,7 +19,7 @@ from blurguard.types import Face, Region
 T = TypeVar("T")
 
 # Below the threshold, a detection from this share of it on counts if earlier or later ones form a track with it.
-WEAK_SCORE_RATIO = 0.5
+WEAK_SCORE_RATIO = 0.2
 WINDOW_BYTES = 640 << 20  # of the frames that wait until the tracks through them are known
 
 

@@ -23,8 +23,8 @@ from blurguard.detection.model_zoo import NetworkSpec
 from blurguard.errors import ModelError
 
 # Building an interpreter takes a third of the time of a run, or more. One of `MAX_INPUT_BYTES` and some small ones fit.
-CACHE_BYTES = 150_000_000
-MAX_INPUT_BYTES = 115_000_000  # larger inputs are tiled. 1536 x 1054 px for CenterFace as INT8.
+CACHE_BYTES = 120_000_000
+MAX_INPUT_BYTES = 90_000_000  # larger inputs are tiled. 1.27 million px for CenterFace as INT8.
 _RUNTIMES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.interpreter", "tflite-runtime"))
 
 

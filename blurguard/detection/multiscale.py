@@ -106,8 +106,10 @@ class FusedDetector:
                 parts.append(faces)
                 continue
             # Faces of the upright image keep their boxes there, which are better.
-            new = select(faces, iou(faces.boxes, upright.boxes).max(axis=1, initial=0) <= SAME_IOU)
-            parts.append(Detections(new.boxes, _shift_logits(new.scores, ROTATED_LOGIT_SHIFT)))
+            lowered = Detections(faces.boxes, _shift_logits(faces.scores, ROTATED_LOGIT_SHIFT))
+            same = iou(faces.boxes, upright.boxes) > SAME_IOU
+            better = same & (upright.scores >= lowered.scores[:, None])
+            parts.append(select(lowered, np.asarray(~better.any(axis=1))))
         return parts
 
     def _detect_quarter(self, rgb: Rgb, level: Rgb, view: View, each: PassSpec) -> Detections:

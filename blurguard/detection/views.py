@@ -107,7 +107,8 @@ def nearest_bucket(side: int) -> int:
     if side < MIN_SNAPPED_PX:
         return side
     above = bucket(side, COMMON_MULTIPLE_PX)
-    below = bucket(2 * side - above, COMMON_MULTIPLE_PX)
+    step = max(COMMON_MULTIPLE_PX, 1 << (side.bit_length() - 4))
+    below = side // step * step
     return below if side - below < above - side else above
 
 
