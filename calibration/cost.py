@@ -1,8 +1,8 @@
 """What networks cost: ``python -m calibration cost [MODEL ...]``: bytes, multiplications, time by input size, memory.
 
 Time is the least processor time of one thread over some rounds in which all networks take turns, so that what else
-the machine does meanwhile weighs on all of them. Memory is what a fresh process comes to need at most for looking
-at the project's crowd picture, beyond what it has once everything is imported.
+the machine does meanwhile weighs on all of them. Memory is the most that a fresh process needs for a model of the
+manifest and the project's crowd picture at some sizes, beyond what it has once everything is imported.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from PIL import Image as Pillow
 
 from blurguard.detection import model_zoo
 from blurguard.detection.interpreter import Network
-from blurguard.settings import Mode
+from blurguard.detection.registry import load_detector
+from blurguard.settings import Mode, Settings
 from calibration import CalibrationError, flatbuffer
-from calibration.candidate import alone, candidate, read_in_units
+from calibration.candidate import candidate, read_in_units
 from calibration.evaluate import EXAMPLES
 from calibration.tables import row, table_head
 
 __all__ = ["add_parser", "quickest", "run"]
 
 SIDES = (192, 384, 640, 768, 1024)
-MEMORY_SIDE = 1024
+MEMORY_SIDES = (1024, 640, 1536, 900, 1920)  # px, longer sides of one picture
 KIB = 1024
 
 
@@ -73,13 +74,14 @@ def run(arguments: argparse.Namespace) -> int:
             for side, at_side in zip(sides, times, strict=True)
         )
         print(row([spec.name, f"{len(content):,} ({len(content) / first:.2f}x)", *told]))
-    print("\n" + table_head(["model", *(f"{mode}, {MEMORY_SIDE} px: MB" for mode in Mode)]))
+    models = [model.name for model in model_zoo.load_manifest().models]
+    print("\n" + table_head(["model", *(f"{mode}: MB" for mode in Mode)]))
     with concurrent.futures.ProcessPoolExecutor(
         1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as fresh:
-        for spec, content in networks:
-            needed = (fresh.submit(_memory, spec, content, mode).result() for mode in Mode)
-            print(row([spec.name, *(f"{megabytes:.0f}" for megabytes in needed)]))
+        for name in models:
+            settings = [Settings(model=name, mode=mode) for mode in Mode]
+            print(row([name, *(f"{fresh.submit(_memory, each).result():.0f}" for each in settings)]))
     return 0
 
 
@@ -103,16 +105,20 @@ def _looks(networks: Sequence[tuple[model_zoo.NetworkSpec, bytes]], side: int) -
     return ready
 
 
-def _memory(spec: model_zoo.NetworkSpec, data: bytes, mode: Mode) -> float:
-    """Return how many MB this process needs at most for a detector that looks at one picture of 1024 px."""
+def _memory(settings: Settings) -> float:
+    """Return how many MB this process needs at most for the detector of these settings, over pictures of some sizes."""
     cv2.setNumThreads(1)
+    pictures = []
     with Pillow.open(EXAMPLES / "photos" / "crowd.jpg") as photo:
-        photo.thumbnail((MEMORY_SIDE, MEMORY_SIDE))
-        picture = np.asarray(photo.convert("RGB"))
+        for side in MEMORY_SIDES:
+            copy = photo.convert("RGB")
+            copy.thumbnail((side, side))
+            pictures.append(np.asarray(copy))
     before = _kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak counts from here on
-    detector = alone(spec, data, mode)
-    detector.detect(picture, detector.threshold)
+    detector = load_detector(settings)
+    for picture in pictures:
+        detector.detect(picture, detector.threshold)
     return (_kib("VmHWM") - before) * KIB / 1e6
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from bench.faults.commands import blurguard, environment, put
 from blurguard import __version__
 from blurguard.cli.app import app
+from blurguard.detection.model_zoo import load_manifest
 from blurguard.settings import Settings
 from tests.breakages import VARIABLE
 from tests.children import hold_journal
@@ -456,6 +457,24 @@ def test_styles_and_shapes_do_what_they_are_called(tmp_path: Path, style: str) -
     assert bool((result[y0:y1, x0:x1] == 0).all()) == (style == "solid")
     assert not np.array_equal(result, pixels(photo)) and np.array_equal(result[:2, :2], pixels(photo)[:2, :2])
     assert not shows_face(tmp_path / "a_blurred.png")
+
+
+def test_models_lists_the_networks_of_each_mode_and_their_training_data() -> None:
+    listed = blurguard("models").stdout
+    manifest = load_manifest()
+    for model in manifest.models:
+        assert f"\n{model.name}" in f"\n{listed}"
+        for mode, plan in model.plans.items():
+            assert f"{mode}: {' and '.join(plan.networks)}, hides from a probability of {plan.threshold:g}" in listed
+    for network in manifest.networks.values():
+        assert f"network {network.name}\n  license: {network.license}\n" in listed
+        assert f"trained on: {network.training_data}\n" in listed
+
+
+@pytest.mark.parametrize("given", [(), ("--min-score", 0.5)])
+def test_a_chosen_score_is_called_a_probability(photo: Path, given: tuple[object, ...]) -> None:
+    printed = blurguard("file", photo, *given).stdout
+    assert ("min-score 0.5 is a probability" in printed) == bool(given)
 
 
 def test_models_and_doctor_and_version(tmp_path: Path) -> None:

@@ -349,6 +349,18 @@ def test_what_is_seen_in_a_turned_picture_counts_less_where_the_upright_one_has_
         assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx([40, 100], abs=4)
 
 
+def test_a_weak_upright_box_does_not_hide_a_sure_rotated_one() -> None:
+    rgb = np.zeros((200, 320, 3), np.uint8)
+    rgb[100, 40] = 255
+    detector = alone(OneWayUp(0.61, 0.9), "own", rotated=True)
+    detector.quarters = (1,)
+    assert detector.plan.rotated
+    for score, count in ((0.1, 1), (0.95, 0)):
+        seen = Detections(np.array([[5, 65, 75, 135]]), np.array([score]))
+        (found,) = detector._detect_rotated(rgb, detector.plan.rotated, seen)
+        assert len(found) == count
+
+
 def test_a_dark_picture_is_looked_at_a_second_time(detectors: dict[Mode, FusedDetector], crowd: Crowd) -> None:
     fast = detectors[Mode.FAST]
     wanted = faces_of(crowd, 40)

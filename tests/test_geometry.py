@@ -184,6 +184,14 @@ def test_a_box_inside_a_better_one_is_the_same_face() -> None:
     assert overlap_over_smaller(faces, faces)[0].tolist() == pytest.approx([1, 1, 0.36])
 
 
+def test_a_likely_box_is_not_dropped_for_an_unlikely_one_around_it() -> None:
+    boxes = np.array([[0, 0, 60, 60], [10, 10, 25, 25]], np.float32)
+    likely_inside = [Detections(boxes, np.array([0.3, 0.9]))]
+    assert len(weighted_nms(likely_inside, 0.35, 0.75, [1.0])) == 2
+    unlikely_inside = [Detections(boxes, np.array([0.9, 0.3]))]
+    assert len(weighted_nms(unlikely_inside, 0.35, 0.75, [1.0])) == 1
+
+
 @pytest.mark.parametrize("quarters", range(4))
 def test_boxes_of_a_turned_picture_are_turned_back_to_the_pixels_they_were(quarters: int) -> None:
     picture = np.zeros((30, 50), np.uint8)

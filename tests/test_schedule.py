@@ -22,7 +22,7 @@ from blurguard.detection.detector import Detector, TwoSpeedDetector
 from blurguard.detection.registry import load_detector
 from blurguard.settings import Mode, Settings
 from blurguard.tracking.carrying import Carried, carry, doubtful_frame, nothing_carried
-from blurguard.tracking.schedule import Planned, plan_frames, split_frames
+from blurguard.tracking.schedule import THOROUGH_SECONDS, Planned, plan_frames, split_frames
 from blurguard.types import Detections, Face
 from tests.films import MISSED, OTHER_SCENE, SEEN, ColorDetector, Square, write_film
 
@@ -42,6 +42,10 @@ def at_rate(count: int, fps: float, cuts: Sequence[int] = ()) -> list[Frame]:
 
 def test_first_and_last_frame_of_each_scene_are_thorough() -> None:
     assert thorough(at_rate(30, 25, cuts=[4, 5])) == [0, 3, 4, 5, 17, 29]
+
+
+def test_a_face_of_one_thorough_frame_is_hidden_up_to_the_next() -> None:
+    assert Settings().hold >= THOROUGH_SECONDS
 
 
 def test_a_step_back_in_time_starts_a_scene() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from blurguard.detection.views import CUT_PX, View
+from blurguard.detection.views import COMMON_MULTIPLE_PX, CUT_PX, MIN_SNAPPED_PX, View, bucket, nearest_bucket
 from blurguard.types import Detections
 
 WIDTH, HEIGHT = 120, 96
@@ -93,3 +93,15 @@ def test_only_inner_edges_cut_faces(block: tuple[int, int, int, int], cut: set[s
     assert [
         name for name, score in zip(near, (0.9, 0.8, 0.7, 0.6), strict=True) if np.float32(score) in found.scores
     ] == [name for name in near if name not in cut]
+
+
+@given(st.integers(1, 6000))
+def test_a_side_becomes_the_nearest_of_few_lengths(side: int) -> None:
+    chosen = nearest_bucket(side)
+    if side < MIN_SNAPPED_PX:
+        assert chosen == side
+        return
+    lengths = [length for length in range(64, 8192, 64) if bucket(length, COMMON_MULTIPLE_PX) == length]
+    assert chosen in lengths
+    assert abs(chosen - side) == min(abs(length - side) for length in lengths)
+    assert abs(chosen - side) <= side / (16 if side >= 512 else 6)

@@ -227,6 +227,8 @@ def _without(spec: NetworkSpec | Plan, fields: tuple[str, ...]) -> dict[str, Any
 
 def _parse_network(entry: dict[str, Any]) -> NetworkSpec:
     values = dict(entry)
+    if values["bytes_per_px"] < 1:
+        raise ValueError(f"bytes_per_px {values['bytes_per_px']}")
     constants = values.get("size_constants", ())
     values["size_constants"] = tuple((int(offset), int(divisor)) for offset, divisor in constants)
     for pair in {"box_scale", "box_shift"} & values.keys():
@@ -246,6 +248,11 @@ def _parse_plan(entry: dict[str, Any]) -> Plan:
     values["passes"] = tuple(_parse_pass(each) for each in values["passes"])
     if "rotated" in values:
         values["rotated"] = _parse_pass(values["rotated"])
+        if len(RULES[values["rotated"].scales](1000, 700)) > 1:
+            raise ValueError("a rotated pass has one scale")
+    values["threshold"] = float(values["threshold"])
+    if not 0 < values["threshold"] < 1:
+        raise ValueError(f"threshold {values['threshold']}")
     return Plan(**values)
 
 
