@@ -248,7 +248,7 @@ def _parse_plan(entry: dict[str, Any]) -> Plan:
     values["passes"] = tuple(_parse_pass(each) for each in values["passes"])
     if "rotated" in values:
         values["rotated"] = _parse_pass(values["rotated"])
-        if len(RULES[values["rotated"].scales](1000, 700)) > 1:
+        if len(RULES[values["rotated"].scales](4000, 3000)) > 1:
             raise ValueError("a rotated pass has one scale")
     values["threshold"] = float(values["threshold"])
     if not 0 < values["threshold"] < 1:
