@@ -86,7 +86,7 @@ def chosen_pictures(arguments: argparse.Namespace) -> list[Labeled]:
     if arguments.kept_out:
         truth = divided(arguments.data, truth)[1]
         if not truth:
-            raise CalibrationError(f"no picture of {arguments.data} is kept out: give wider_more or masked")
+            raise CalibrationError(f"no picture of {arguments.data} is kept out of training: give wider_more or masked")
     if arguments.held:
         kept = {picture.path for picture in split(load_pictures(arguments.data), arguments.held)[1]}
         truth = [picture for picture in truth if picture.path in kept]

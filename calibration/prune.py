@@ -85,7 +85,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--side", type=int, default=768, help="px at which time and MACs are told (default: 768)")
     parser.add_argument("--table", action="store_true", help="measure each stage and each block alone, too")
     parser.add_argument("--seed", type=int, default=0, help="of pictures and crops")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept_out=False)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -76,7 +76,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     report.add_argument("--limit", type=int, default=0, help="a random sample of so many pictures")
     report.add_argument("--worst", type=int, default=10, help="layers that AP is measured of (default: 10)")
     report.add_argument("--seed", type=int, default=0, help="of that sample (default: 0)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept_out=False)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -355,7 +355,8 @@ def test_json_logs_are_json_and_say_the_same(home: Path, tmp_path: Path) -> None
         code=7,
     )
     assert done.stdout == ""
-    first, second, end = lines(done.stderr)
+    note, first, second, end = lines(done.stderr)
+    assert note["event"] == "note" and "min-score 0.5 is a probability" in note["text"]
     assert [first["event"], first["status"], first["faces"]] == ["file", "done", 1]
     assert [second["event"], second["status"]] == ["file", "failed"] and "text.jpg" in second["reason"]
     assert [end["event"], end["done"], end["failed"], end["faces"]] == ["end", 1, 1, 1]
@@ -472,8 +473,8 @@ def test_models_lists_the_networks_of_each_mode_and_their_training_data() -> Non
 
 
 @pytest.mark.parametrize("given", [(), ("--min-score", 0.5)])
-def test_a_chosen_score_is_called_a_probability(photo: Path, given: tuple[object, ...]) -> None:
-    printed = blurguard("file", photo, *given).stdout
+def test_a_chosen_score_is_called_a_probability(home: Path, tmp_path: Path, given: tuple[object, ...]) -> None:
+    printed = blurguard("file", home / "photos" / "a.jpg", "--out", tmp_path, *given).stdout
     assert ("min-score 0.5 is a probability" in printed) == bool(given)
 
 

@@ -39,7 +39,8 @@ def test_the_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
     info = next(name for name in names if name.endswith("METADATA")).removesuffix("METADATA")
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "blurguard").rglob("*.py")} | {"blurguard/py.typed"}
     expected |= {f"blurguard/models/{path.name}" for path in (ROOT / "models").iterdir()}
-    licenses = {f"{info}licenses/{name}" for name in ("LICENSE", "models/LICENSE-APACHE-2.0.txt", "models/NOTICE.md")}
+    texts = ("LICENSE", "models/LICENSE-APACHE-2.0.txt", "models/LICENSE-MIT-CENTERFACE.txt", "models/NOTICE.md")
+    licenses = {f"{info}licenses/{name}" for name in texts}
     expected |= licenses | {f"{info}{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
     assert names == expected
     assert "blurguard/models/manifest.toml" in names
