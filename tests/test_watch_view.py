@@ -128,7 +128,8 @@ def test_a_line_tells_how_it_is_and_goes_at_the_end(tmp_path: Path) -> None:
         shown.until("0 waiting, 0 working, 1 done, 1 failed")
         assert sum("watching" in line for line in shown.screen()) == 1
         shown.stop()
-        first, second, last = shown.screen()
+        note, first, second, last = shown.screen()
+        assert note.startswith("min-score 0.5 is a probability")
         assert re.fullmatch(rf"done     {re.escape(str(shown.inbox))}/a\.jpg  1 face  \d+\.\d\d s", first)
         assert second.startswith("failed   ") and f"{shown.inbox}/bad.jpg" in second
         assert last == f"stopped; results are in {shown.outbox}"
