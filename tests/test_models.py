@@ -162,12 +162,12 @@ def test_kept_interpreters_stay_within_their_bound() -> None:
 
 def test_the_interpreter_used_last_is_dropped_last() -> None:
     network = fresh_network()
-    for side in (800, 640, 800, 640, 800):  # both fit
+    for side in (736, 608, 736, 608, 736):  # both fit
         network.run(np.zeros((side, side, 3), np.uint8))
-    kept = network._interpreters[800, 800]
+    kept = network._interpreters[736, 736]
     network.run(np.zeros((544, 544, 3), np.uint8))
-    assert network._interpreters.get((800, 800)) is kept
-    assert (640, 640) not in network._interpreters
+    assert network._interpreters.get((736, 736)) is kept
+    assert (608, 608) not in network._interpreters
 
 
 def test_the_runtime_says_nothing_and_stderr_works_afterwards(start_python: Starter) -> None:
