@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 S = TypeVar("S")
 
-# Between two thorough frames of one scene, at most. In composed clips about as many faces stay bare as with every frame
-# thorough, at a third of the cost. With 0.5 up to 1 % more do (docs/accuracy.md).
-THOROUGH_SECONDS = 0.3
+# Between two thorough frames of one scene, at most. In composed clips as many faces stay bare as with every frame
+# thorough, at two fifths of the cost. With 0.3 some more do (docs/accuracy.md).
+THOROUGH_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
