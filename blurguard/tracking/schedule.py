@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 S = TypeVar("S")
 
-# Between two thorough frames of one scene, at most. In composed clips as many faces stay bare as with every frame
-# thorough, at two fifths of the cost. With 0.3 some more do (docs/accuracy.md).
+# Between two thorough frames of one scene, at most. In composed clips up to 0.3 % more face-frames stay bare than
+# with every frame thorough, at two fifths of the cost (docs/accuracy.md).
 THOROUGH_SECONDS = 0.2
 
 
