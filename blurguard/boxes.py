@@ -214,6 +214,6 @@ def tile_spans(length: int, max_tile: int, overlap: int, multiple: int) -> list[
     if length <= max_tile:
         return [(0, length)]
     count = math.ceil((length - overlap) / (max_tile - overlap))
-    tile = math.ceil((length + (count - 1) * overlap) / count / multiple) * multiple
+    tile = _even_tile(length, count, overlap, multiple)
     starts = [round(i * (length - tile) / (count - 1)) for i in range(count)]
     return [(start, start + tile) for start in starts]

@@ -14,7 +14,7 @@ from calibration import CalibrationError, flatbuffer, read_network
 
 __all__ = [
     "BLAZEFACE", "CENTERFACE", "OFFSET_UNIT", "SIZE_UNIT", "UNITS", "Family", "alone", "candidate", "family_of",
-    "read_in_units",
+    "one_pass", "read_in_units",
 ]  # fmt: skip
 
 # Of the boxes in released files, px: offsets and logarithms of sizes then both lie within about -2.5 and 2.5, and
@@ -104,8 +104,12 @@ THRESHOLD = 0.4  # about where the networks of this project find most faces for 
 
 
 def alone(spec: NetworkSpec, data: bytes, mode: Mode) -> FusedDetector:
-    """Return a detector that runs one network over its image pyramid, with the network's own scores."""
-    rule = "fast" if mode is Mode.FAST else "pyramid"
+    """Return a detector that runs one network over the image pyramid of a mode, with the network's own scores."""
+    return one_pass(spec, data, "fast" if mode is Mode.FAST else "pyramid")
+
+
+def one_pass(spec: NetworkSpec, data: bytes, rule: str) -> FusedDetector:
+    """Return a detector that runs one network at the scales of a rule, with the network's own scores."""
     each = PassSpec(network=spec.name, scales=rule, probability=AS_IT_IS)
     plan = Plan(passes=(each,), threshold=THRESHOLD, crowd_ap=0.0)
     return FusedDetector(f"{spec.name}@{spec.sha256}", plan, {spec.name: Network(spec, data)})

@@ -15,26 +15,22 @@ from pathlib import Path
 
 import cv2
 
-from blurguard.detection.interpreter import Network
-from blurguard.detection.model_zoo import Manifest, PassSpec, Plan, load_manifest, load_weights
+from blurguard.detection.model_zoo import Manifest, load_manifest, load_weights
 from blurguard.detection.multiscale import FusedDetector
 from blurguard.detection.scales import RULES
 from blurguard.settings import Mode
 from blurguard.types import Detections
 from calibration import CalibrationError, counted
-from calibration.candidate import AS_IT_IS
+from calibration.candidate import one_pass
 from calibration.evaluate import pixels_of
-from calibration.probabilities import Seen, fitted, fused, kept_out_pictures
-from calibration.score import Labeled, hidden_at, lowest_score, subset_aps
+from calibration.probabilities import Seen, cross_fitted, kept_out_pictures
+from calibration.rivals import BUDGETS, columns, points_at, shares_of
+from calibration.score import Labeled
 from calibration.tables import row, table_head
 
 __all__ = ["add_parser", "run"]
 
-BUDGETS = (1.0, 2.0)  # false boxes a picture
-HEAD = (
-    "passes", "AP easy / medium / hard", "10+ px hidden at 1 / 2 false boxes", "every face hidden, at 1 / 2",
-    "CPU ms a picture",
-)  # fmt: skip
+HEAD = ("passes", *columns(BUDGETS), "CPU ms a picture")
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -89,10 +85,7 @@ def _detector(manifest: Manifest, name: str) -> FusedDetector:
         known = f"networks {', '.join(manifest.networks)}, rules {', '.join(RULES)}"
         raise CalibrationError(f"no pass {name!r}: give NETWORK/RULE; there are {known}")
     spec = manifest.networks[network]
-    each = PassSpec(network=network, scales=rule, probability=AS_IT_IS)
-    return FusedDetector(name, Plan(passes=(each,), threshold=0.0, crowd_ap=0.0), {
-        network: Network(spec, load_weights(spec))
-    })  # fmt: skip
+    return one_pass(spec, load_weights(spec), rule)
 
 
 def _detected(detector: FusedDetector, pictures: Sequence[Labeled]) -> tuple[list[Detections], float]:
@@ -108,12 +101,5 @@ def _detected(detector: FusedDetector, pictures: Sequence[Labeled]) -> tuple[lis
 
 def _figures(seen: Sequence[Seen]) -> list[str]:
     """Return the cells of a row, without its name and cost."""
-    halves = [fused(seen[half::2], fitted(seen[1 - half :: 2])) for half in (0, 1)]
-    found = [halves[index % 2][index // 2] for index in range(len(seen))]
-    truth = [one.picture for one in seen]
-    points = [hidden_at(truth, found, lowest_score(truth, found, budget), None) for budget in BUDGETS]
-    return [
-        " / ".join(f"{ap:.1f}" for ap in subset_aps(truth, found)),
-        " / ".join(f"{point.from_10_px:.1f}" for point in points) + " %",
-        " / ".join(f"{point.pictures_all_hidden:.1f}" for point in points) + " %",
-    ]
+    truth, found = [one.picture for one in seen], cross_fitted(seen)
+    return shares_of(truth, found, points_at(truth, found, BUDGETS))

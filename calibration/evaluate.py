@@ -88,13 +88,18 @@ def chosen_pictures(arguments: argparse.Namespace) -> list[Labeled]:
         if not truth:
             raise CalibrationError(f"no picture of {arguments.data} is kept out of training: give wider_more or masked")
     if arguments.held:
-        kept = {picture.path for picture in split(load_pictures(arguments.data), arguments.held)[1]}
-        truth = [picture for picture in truth if picture.path in kept]
+        truth = held_back(arguments.data, truth, arguments.held)
         if not truth:
             raise CalibrationError(f"--held {arguments.held} keeps none of the pictures of {arguments.data} back")
     if arguments.limit:
         truth = random.Random(arguments.seed).sample(truth, min(arguments.limit, len(truth)))  # noqa: S311 - a sample
     return truth
+
+
+def held_back(source: Path, truth: list[Labeled], held: int) -> list[Labeled]:
+    """Return the pictures that training with this ``--held`` keeps back."""
+    kept = {picture.path for picture in split(load_pictures(source), held)[1]}
+    return [picture for picture in truth if picture.path in kept]
 
 
 def detector_of(arguments: argparse.Namespace, mode: str) -> FusedDetector:

@@ -45,14 +45,13 @@ from blurguard.settings import Mode, Settings
 from blurguard.types import Detections
 from calibration import CalibrationError, counted, write_whole
 from calibration.candidate import AS_IT_IS
-from calibration.crops import load_pictures, split
-from calibration.evaluate import crowd_ap, pixels_of
+from calibration.evaluate import crowd_ap, held_back, pixels_of
 from calibration.heldout import data_set, divided
 from calibration.manifest import with_entries
 from calibration.score import IGNORE, Labeled, load_truth, lowest_score
 from calibration.tables import table
 
-__all__ = ["Seen", "add_parser", "fitted", "fused", "kept_out_pictures", "likely", "reliability", "run"]
+__all__ = ["Seen", "add_parser", "cross_fitted", "fitted", "fused", "kept_out_pictures", "likely", "reliability", "run"]
 
 FACE_IOU = 0.4  # a box of a small face that overlaps it by less than 0.5 still hides it
 RIDGE = 1e-4  # keeps coefficients near zero that nothing determines
@@ -127,8 +126,7 @@ def kept_out_pictures(sources: Sequence[Path], limit: int = 0, held: int = 0) ->
 def _kept_out(source: Path, truth: list[Labeled], held: int) -> list[Labeled]:
     if not held:
         return divided(source, truth)[1]
-    kept = {picture.path for picture in split(load_pictures(source), held)[1]}
-    return [picture for picture in truth if picture.path in kept]
+    return held_back(source, truth, held)
 
 
 def _fitted_plan(detector: FusedDetector, mode: Mode, pictures: dict[str, list[Labeled]], budget: float) -> Plan:
@@ -187,16 +185,19 @@ def fitted(seen: Sequence[Seen], *, by_height: bool = True) -> Coefficients:
     return np.asarray(coefficients.round(DIGITS) + 0.0)  # no minus zero
 
 
+def cross_fitted(seen: Sequence[Seen], *, by_height: bool = True) -> list[Detections]:
+    """Return the faces of each picture with fused probabilities, by the coefficients of the other half of them."""
+    halves = [fused(seen[half::2], fitted(seen[1 - half :: 2], by_height=by_height)) for half in (0, 1)]
+    return [halves[index % 2][index // 2] for index in range(len(seen))]
+
+
 def reliability(seen: Sequence[Seen], *, by_height: bool = True) -> list[list[str]]:
     """Return rows of a decile, its boxes, their mean probability and the share of them that are faces."""
     scores, faces = [np.zeros(0)], [np.zeros(0, np.bool_)]
-    for half in (0, 1):
-        coefficients = fitted(seen[1 - half :: 2], by_height=by_height)
-        for one in seen[half::2]:
-            found = fuse(likely(one, coefficients))
-            known, face = _judged(one.picture, found.boxes)
-            scores.append(found.scores[known].astype(float))
-            faces.append(face[known])
+    for one, found in zip(seen, cross_fitted(seen, by_height=by_height), strict=True):
+        known, face = _judged(one.picture, found.boxes)
+        scores.append(found.scores[known].astype(float))
+        faces.append(face[known])
     every, right = np.concatenate(scores), np.concatenate(faces)
     deciles = np.minimum((every * DECILES).astype(int), DECILES - 1)
     return [

@@ -75,9 +75,9 @@ class FrameDetector:
         self._by_time = all(quick) and job.thorough_seconds > 0 and job.detect_every == 1 and not is_fast
         self._doubt_from = -math.inf  # s: parts from this time on may have one more thorough frame
         self._free: SimpleQueue[_Tools] = SimpleQueue()
+        small = self._quick_side()
+        sides = (small if is_fast else None, small, max(_THUMBNAIL_WH))
         for detector, quick_one in zip(job.detectors, quick, strict=True):
-            small = self._quick_side()
-            sides = (small if is_fast else None, small, max(_THUMBNAIL_WH))
             self._free.put(_Tools(detector, quick_one or detector, *map(self._converter, sides)))
 
     def _quick_side(self) -> int:

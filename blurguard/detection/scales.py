@@ -15,8 +15,8 @@ MAX_SCALE = 2.0  # more adds no detail
 FAST_SIDE_PX = 640  # longer side of the finest copy of the fast mode
 FAST_SHORT_SIDE_PX = 360  # its least shorter side, so that long images are not shrunk to nothing
 FAST_RATIOS = (0.3, 0.15)  # coarser copies. The last one takes 1 ms and shows faces that fill the image.
-# Megapixels that CenterFace sees at least, of an image of any size. WIDER FACE images have 0.7 on average, and 1.5
-# times their size shows the most faces for its cost (`python -m calibration combinations`).
+# Px up to which images are enlarged for CenterFace, at most 1.5 times. That scale shows the most faces of WIDER FACE
+# images, of about 0.7 million px, for its cost (`python -m calibration combinations`).
 FINE_PX, MAX_FINE_SCALE = 1_600_000, 1.5
 COARSE_RATIO = 1 / 3  # from one copy to the next coarser one
 COARSE_SIDE_PX = 640  # no coarser copy is made of one with this longer side
